@@ -1,0 +1,271 @@
+"""From a ConfigDict, which anybody can edit, to frozen dataclasses, which the code can trust."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from jaxclip.errors import UserError
+
+T = TypeVar("T", bound=Any)
+
+
+def check_at_least(config: Any, minimum: float, *names: str) -> None:
+    """Raises UserError naming the first of the keys whose value is below the minimum, or not a number."""
+    for name in names:
+        value = getattr(config, name)
+        if not value >= minimum:
+            must = "not be negative" if minimum == 0 else f"be at least {minimum}"
+            raise UserError(f"{name}={value} must {must}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is trained and validated on; see `data.sources.open_source` for the forms a source is written in.
+
+    Attributes:
+      train: the source to train on.
+      eval: the source of the validation loss and of the report's pictures; empty for none.
+      root: the folder that relative paths (of data, vocabulary and classes) start from.
+      vocabulary: path of a published vocabulary; empty where one is trained.
+      train_vocabulary: size of the vocabulary to train from the run's own captions; 0 to use `vocabulary`.
+      caption_templates: phrases with a `{c}` that captions are wrapped in at random in training; empty for none.
+      crop_scale: the share of a picture's area that a training crop covers, from and to.
+      flip: mirror every other picture in training, "left" and "right" changing places in its caption.
+    """
+
+    train: str
+    eval: str = ""
+    root: str = ""
+    vocabulary: str = ""
+    train_vocabulary: int = 0
+    caption_templates: tuple[str, ...] = ()
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    flip: bool = False
+
+    def __post_init__(self):
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise UserError(f"crop_scale={self.crop_scale} must be two shares of the area, 0 < from <= to <= 1")
+        check_at_least(self, 0, "train_vocabulary")
+        if bool(self.vocabulary) == bool(self.train_vocabulary):
+            raise UserError(
+                f"vocabulary={self.vocabulary!r}: give either data.vocabulary=PATH (OpenAI's "
+                "bpe_simple_vocab_16e6.txt.gz is in the folder clip/ of github.com/openai/CLIP) or "
+                "data.train_vocabulary=SIZE to train one from the captions"
+            )
+        _check_templates("caption_templates", self.caption_templates)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """One evaluation, named by its key.
+
+    Attributes:
+      task: "zeroshot_classification" or "zeroshot_retrieval" (CLIP_benchmark's names).
+      data: the source.
+      classes: a JSON file with the list of class names; empty where the source knows them.
+      templates: phrases with a `{c}` whose embeddings are averaged per class.
+    """
+
+    task: Literal["zeroshot_classification", "zeroshot_retrieval"]
+    data: str
+    classes: str = ""
+    templates: tuple[str, ...] = ("a photo of a {c}.",)
+
+    def __post_init__(self):
+        if not self.templates:
+            raise UserError("templates=() must hold at least one phrase, such as '{c}'")
+        _check_templates("templates", self.templates)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW as CLIP uses it (Radford et al. 2021, table 18 and 19).
+
+    Attributes:
+      learning_rate: the peak, reached after `warmup_steps` of linear growth, then a cosine to 0.
+      clip_norm: the global norm that gradients are clipped to; 0 for no clipping.
+    """
+
+    learning_rate: float
+    warmup_steps: int = 2000
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    weight_decay: float = 0.2
+    clip_norm: float = 0.0
+
+    def __post_init__(self):
+        check_at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "clip_norm")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        if not self.eps > 0:
+            raise UserError(f"eps={self.eps} must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are used: `fsdp` of them share one copy of the parameters, the rest repeat that (-1: all)."""
+
+    data: int = -1
+    fsdp: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run.
+
+    Attributes:
+      seed: of initialisation, data order and augmentation.
+      steps: length of the run; 0 to use `epochs`.
+      epochs: passes over the training data, used where `steps` is 0.
+      batch_size: pairs per step over all devices.
+      precision: what the towers compute in: "auto" is bfloat16 on TPU and GPU and float32 on CPU.
+      log_every, eval_every, checkpoint_every: in steps; 0 for only at the end.
+      keep_checkpoints: how many of the last checkpoints stay on disk.
+      profile_steps: first and last step of a profiler trace; (0, 0) for none.
+      init_from: a run's workdir or checkpoint whose parameters to start from; empty for a fresh start.
+      method: the method's own keys and its `name`, the module's name in `jaxclip.methods`.
+      evals: evaluations by name; where there are none, retrieval on `data.eval`.
+    """
+
+    seed: int
+    steps: int
+    batch_size: int
+    data: DataConfig
+    method: Mapping[str, Any]
+    optimizer: OptimizerConfig
+    epochs: float = 0.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    log_every: int = 10
+    eval_every: int = 1000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
+    profile_steps: tuple[int, int] = (0, 0)
+    init_from: str = ""
+    mesh: MeshConfig = MeshConfig()
+    evals: Mapping[str, EvaluationConfig] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        check_at_least(self, 1, "batch_size", "log_every", "keep_checkpoints")
+        check_at_least(self, 0, "steps", "epochs", "eval_every", "checkpoint_every", "seed")
+        if not self.steps and not self.epochs:
+            raise UserError("steps=0: give steps, or epochs with steps=0")
+
+    def evaluations(self) -> Mapping[str, EvaluationConfig]:
+        """What to evaluate: `evals`, or else retrieval on `data.eval`."""
+        if self.evals or not self.data.eval:
+            return self.evals
+        return {"validation": EvaluationConfig("zeroshot_retrieval", self.data.eval)}
+
+
+def parse(kind: type[T], value: Any, where: str = "config") -> T:
+    """Builds the dataclass `kind` from a mapping.
+
+    Args:
+      kind: a dataclass; nested dataclasses, tuples, mappings and literals are built too. The messages of what it
+        checks itself begin with the key at fault.
+      value: a mapping such as a ConfigDict.
+      where: the dotted name of `value`, for messages.
+
+    Raises:
+      UserError: an unknown or missing key, a wrong type or an impossible value; the message names the key.
+    """
+    if not isinstance(value, Mapping) and not hasattr(value, "items"):
+        raise UserError(f"{where} must hold keys ({', '.join(_keys(kind))}), not {value!r}")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    values = dict(value.items())
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {where}.{near[0]}?" if near else f"the keys are {', '.join(fields)}"
+            raise UserError(f"{where}.{key} is not a key; {hint}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise UserError(f"{where}.{name} is missing")
+    converted = {key: _convert(hints[key], item, f"{where}.{key}") for key, item in values.items()}
+    try:
+        return kind(**converted)
+    except UserError as error:
+        # A dataclass does not know where in the config it stands.
+        raise UserError(f"{where}.{error}") from None
+
+
+def to_dict(config: Any) -> Any:
+    """A parsed config as plain JSON values."""
+    if dataclasses.is_dataclass(config):
+        return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {str(key): to_dict(item) for key, item in config.items()}
+    if isinstance(config, tuple | list):
+        return [to_dict(item) for item in config]
+    return config
+
+
+def flatten(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """{"data.train": ...}: the leaves of a plain config under their dotted names."""
+    leaves = {}
+    for key, item in config.items():
+        if isinstance(item, Mapping) and item:
+            leaves.update(flatten(item, f"{where}{key}."))
+        else:
+            leaves[f"{where}{key}"] = item
+    return leaves
+
+
+def _check_templates(name: str, templates: tuple[str, ...]) -> None:
+    for template in templates:
+        if "{c}" not in template:
+            raise UserError(f"{name}: {template!r} has no {{c}} to put the text in")
+
+
+def _keys(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return parse(hint, value, where)
+    if origin is Literal:
+        if value not in args:
+            raise UserError(f"{where}={value!r} must be one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(args, value, where)
+    if origin in (Mapping, dict) or isinstance(origin, type) and issubclass(origin, Mapping):
+        if not hasattr(value, "items"):
+            raise UserError(f"{where}={value!r} must hold keys")
+        return types.MappingProxyType({key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()})
+    if hint is Any:
+        return value.to_dict() if hasattr(value, "to_dict") else value
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(
+            f"{where}={value!r} must be {_NAMES[hint]}, not {_NAMES.get(type(value), type(value).__name__)}"
+        )
+    return value
+
+
+def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, tuple | list):
+        raise UserError(f"{where}={value!r} must be a tuple")
+    if args[-1] is Ellipsis:
+        args = (args[0],) * len(value)
+    if len(value) != len(args):
+        raise UserError(f"{where}={tuple(value)!r} must have {len(args)} entries")
+    return tuple(
+        _convert(arg, item, f"{where}[{index}]") for index, (arg, item) in enumerate(zip(args, value, strict=True))
+    )
+
+
+_NAMES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}

@@ -1,0 +1,43 @@
+"""What every test starts from: eight CPU devices, quiet libraries, and checked shapes in the signatures."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+
+import pytest
+from jaxtyping import install_import_hook
+
+# All of it is read once, when jax or tensorflow is first imported, and is inherited by the commands that tests start.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+# Has to stand before the first import of these packages: it rewrites them as they load.
+install_import_hook(["jaxclip.towers", "jaxclip.losses", "jaxclip.methods", "jaxclip.evaluate"], "beartype.beartype")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what this machine cannot run, with the reason."""
+    reasons = {}
+    if not {"cuda", "gpu"} & set(os.environ["JAX_PLATFORMS"].split(",")):
+        reasons["gpu"] = "run on a GPU by JAX_PLATFORMS=cuda,cpu python -m pytest -n0 -m gpu"
+    if importlib.util.find_spec("libtpu") is None:
+        reasons["tpu_compile"] = "libtpu is not installed: pip install -e '.[plan]'"
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real pictures beside the repository (emoji/, cifar10/, ...); skips where there is none."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data beside the repository")
+    return folder
