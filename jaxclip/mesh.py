@@ -1,0 +1,79 @@
+"""The device mesh and the rules that say how every array lies on it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxclip.config import MeshConfig
+from jaxclip.errors import UserError
+
+BATCH = PartitionSpec(("data", "fsdp"))
+
+# First match wins. Paths are those of the parameters; the optimizer's moments carry the same names behind a prefix.
+# Kernels of the blocks are stacked: [layers, inputs, outputs].
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"blocks/\w+_kernel$", PartitionSpec(None, "fsdp", None)),
+    (r"(token_embedding|projection|patch_kernel)$", PartitionSpec("fsdp", None)),
+    (r"(scale|bias|positions|class_embedding)$", PartitionSpec()),
+)
+
+
+def create(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh of axes `data` and `fsdp` over all devices.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    data = len(devices) // max(1, config.fsdp) if config.data == -1 else config.data
+    if config.fsdp < 1 or data * config.fsdp != len(devices):
+        raise UserError(
+            f"config.mesh: data={config.data} x fsdp={config.fsdp} is not the {len(devices)} devices there are"
+        )
+    # jax.make_mesh makes Explicit axes unless told otherwise; the step is written for automatic partitioning.
+    return jax.make_mesh((data, config.fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over all devices."""
+    return NamedSharding(mesh, BATCH)
+
+
+def constrain_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """A function that pins an activation's leading axis to the devices, for the edges of blocks.
+
+    Without it the partitioner may follow the parameters' sharding instead: 8.1 GiB of temporaries against 1.0 for
+    a ViT-B/16 (measured by the TPU compiler).
+    """
+    sharding = batch_sharding(mesh)
+    return lambda x: jax.lax.with_sharding_constraint(x, sharding)
+
+
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """The sharding of each array of a state, by the first of `RULES` that matches its path.
+
+    An axis that the mesh does not divide is left whole. Scalars and random keys are on every device.
+
+    Raises:
+      ValueError: no rule matches a path.
+    """
+
+    def place(path: tuple, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if leaf.ndim == 0:
+            return NamedSharding(mesh, PartitionSpec())
+        for pattern, spec in RULES:
+            if re.search(pattern, name):
+                axes = [
+                    axis if axis is not None and leaf.shape[dim] % mesh.shape[axis] == 0 else None
+                    for dim, axis in enumerate(spec)
+                ]
+                return NamedSharding(mesh, PartitionSpec(*axes))
+        raise ValueError(f"no sharding rule matches {name} {leaf.shape}")
+
+    return jax.tree_util.tree_map_with_path(place, state)

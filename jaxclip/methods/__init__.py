@@ -1,0 +1,81 @@
+"""Methods: one module per paper. `config.method.name` is the module's name.
+
+A module defines `Method`, a frozen dataclass whose fields are the method's keys in a config and which has the
+functions of `jaxclip.methods.Method`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from flax import nnx
+
+from jaxclip.config import parse
+from jaxclip.errors import UserError
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What the step needs of a method. Parameters are nested dicts of arrays."""
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of the square pictures it takes."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of the texts it takes."""
+        ...
+
+    def init(self, rngs: nnx.Rngs) -> nnx.Module:
+        """The model, freshly initialised."""
+        ...
+
+    def loss(
+        self,
+        model: nnx.Module,
+        batch: Mapping[str, jax.Array],
+        *,
+        key: jax.Array | None,
+        dtype: Any,
+        constrain: Callable[[jax.Array], jax.Array],
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss and further metrics of a global batch; `key` is None in validation."""
+        ...
+
+    def clamp(self, params: Any) -> Any:
+        """The parameters put back where the paper keeps them, after each update."""
+        ...
+
+    def example_batch(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of a batch."""
+        ...
+
+
+def from_config(config: Mapping[str, Any]) -> Any:
+    """The method that `config["name"]` names, built from the other keys.
+
+    Raises:
+      UserError: there is no such method, or a key is wrong.
+    """
+    keys = dict(config.items())
+    name = keys.pop("name", None)
+    if not isinstance(name, str) or not name.isidentifier() or not importlib.util.find_spec(f"{__name__}.{name}"):
+        raise UserError(f"config.method.name={name!r} is not a method; there must be a file jaxclip/methods/{name}.py")
+    return parse(importlib.import_module(f"{__name__}.{name}").Method, keys, "config.method")
+
+
+def init_params(method: Method, key: jax.Array) -> dict[str, Any]:
+    """Fresh parameters, as a nested dict of arrays."""
+    return nnx.to_pure_dict(nnx.split(method.init(nnx.Rngs(params=key)))[1])
+
+
+def bind(method: Method) -> Callable[[Any], nnx.Module]:
+    """A function from parameters to the method's model over them."""
+    graph, _ = nnx.split(nnx.eval_shape(lambda: method.init(nnx.Rngs(params=0))))
+    return lambda params: nnx.merge(graph, nnx.State(params))

@@ -1,0 +1,164 @@
+"""The contrastive loss against its definition, written out in float64."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxclip.losses import softmax_contrastive
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+def log_softmax(x, axis):
+    shifted = x - x.max(axis=axis, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))
+
+
+def reference(images, texts, scale):
+    """The loss, its gradients by the three arguments, and the accuracy; all by hand, all in float64."""
+    images, texts, scale = (np.asarray(array, np.float64) for array in (images, texts, scale))
+    cosines, n = images @ texts.T, len(images)
+    by_image, by_text = log_softmax(scale * cosines, 1), log_softmax(scale * cosines, 0)
+    loss = -(np.trace(by_image) + np.trace(by_text)) / (2 * n)
+    by_logits = (np.exp(by_image) + np.exp(by_text) - 2 * np.eye(n)) / (2 * n)
+    gradients = scale * by_logits @ texts, scale * by_logits.T @ images, np.sum(by_logits * cosines)
+    own = np.diagonal(cosines)
+    accuracy = (np.mean(own >= cosines.max(1)) + np.mean(own >= cosines.max(0))) / 2
+    return loss, gradients, accuracy
+
+
+def unit(x):
+    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), np.float32)
+
+
+def pairs(kind: str, batch: int, width: int = 32):
+    """Unit embeddings [batch, width] of pictures and of texts."""
+    rng = np.random.default_rng(batch)
+    images, texts = rng.standard_normal((2, batch, width))
+    if kind == "alike":
+        texts = images + 0.3 * texts
+    elif kind == "duplicates":
+        # Every caption stands there twice, as class names do.
+        texts[batch // 2 :] = texts[: batch - batch // 2]
+    elif kind == "collapsed":
+        images[:] = texts[:] = images[0]
+    return unit(images), unit(texts)
+
+
+contrast = jax.jit(softmax_contrastive)
+loss_and_gradients = jax.jit(jax.value_and_grad(softmax_contrastive, argnums=(0, 1, 2), has_aux=True))
+
+CASES = [(kind, batch, scale) for kind in ("random", "alike") for batch in (2, 8, 33) for scale in (1.0, 14.3, 100.0)]
+CASES += [(kind, 8, scale) for kind in ("duplicates", "collapsed") for scale in (1.0, 14.3, 100.0)]
+
+
+@pytest.mark.parametrize(("kind", "batch", "scale"), CASES)
+def test_loss_and_gradients_equal_the_definition(kind, batch, scale):
+    images, texts = pairs(kind, batch)
+    (loss, _), gradients = loss_and_gradients(images, texts, jnp.float32(scale))
+    expected_loss, expected_gradients, _ = reference(images, texts, scale)
+    # A logit is a sum of products of unit rows times the scale: off by some eps * scale, and by as much a probability.
+    tolerance = 4 * EPS * max(scale, math.log(batch))
+    np.testing.assert_allclose(loss, expected_loss, rtol=0, atol=tolerance)
+    for found, expected, size in zip(gradients, expected_gradients, (scale / batch, scale / batch, 1.0), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * size)
+
+
+def test_one_pair_costs_nothing():
+    images, texts = pairs("random", 1)
+    (loss, accuracy), gradients = loss_and_gradients(images, texts, jnp.float32(100))
+    assert (float(loss), float(accuracy)) == (0.0, 1.0)
+    assert not any(np.any(gradient) for gradient in gradients)
+
+
+@pytest.mark.parametrize("batch", (16, 256))
+def test_an_untrained_models_loss_is_about_the_logarithm_of_the_batch(batch):
+    """Nearly orthogonal embeddings at the temperature training begins with."""
+    loss, accuracy = contrast(*pairs("random", batch, width=2048), jnp.float32(1 / 0.07))
+    # The logits have a variance of (14.3^2 / 2048) = 0.1, half of which the logarithm of the mean exponential adds.
+    assert abs(float(loss) - math.log(batch)) < 0.2
+    assert float(accuracy) < 0.3
+
+
+def test_collapsed_embeddings_cost_the_logarithm_of_the_batch_and_have_nowhere_to_go():
+    images, texts = pairs("collapsed", 32)
+    (loss, _), (by_image, by_text, by_scale) = loss_and_gradients(images, texts, jnp.float32(10))
+    np.testing.assert_allclose(loss, math.log(32), rtol=1e-6)
+    assert max(np.abs(by_image).max(), np.abs(by_text).max(), abs(float(by_scale))) < 1e-6
+
+
+def test_pairs_told_apart_perfectly_cost_nothing():
+    (loss, accuracy), gradients = loss_and_gradients(jnp.eye(8), jnp.eye(8), jnp.float32(100))
+    np.testing.assert_allclose(loss, 0, atol=1e-6)
+    assert float(accuracy) == 1
+    assert all(np.abs(gradient).max() < 1e-6 for gradient in gradients)
+
+
+def test_the_order_of_the_pairs_does_not_matter():
+    images, texts = pairs("alike", 33)
+    order = np.random.default_rng(0).permutation(33)
+    (loss, accuracy), (by_image, by_text, by_scale) = loss_and_gradients(images, texts, jnp.float32(14.3))
+    (other, same), (image, text, scale) = loss_and_gradients(images[order], texts[order], jnp.float32(14.3))
+    np.testing.assert_allclose(other, loss, rtol=1e-6)
+    np.testing.assert_allclose(scale, by_scale, rtol=1e-5)
+    np.testing.assert_allclose(image, by_image[order], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(text, by_text[order], rtol=0, atol=1e-6)
+    assert float(same) == float(accuracy)
+
+
+def test_pictures_and_texts_can_change_places():
+    images, texts = pairs("alike", 8)
+    there, back = (contrast(*both, jnp.float32(14.3)) for both in ((images, texts), (texts, images)))
+    np.testing.assert_allclose(there, back, rtol=1e-6)
+
+
+def test_pairing_each_picture_with_another_text_costs_more():
+    images, texts = pairs("alike", 8)
+    right, _ = contrast(images, texts, jnp.float32(14.3))
+    wrong, accuracy = contrast(images, np.roll(texts, 1, axis=0), jnp.float32(14.3))
+    assert float(wrong) > float(right) + 1 and float(accuracy) == 0
+
+
+def one_hot(*places: int) -> np.ndarray:
+    return np.eye(4, dtype=np.float32)[list(places)]
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "expected"),
+    [
+        ((0, 1, 2, 3), (0, 1, 2, 3), 1.0),
+        ((0, 1, 2, 3), (1, 0, 2, 3), 0.5),
+        ((0, 1, 2, 3), (1, 2, 3, 0), 0.0),
+        # The same caption on two pictures is the right one for both.
+        ((0, 0, 2, 3), (0, 0, 2, 3), 1.0),
+    ],
+)
+def test_accuracy_is_the_share_whose_own_partner_is_most_similar(images, texts, expected):
+    _, accuracy = contrast(one_hot(*images), one_hot(*texts), jnp.float32(10))
+    assert float(accuracy) == expected
+
+
+def test_accuracy_counts_both_directions():
+    """Only text 0 goes wrong: it is nearer to picture 1, and that to text 1."""
+    images, texts = (
+        np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+        for angles in (np.radians([40, -35]), np.radians([0, -60]))
+    )
+    _, accuracy = contrast(images, texts, jnp.float32(10))
+    assert float(accuracy) == reference(images, texts, 10.0)[2] == 0.75
+
+
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16))
+def test_logits_and_loss_are_float32_and_the_product_is_not_rounded(dtype):
+    """What a TPU or a GPU would do to a float32 product that does not ask for its precision."""
+    embeddings = jax.ShapeDtypeStruct((8, 4), dtype)
+    jaxpr = jax.make_jaxpr(softmax_contrastive)(embeddings, embeddings, jax.ShapeDtypeStruct((), jnp.float32))
+    [product] = [equation for equation in jaxpr.jaxpr.eqns if equation.primitive.name == "dot_general"]
+    assert product.outvars[0].aval.dtype == jnp.float32
+    assert product.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2
+    assert [aval.dtype for aval in jaxpr.out_avals] == [jnp.float32] * 2

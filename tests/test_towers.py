@@ -1,0 +1,419 @@
+"""The towers are CLIP's as published: parameters, initialisation and arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxclip import methods
+from jaxclip.towers import TextConfig, TextTransformer, ViT, ViTConfig
+from jaxclip.towers.layers import LayerNorm, Transformer, published_text_init
+
+EMBED = 16
+# 9 patches and 10 tokens.
+IMAGE = ViTConfig(image_size=24, patch_size=8, width=32, layers=2, heads=4, scan=False)
+HALF = dataclasses.replace(IMAGE, patch_drop=0.5)
+TEXT = TextConfig(vocab_size=50, context_length=7, width=32, layers=2, heads=4, scan=False)
+
+# ---------------------------------------------------------------------------------------------- counts
+
+
+# recipe: (image tower, text tower), from the published models. The whole has one more, the temperature.
+COUNTS = {
+    "vit_b32": (87_849_216, 63_428_096),
+    "vit_b16": (86_192_640, 63_428_096),
+    "vit_l14": (303_966_208, 123_650_304),
+    "vit_l14_336": (304_293_888, 123_650_304),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_recipes_have_the_published_models_numbers_of_parameters(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    method = methods.from_config(config.method.to_dict())
+    params = jax.eval_shape(lambda: methods.init_params(method, jax.random.key(0)))
+    counts = {part: sum(leaf.size for leaf in jax.tree.leaves(tree)) for part, tree in params.items()}
+    image, text = COUNTS[name]
+    assert counts == {"image": image, "text": text, "logit_scale": 1}
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+# ---------------------------------------------------------------------------------- the reference in NumPy
+
+
+def layer_norm(x, p):
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + 1e-5) * p["scale"] + p["bias"]
+
+
+def attention(x, p, heads, causal):
+    width = x.shape[-1]
+    kernels, biases = np.split(p["qkv_kernel"], 3, axis=1), np.split(p["qkv_bias"], 3)
+    q, k, v = (x @ kernel + bias for kernel, bias in zip(kernels, biases, strict=True))
+    outputs = []
+    for head in range(heads):
+        part = slice(head * width // heads, (head + 1) * width // heads)
+        logits = q[..., part] @ k[..., part].swapaxes(-1, -2) / math.sqrt(width // heads)
+        if causal:
+            later = np.arange(x.shape[-2])[None, :] > np.arange(x.shape[-2])[:, None]
+            logits[..., later] = -np.inf
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        outputs.append(weights / weights.sum(-1, keepdims=True) @ v[..., part])
+    return np.concatenate(outputs, axis=-1) @ p["attention_out_kernel"] + p["attention_out_bias"]
+
+
+def transformer(x, p, heads, causal):
+    stacked = p["blocks"]
+    for layer in range(len(stacked["qkv_bias"])):
+        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
+        x = x + attention(layer_norm(x, block["ln_1"]), block, heads, causal)
+        hidden = layer_norm(x, block["ln_2"]) @ block["mlp_in_kernel"] + block["mlp_in_bias"]
+        x = x + (hidden / (1 + np.exp(-1.702 * hidden))) @ block["mlp_out_kernel"] + block["mlp_out_bias"]
+    return x
+
+
+def image_reference(p, images, config, kept=None):
+    """A vision transformer on float64 pictures [batch, size, size, 3], seeing only the patches named in `kept`."""
+    side, patch = config.image_size // config.patch_size, config.patch_size
+    kernel = p["patch_kernel"].reshape(patch, patch, 3, config.width)
+    tokens = [np.broadcast_to(p["class_embedding"] + p["positions"][0], (len(images), config.width))]
+    for number in range(side**2) if kept is None else kept:
+        row, column = divmod(number, side)
+        pixels = images[:, row * patch : (row + 1) * patch, column * patch : (column + 1) * patch]
+        tokens.append(np.einsum("bijc,ijcw->bw", pixels, kernel) + p["positions"][1 + number])
+    x = layer_norm(np.stack(tokens, axis=1), p["ln_pre"])
+    x = transformer(x, p["transformer"], config.heads, causal=False)
+    return layer_norm(x[:, 0], p["ln_post"]) @ p["projection"]
+
+
+def text_reference(p, tokens, text_end, config):
+    x = p["token_embedding"][tokens] + p["positions"]
+    x = transformer(x, p["transformer"], config.heads, causal=True)
+    return layer_norm(x[np.arange(len(x)), text_end], p["ln_final"]) @ p["projection"]
+
+
+def made_up(build: Callable[[], nnx.Module]) -> tuple[Any, dict[str, Any]]:
+    """A module's graph and random parameters for it: gains of one and biases of zero would hide mistakes."""
+    graph, state = nnx.split(nnx.eval_shape(build))
+    rng = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        gain = path[-1].key == "scale"
+        return np.asarray(gain + 0.2 * rng.standard_normal(leaf.shape), np.float32)
+
+    return graph, jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(state))
+
+
+def exact(params):
+    return jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
+
+
+@functools.cache
+def image_tower():
+    _, params = made_up(lambda: ViT(IMAGE, EMBED, rngs=nnx.Rngs(0)))
+    return params, np.random.default_rng(2).standard_normal((5, 24, 24, 3)).astype(np.float32)
+
+
+@functools.cache
+def image_embedder(config: ViTConfig):
+    graph = nnx.split(nnx.eval_shape(lambda: ViT(config, EMBED, rngs=nnx.Rngs(0))))[0]
+    return jax.jit(lambda params, images, key: nnx.merge(graph, nnx.State(params))(images, drop_key=key))
+
+
+def embed_images(config: ViTConfig, images, drop_key=None):
+    """The image tower's embeddings under another config with the same parameters."""
+    return np.asarray(image_embedder(config)(image_tower()[0], images, drop_key))
+
+
+@functools.cache
+def text_tower():
+    graph, params = made_up(lambda: TextTransformer(TEXT, EMBED, rngs=nnx.Rngs(0)))
+    embed = jax.jit(lambda params, tokens, text_end: nnx.merge(graph, nnx.State(params))(tokens, text_end))
+    return params, lambda *inputs: np.asarray(embed(params, *(np.asarray(array, np.int32) for array in inputs)))
+
+
+def test_image_tower_equals_the_reference():
+    params, pictures = image_tower()
+    expected = image_reference(exact(params), pictures.astype(np.float64), IMAGE)
+    np.testing.assert_allclose(embed_images(IMAGE, pictures), expected, rtol=0, atol=1e-5)
+
+
+def test_text_tower_equals_the_reference():
+    params, embed = text_tower()
+    rng = np.random.default_rng(3)
+    tokens, text_end = rng.integers(0, 50, (6, 7)), np.array([0, 1, 2, 4, 6, 6])
+    np.testing.assert_allclose(
+        embed(tokens, text_end), text_reference(exact(params), tokens, text_end, TEXT), rtol=0, atol=1e-5
+    )
+
+
+# ------------------------------------------------------------------------------------------------ texts
+
+
+def test_what_follows_the_end_token_never_matters():
+    _, embed = text_tower()
+    rng = np.random.default_rng(4)
+    tokens, text_end = rng.integers(0, 50, (64, 7)), rng.integers(0, 7, 64)
+    after = np.arange(7) > text_end[:, None]
+    other = np.where(after, rng.integers(0, 50, (64, 7)), tokens)
+    np.testing.assert_array_equal(embed(tokens, text_end), embed(other, text_end))
+
+
+def test_every_token_up_to_the_end_token_matters():
+    _, embed = text_tower()
+    tokens = np.tile(np.arange(1, 8), (8, 1))
+    # Row i has another token at i; the last row is left as it was.
+    tokens[np.arange(7), np.arange(7)] = 40
+    for text_end in (0, 3, 6):
+        embedded = embed(tokens, np.full(8, text_end))
+        changed = np.abs(embedded[:-1] - embedded[-1]).max(axis=1) > 1e-3
+        np.testing.assert_array_equal(changed, np.arange(7) <= text_end)
+
+
+def test_a_text_is_read_at_its_end_and_not_at_its_largest_id():
+    params, embed = text_tower()
+    tokens = np.array([[3, 49, 5, 7, 49, 0, 0]])
+    found = [embed(tokens, np.array([end]))[0] for end in range(7)]
+    expected = [text_reference(exact(params), tokens, np.array([end]), TEXT)[0] for end in range(7)]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    distances = np.abs(np.subtract.outer(found[3], found).diagonal(axis1=0, axis2=2)).max(axis=1)
+    assert np.all(distances[np.arange(7) != 3] > 1e-3)
+
+
+# ---------------------------------------------------------------------------------------- how blocks run
+
+
+@functools.cache
+def run_transformer(scan: bool, remat: str):
+    """Value, gradients and the gradient's program of a transformer that runs its blocks so."""
+    init = published_text_init(32, LAYERS)
+    graph, params = made_up(lambda: Transformer(32, LAYERS, 4, init, scan=scan, remat=remat, rngs=nnx.Rngs(5)))
+    rng = np.random.default_rng(6)
+    x, weights = rng.standard_normal((2, 4, 6, 32)).astype(np.float32)
+
+    def value(params, x):
+        return jnp.sum(weights * nnx.merge(graph, nnx.State(params))(x, causal=True))
+
+    gradient = jax.jit(jax.value_and_grad(value, argnums=(0, 1)))
+    return *gradient(params, x), jax.make_jaxpr(gradient)(params, x).jaxpr
+
+
+LAYERS = 2
+WAYS = list(itertools.product((False, True), ("none", "dots", "full")))
+
+
+@pytest.mark.parametrize(("scan", "remat"), WAYS[1:])
+def test_scan_and_remat_change_neither_value_nor_gradients(scan, remat):
+    expected_value, expected_gradients, _ = run_transformer(*WAYS[0])
+    value, gradients, _ = run_transformer(scan, remat)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-6)
+    # Sums in another order: some eps32 of the largest entry.
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())  # noqa: E731
+    jax.tree.map(same, gradients, expected_gradients)
+
+
+def products(jaxpr) -> int:
+    """How many matrix products a program does, counting a loop's body once."""
+    inner = [jax.core.jaxprs_in_params(equation.params) for equation in jaxpr.eqns]
+    return sum(equation.primitive.name == "dot_general" for equation in jaxpr.eqns) + sum(
+        products(part) for parts in inner for part in parts
+    )
+
+
+@pytest.mark.parametrize("scan", (False, True))
+def test_remat_recomputes_as_much_as_it_says(scan):
+    none, dots, full = (products(run_transformer(scan, remat)[2]) for remat in ("none", "dots", "full"))
+    blocks = 1 if scan else LAYERS
+    # Of a block's six products no gradient needs the last again; "dots" redoes the two batched ones of attention.
+    assert (dots - none, full - none) == (2 * blocks, 5 * blocks)
+
+
+def test_scan_compiles_one_block_and_unrolled_all():
+    scanned, unrolled = (products(run_transformer(scan, "none")[2]) for scan in (True, False))
+    assert unrolled == LAYERS * scanned
+
+
+def test_layer_norm_takes_its_statistics_in_float32():
+    x = jnp.asarray(1000 + np.random.default_rng(7).standard_normal((4, 64)) * 20, jnp.bfloat16)
+    found = LayerNorm(64)(x)
+    expected = layer_norm(np.asarray(x, np.float64), {"scale": 1.0, "bias": 0.0})
+    assert found.dtype == jnp.bfloat16
+    # Half a unit in the last place of bfloat16.
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=2**-8, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------- patch dropping
+
+
+@pytest.mark.parametrize(
+    ("side", "drop", "kept"), [(3, 0.5, 4), (3, 0.25, 7), (4, 0.5, 8), (4, 0.75, 4), (2, 0.9, 1), (7, 0.1, 44)]
+)
+def test_dropping_keeps_a_share_of_the_patches(side, drop, kept):
+    config = dataclasses.replace(IMAGE, image_size=8 * side, patch_drop=drop)
+    tokens = []
+
+    def embed(images, key):
+        note = lambda x: tokens.append(x.shape) or x  # noqa: E731
+        return ViT(config, EMBED, rngs=nnx.Rngs(0))(images, drop_key=key, constrain=note)
+
+    jax.eval_shape(embed, jax.ShapeDtypeStruct((2, 8 * side, 8 * side, 3), jnp.float32), jax.random.key(0))
+    assert set(tokens) == {(2, 1 + kept, 32)}
+
+
+def test_kept_patches_stay_whole_and_at_their_own_positions():
+    """Every picture's embedding must be that of some four of its nine patches, as the reference computes it."""
+    params, pictures = image_tower()
+    found = embed_images(HALF, pictures, jax.random.key(8))
+    subsets = list(itertools.combinations(range(9), 4))
+    candidates = np.stack(
+        [image_reference(exact(params), pictures.astype(np.float64), IMAGE, subset) for subset in subsets]
+    )
+    distances = np.abs(candidates - found).max(axis=2)
+    chosen = [subsets[number] for number in distances.argmin(axis=0)]
+    assert np.all(distances.min(axis=0) < 1e-5)
+    assert np.all(np.sort(distances, axis=0)[1] > 1e-3), "two subsets are too alike to tell which was taken"
+    assert len(set(chosen)) > 1, "every picture of the batch lost the same patches"
+
+
+def test_every_patch_is_kept_as_often_as_any_other():
+    pictures = np.random.default_rng(9).standard_normal((900, 24, 24, 3)).astype(np.float32)
+    params, _ = image_tower()
+    embed = image_embedder(HALF)
+    gradient = jax.grad(lambda images: jnp.sum(embed(params, images, jax.random.key(10))[:, 0]))(pictures)
+    # A dropped patch has none.
+    kept = np.abs(gradient).reshape(-1, 3, 8, 3, 8, 3).max(axis=(2, 4, 5)).reshape(-1, 9) > 0
+    assert np.all(kept.sum(axis=1) == 4)
+    # 4 / 9 of 900, within five standard deviations.
+    assert np.all(np.abs(kept.sum(axis=0) - 400) < 5 * math.sqrt(900 * 4 / 9 * 5 / 9))
+
+
+def test_patches_are_dropped_only_with_a_key_and_a_share():
+    _, pictures = image_tower()
+    whole = embed_images(IMAGE, pictures)
+    np.testing.assert_array_equal(embed_images(HALF, pictures), whole)
+    np.testing.assert_array_equal(embed_images(IMAGE, pictures, jax.random.key(8)), whole)
+    assert np.abs(embed_images(HALF, pictures, jax.random.key(8)) - whole).max() > 1e-3
+
+
+def test_the_key_decides_which_patches_are_dropped():
+    _, pictures = image_tower()
+    first, again, other = (embed_images(HALF, pictures, jax.random.key(seed)) for seed in (8, 8, 9))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+
+
+# ------------------------------------------------------------------------------------ the published start
+
+WIDTH, DEPTH, PATCH = 256, 4, 16
+ONES, ZEROS = ("constant", 1.0), ("constant", 0.0)
+
+
+def block_init(qkv, attention_out, mlp_in, mlp_out) -> dict[str, tuple[str, float]]:
+    return {
+        "transformer/blocks/ln_1/scale": ONES,
+        "transformer/blocks/ln_1/bias": ZEROS,
+        "transformer/blocks/ln_2/scale": ONES,
+        "transformer/blocks/ln_2/bias": ZEROS,
+        "transformer/blocks/qkv_kernel": qkv,
+        "transformer/blocks/qkv_bias": ZEROS,
+        "transformer/blocks/attention_out_kernel": attention_out,
+        "transformer/blocks/attention_out_bias": ZEROS,
+        "transformer/blocks/mlp_in_kernel": mlp_in,
+        # torch.nn.Linear's own: uniform within 1 / sqrt(fan in).
+        "transformer/blocks/mlp_in_bias": ("uniform", WIDTH**-0.5),
+        "transformer/blocks/mlp_out_kernel": mlp_out,
+        "transformer/blocks/mlp_out_bias": ("uniform", (4 * WIDTH) ** -0.5),
+    }
+
+
+# OpenAI's clip/model.py: VisionTransformer, with what torch.nn.Linear, Conv2d and MultiheadAttention begin with; and
+# CLIP.initialize_parameters.
+IMAGE_INIT = {
+    "patch_kernel": ("uniform", (3 * PATCH**2) ** -0.5),
+    "class_embedding": ("normal", WIDTH**-0.5),
+    "positions": ("normal", WIDTH**-0.5),
+    "ln_pre/scale": ONES,
+    "ln_pre/bias": ZEROS,
+    "ln_post/scale": ONES,
+    "ln_post/bias": ZEROS,
+    "projection": ("normal", WIDTH**-0.5),
+} | block_init(
+    qkv=("uniform", math.sqrt(6 / (WIDTH + 3 * WIDTH))),
+    attention_out=("uniform", WIDTH**-0.5),
+    mlp_in=("uniform", WIDTH**-0.5),
+    mlp_out=("uniform", (4 * WIDTH) ** -0.5),
+)
+TEXT_INIT = {
+    "token_embedding": ("normal", 0.02),
+    "positions": ("normal", 0.01),
+    "ln_final/scale": ONES,
+    "ln_final/bias": ZEROS,
+    "projection": ("normal", WIDTH**-0.5),
+} | block_init(
+    qkv=("normal", WIDTH**-0.5),
+    attention_out=("normal", WIDTH**-0.5 * (2 * DEPTH) ** -0.5),
+    mlp_in=("normal", (2 * WIDTH) ** -0.5),
+    mlp_out=("normal", WIDTH**-0.5 * (2 * DEPTH) ** -0.5),
+)
+INIT = (
+    {f"image/{path}": expected for path, expected in IMAGE_INIT.items()}
+    | {f"text/{path}": expected for path, expected in TEXT_INIT.items()}
+    | {"logit_scale": ("constant", math.log(1 / 0.07))}
+)
+
+
+@functools.cache
+def fresh_parameters() -> dict[str, np.ndarray]:
+    sizes = {"width": WIDTH, "layers": DEPTH, "heads": 4}
+    method = methods.from_config(
+        {
+            "name": "clip",
+            "embed_dim": 128,
+            "image": {"image_size": 64, "patch_size": PATCH} | sizes,
+            "text": {"vocab_size": 500, "context_length": 30} | sizes,
+        }
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(
+        jax.jit(methods.init_params, static_argnums=0)(method, jax.random.key(11))
+    )
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def test_every_parameter_has_a_published_initialisation():
+    assert fresh_parameters().keys() == INIT.keys()
+
+
+@pytest.mark.parametrize("path", INIT)
+def test_initialisation_is_the_published_one(path):
+    kind, figure = INIT[path]
+    values = fresh_parameters()[path].astype(np.float64)
+    if kind == "constant":
+        np.testing.assert_array_equal(values, np.float32(figure))
+        return
+    stddev = figure / math.sqrt(3) if kind == "uniform" else figure
+    # Five standard errors, of the mean and of the standard deviation.
+    assert abs(values.mean()) < 5 * stddev / math.sqrt(values.size)
+    assert abs(values.std() / stddev - 1) < 5 / math.sqrt(2 * values.size)
+    if kind == "uniform":
+        assert 0.98 * figure < np.abs(values).max() <= figure * (1 + 1e-6)
+    else:
+        assert np.abs(values).max() > 2 * stddev
+
+
+def test_no_two_parameters_and_no_two_layers_start_alike():
+    drawn = {path: values for path, values in fresh_parameters().items() if INIT[path][0] != "constant"}
+    rows = [row.ravel()[:100] for path, values in drawn.items() for row in (values if "blocks" in path else [values])]
+    unit = np.stack([(row - row.mean()) / np.linalg.norm(row - row.mean()) for row in rows])
+    # Of a hundred independent draws a correlation of 0.6 is six standard errors.
+    assert np.abs(unit @ unit.T - np.eye(len(unit))).max() < 0.6
