@@ -1,0 +1,223 @@
+"""From a source to batches: which records, decoded, cropped and tokenised, several batches ahead of the step."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jaxclip.config import DataConfig
+from jaxclip.data import order, texts
+from jaxclip.data.images import Unreadable, center_crop, open_picture, random_resized_crop
+from jaxclip.data.sources import Record, Skip, Source
+from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.errors import UserError
+from jaxclip.quiet import quiet_stderr
+
+# Rows read by one call of the pipeline: enough to batch reads and tokenising, few enough to share among threads.
+_CHUNK = 32
+# Unreadable records in a row before the data, not the record, is to blame.
+_ATTEMPTS = 100
+
+
+class SkipLog:
+    """Counts skipped records by reason and remembers one of each; safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self.counts: collections.Counter[str] = collections.Counter()
+        self._examples: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def add(self, reason: str, key: str) -> None:
+        with self._lock:
+            self.counts[reason] += 1
+            self._examples.setdefault(reason, key)
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    def __str__(self) -> str:
+        with self._lock:
+            return "; ".join(f"{n} x {reason} (such as {self._examples[reason]})" for reason, n in self.counts.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingLoader:
+    """Training batches as a pure function of (seed, step).
+
+    Attributes:
+      source: records.
+      tokenizer: of the captions.
+      config: how pictures are cropped and captions wrapped.
+      image_size: pixels of the square crop.
+      context_length: tokens of a text.
+      batch_size: rows of the global batch.
+      seed: of the order and the augmentation.
+      process_index, process_count: which share of each batch's rows this process reads.
+      skips: where records that cannot be used are counted.
+    """
+
+    source: Source
+    tokenizer: Tokenizer
+    config: DataConfig
+    image_size: int
+    context_length: int
+    batch_size: int
+    seed: int
+    process_index: int = 0
+    process_count: int = 1
+    skips: SkipLog = dataclasses.field(default_factory=SkipLog)
+
+    def batches(self, first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
+        """This process's rows of the batches of steps first .. last - 1, read ahead.
+
+        Yields:
+          `image` uint8 [rows, size, size, 3], `text` int32 [rows, context], `text_end` int32 [rows].
+
+        Raises:
+          UserError: no usable record was found for a row.
+        """
+        with quiet_stderr():
+            import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")
+        rows = self.batch_size // self.process_count
+        chunk = max(size for size in range(1, _CHUNK + 1) if rows % size == 0)
+        chunks = rows // chunk
+        size, context = self.image_size, self.context_length
+        failures: list[Exception] = []
+
+        def read(number: np.ndarray) -> tuple[np.ndarray, ...]:
+            step, part = divmod(int(number), chunks)
+            try:
+                return self.rows(step * self.batch_size + self.process_index * rows + part * chunk, chunk)
+            except Exception as error:
+                failures.append(error)  # TensorFlow would turn it into text.
+                raise
+
+        def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
+            image, text, text_end = tf.numpy_function(read, [number], (tf.uint8, tf.int32, tf.int32))
+            image.set_shape((chunk, size, size, 3))
+            text.set_shape((chunk, context))
+            text_end.set_shape((chunk,))
+            return {"image": image, "text": text, "text_end": text_end}
+
+        def join(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            return {name: tf.reshape(value, (rows, *value.shape[2:])) for name, value in batch.items()}
+
+        threads = os.cpu_count() or 1
+        dataset = tf.data.Dataset.range(first * chunks, last * chunks)
+        dataset = dataset.map(load, num_parallel_calls=threads, deterministic=True)
+        dataset = dataset.batch(chunks, drop_remainder=True).map(join).prefetch(2)
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = threads
+        try:
+            yield from dataset.with_options(options).as_numpy_iterator()
+        except tf.errors.OpError:
+            if failures:
+                raise failures[0] from None
+            raise
+
+    def rows(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The examples at `position` .. `position + count - 1` of the endless training sequence."""
+        positions = np.arange(position, position + count)
+        ids, epochs = order.shuffled(self.seed, positions, len(self.source))
+        records = self.source.read(ids.tolist())
+        images = np.empty((count, self.image_size, self.image_size, 3), np.uint8)
+        captions = []
+        for row in range(count):
+            record, record_id = records[row], int(ids[row])
+            for attempt in range(_ATTEMPTS):
+                example = self._example(record, order.record_rng(self.seed, int(epochs[row]), record_id))
+                if not isinstance(example, Skip):
+                    images[row], caption = example
+                    captions.append(caption)
+                    break
+                self.skips.add(example.reason, example.key)
+                record_id = order.substitute(self.seed, int(positions[row]), attempt, len(self.source))
+                (record,) = self.source.read([record_id])
+            else:
+                raise UserError(f"data.train: {_ATTEMPTS} records in a row cannot be used: {self.skips}")
+        tokens, ends = self.tokenizer(captions, self.context_length)
+        return images, tokens, ends
+
+    def _example(self, record: Record | Skip, rng: np.random.Generator) -> tuple[np.ndarray, str] | Skip:
+        if isinstance(record, Skip):
+            return record
+        if not record.captions:
+            return Skip("no caption", record.key)
+        try:
+            image = random_resized_crop(open_picture(record.image), self.image_size, rng, self.config.crop_scale)
+        except Unreadable as error:
+            return Skip(str(error), record.key)
+        caption = texts.choose(record.captions, self.config.caption_templates, rng)
+        if self.config.flip and rng.random() < 0.5:
+            image, caption = image[:, ::-1], texts.swap_sides(caption)
+        return image, caption
+
+
+def check(source: Source, name: str, sample: int = 32) -> None:
+    """Reads a few records spread over a source, so that wrong data stops a run before it starts.
+
+    Raises:
+      UserError: none of them can be used.
+    """
+    skips = SkipLog()
+    ids = np.unique(np.linspace(0, len(source) - 1, sample).astype(int)).tolist()
+    for _, image, _ in examples(source, ids, 32, skips):
+        if image is not None:
+            return
+    raise UserError(f"{name}: none of {len(ids)} sampled records can be used: {skips}")
+
+
+def examples(
+    source: Source, ids: Sequence[int], image_size: int, skips: SkipLog
+) -> Iterator[tuple[int, np.ndarray | None, Record | None]]:
+    """Records in the order of `ids`, prepared for evaluation (short side resized, centre crop), read ahead by threads.
+
+    Yields:
+      (id, uint8 [size, size, 3], record); None for picture and record where it cannot be read, which is counted.
+    """
+
+    def load(chunk: Sequence[int]) -> list[tuple[int, np.ndarray | None, Record | None]]:
+        loaded: list[tuple[int, np.ndarray | None, Record | None]] = []
+        for record_id, record in zip(chunk, source.read(chunk), strict=True):
+            try:
+                if isinstance(record, Skip):
+                    raise Unreadable(record.reason)
+                loaded.append((record_id, center_crop(open_picture(record.image), image_size), record))
+            except Unreadable as error:
+                skips.add(str(error), record.key)
+                loaded.append((record_id, None, None))
+        return loaded
+
+    threads = os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        pending: collections.deque = collections.deque()
+        for start in range(0, len(ids), _CHUNK):
+            pending.append(pool.submit(load, ids[start : start + _CHUNK]))
+            if len(pending) > 2 * threads:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+
+
+def caption_sample(source: Source, templates: Sequence[str], limit: int = 8192) -> list[str]:
+    """Captions of up to `limit` records spread over a source, as training sees them, to train a vocabulary from.
+
+    Each caption comes in every template: a vocabulary of bare class names would spell the words around them out, letter
+    by letter, and the class would fall behind the end of the context.
+    """
+    ids = np.unique(np.linspace(0, len(source) - 1, limit).astype(int)).tolist()
+    captions: list[str] = []
+    for start in range(0, len(ids), _CHUNK):
+        for record in source.read(ids[start : start + _CHUNK]):
+            if isinstance(record, Record):
+                captions.extend(texts.wrap(c, template) for c in record.captions for template in templates or ("{c}",))
+    return captions

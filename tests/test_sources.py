@@ -1,0 +1,73 @@
+"""Which source a text in a config opens."""
+
+import io
+import pathlib
+import tarfile
+
+import pytest
+
+from jaxclip.data.shapes import Shapes
+from jaxclip.data.sources import open_source
+from jaxclip.data.table import Table
+from jaxclip.data.tar import TarShards
+from jaxclip.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path) -> pathlib.Path:
+    """A folder with two shards of one record, and two tables of one row."""
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"x-{shard}.tar", "w") as file:
+            for name, data in (("a.jpg", b"!"), ("a.txt", b"%d" % shard)):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+    (tmp_path / "t.csv").write_text("path,caption\na.jpg,a cat\n")
+    (tmp_path / "t.tsv").write_text("path\tcaption\na.jpg\ta cat\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "split"), [("shapes", "train"), ("shapes:validation", "validation"), ("shapes:unseen", "unseen")]
+)
+def test_shapes_need_no_folder(text, split):
+    source = open_source(text, root="/nowhere")
+    assert isinstance(source, Shapes) and source.split == split
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "length"),
+    [
+        ("x-0.tar", TarShards, 1),
+        ("x-{0..1}.tar", TarShards, 2),
+        ("x-*.tar", TarShards, 2),
+        ("t.csv", Table, 1),
+        ("t.tsv", Table, 1),
+    ],
+)
+def test_paths_start_from_the_root_or_the_working_directory(folder, monkeypatch, text, kind, length):
+    monkeypatch.chdir("/")
+    for source in (open_source(text, root=str(folder)), open_source(str(folder / text), root="/nowhere")):
+        assert isinstance(source, kind) and len(source) == length
+    monkeypatch.chdir(folder)
+    assert len(open_source(text)) == length
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert len(open_source(f"~/{folder.name}/{text}")) == length
+    assert len(open_source(text, root=f"~/{folder.name}")) == length
+
+
+@pytest.mark.parametrize("text", ["", "photos", "photos/", "shape", "x.tar.gz", "x.txt", "http://host/x", "x.tar "])
+def test_another_text_is_an_error_that_says_the_forms(text):
+    with pytest.raises(UserError) as raised:
+        open_source(text)
+    message = str(raised.value)
+    assert repr(text) in message and "\n" not in message
+    for form in ("shapes", "tfds:NAME", "{00000..00099}.tar", "*.tar", ".csv", ".tsv"):
+        assert form in message
+
+
+@pytest.mark.parametrize("text", ["shapes:dreams", "tfds:", "none.tar", "none.csv"])
+def test_what_is_not_there_is_an_error_naming_it(text, tmp_path):
+    with pytest.raises(UserError) as raised:
+        open_source(text, root=str(tmp_path))
+    assert text.removeprefix("shapes:") in str(raised.value)
