@@ -1,0 +1,103 @@
+"""The head of the page: the run's name, what was trained in a sentence, and its headline numbers as cards."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from jaxclip.report.run import DIRECTIONS, RANKS, Evaluation, Run
+from jaxclip.report.writing import count, duration, escape, percent, title_of
+
+# With loss, speed and time these fill one row of a wide screen; the table of results holds every evaluation.
+_EVALUATION_CARDS = 3
+
+
+def head(run: Run) -> str:
+    """The page's header as HTML."""
+    cards = "".join(_cards(run))
+    return (
+        f'<header><p class="over">Training report</p><h1>{escape(run.name)}</h1><p class="summary">{_summary(run)}</p>'
+        + (f'<div class="cards">{cards}</div>' if cards else "")
+        + "</header>"
+    )
+
+
+def _summary(run: Run) -> str:
+    """What was trained, on what, how far and whether it was evaluated, in a sentence or two."""
+    method, data = run.config.get("method"), run.config.get("data")
+    name = method.get("name") if isinstance(method, dict) else method
+    source = data.get("train") if isinstance(data, dict) else None
+    batch, planned = _whole(run.config.get("batch_size")), _whole(run.config.get("steps"))
+    words = f"<b>{escape(name)}</b>" if isinstance(name, str) and name else "A model"
+    if source:
+        shown = source if isinstance(source, str) else json.dumps(source, ensure_ascii=False)
+        words += f" on <code>{escape(shown)}</code>"
+    if run.rows:
+        last = run.rows[-1]["step"]
+        words += f", trained for {count(last, 'step')}"
+        if planned and last < planned:
+            words += f" <em>of {planned:,} planned</em>"
+        if batch:
+            words += f", {count(batch, 'pair')} each, {last * batch:,} in all"
+        words += "."
+    else:
+        words += ", with no step logged yet."
+    steps = sorted({evaluation.step for evaluation in run.final_evaluations()})
+    if not steps:
+        return words + " Not evaluated yet."
+    return words + f" Evaluated at step {', '.join(f'{step:,}' for step in steps)}."
+
+
+def _cards(run: Run) -> list[str]:
+    cards = [card for card in map(_evaluation_card, run.final_evaluations()) if card][:_EVALUATION_CARDS]
+    loss, validation = _last(run, "loss"), _last(run, "validation_loss")
+    if np.isfinite(loss):
+        under = f"validation {validation:.3f}" if np.isfinite(validation) else "last logged"
+        cards.append(_card("training loss", f"{loss:.3f}", under))
+    speed = run.column("images_per_second")[1]
+    if np.isfinite(speed).any():
+        wait = run.column("data_wait")[1]
+        waiting = f"{percent(float(np.nanmean(wait)))} waiting for data" if np.isfinite(wait).any() else ""
+        cards.append(_card("images per second", f"{np.nanmedian(speed):,.0f}", waiting or "median"))
+    seconds = _training_seconds(run)
+    if seconds:
+        cards.append(_card("training time", duration(seconds), "without evaluation"))
+    return cards
+
+
+def _card(label: str, value: str, under: str) -> str:
+    return f'<div class="card"><span>{escape(label)}</span><strong>{value}</strong><small>{under}</small></div>'
+
+
+def _evaluation_card(evaluation: Evaluation) -> str:
+    label, metrics = title_of(evaluation.dataset), evaluation.metrics
+    if "acc1" in metrics:
+        chance = f"<br>chance {percent(1 / len(evaluation.classes))}" if evaluation.classes else ""
+        return _card(label, percent(metrics["acc1"]), f"zero-shot top-1{chance}")
+    for direction, words in DIRECTIONS.items():
+        first, *others = (f"{direction}_recall@{rank}" for rank in RANKS)
+        if first in metrics:
+            more = " · ".join(
+                f"R@{name.split('@')[1]}&nbsp;{percent(metrics[name])}" for name in others if name in metrics
+            )
+            return _card(label, f"{percent(metrics[first])} <i>R@1</i>", f"{words}<br>{more}")
+    return ""
+
+
+def _last(run: Run, key: str) -> float:
+    values = run.column(key)[1]
+    finite = values[np.isfinite(values)]
+    return float(finite[-1]) if finite.size else float("nan")
+
+
+def _training_seconds(run: Run) -> float:
+    """The sum of pictures over images per second between logged steps; 0 where that is unknown."""
+    steps, speed = run.column("images_per_second")
+    known = np.isfinite(speed) & (speed > 0)
+    return float((np.diff(steps[known], prepend=0.0) * _whole(run.config.get("batch_size")) / speed[known]).sum())
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
