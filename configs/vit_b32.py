@@ -1,0 +1,16 @@
+"""CLIP ViT-B/32 as published (Radford et al. 2021, tables 18 to 20): batch 32,768, 32 epochs, AdamW.
+
+Needs --config.data.vocabulary=PATH, OpenAI's bpe_simple_vocab_16e6.txt.gz. The data, tfds:coco_captions where nothing
+else is named, takes the place of the unpublished set of 400 million pairs.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.paper()
+    config.optimizer.learning_rate = 5e-4
+    config.method = common.clip(
+        image_size=224, patch_size=32, width=768, layers=12, text_width=512, text_layers=12, embed_dim=512
+    )
+    return config

@@ -1,0 +1,158 @@
+"""Two processes joined by jax.distributed over loopback train as one does."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+
+import pytest
+from commands import environment, losses, recipe, rows, run, start, wait_until
+
+STEPS = 6
+CHANGE = f"""
+config.steps = {STEPS}
+config.checkpoint_every = 3
+config.data.eval = "pairs.tar"
+config.evals = {{"pairs": {{"task": "zeroshot_retrieval", "data": "pairs.tar"}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("processes")
+    recipe(folder, CHANGE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder: pathlib.Path) -> pathlib.Path:
+    """The workdir of one process's run."""
+    result = run([f"--config={folder}/tiny.py", f"--workdir={folder}/alone"], environment())
+    assert result.status == 0, result.stderr
+    return folder / "alone"
+
+
+class Pair:
+    """Two processes of one run, and what each says."""
+
+    def __init__(self, folder: pathlib.Path, workdir: str, more: Sequence[str] = ()):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        arguments = [f"--config={folder}/tiny.py", f"--workdir={folder}/{workdir}", "--distributed", *more]
+        self.workdir = folder / workdir
+        self.outputs = [folder / f"{workdir}-{number}.txt" for number in range(2)]
+        self.processes = [
+            start(
+                arguments,
+                environment(
+                    {
+                        "JAX_COORDINATOR_ADDRESS": address,
+                        "JAX_NUM_PROCESSES": "2",
+                        "JAX_PROCESS_ID": str(number),
+                    }
+                ),
+                output,
+            )
+            for number, output in enumerate(self.outputs)
+        ]
+
+    def statuses(self) -> list[int]:
+        """The exit statuses of both, once they have ended."""
+        try:
+            return [process.wait(120) for process in self.processes]
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after two minutes: {self.said()}")
+
+    def said(self) -> list[list[str]]:
+        """The lines of each, without those of the library that joins them."""
+        texts = [output.read_text() for output in self.outputs]
+        return [[line for line in text.splitlines() if not line.startswith("[Gloo]")] for text in texts]
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def together(folder: pathlib.Path) -> Iterator[Pair]:
+    """A run of two processes that has ended."""
+    pair = Pair(folder, "together")
+    try:
+        assert pair.statuses() == [0, 0], pair.said()
+        yield pair
+    finally:
+        pair.kill()
+
+
+def test_two_processes_have_the_losses_of_one_at_every_step(together, alone):
+    expected = losses(alone)
+    assert [*expected] == [*range(1, STEPS + 1)]
+    assert losses(together.workdir) == pytest.approx(expected, rel=1e-6)
+    last, last_expected = rows(together.workdir)[-1], rows(alone)[-1]
+    for key in ("grad_norm", "validation_loss", "learning_rate", "logit_scale"):
+        assert last[key] == pytest.approx(last_expected[key], rel=1e-5), key
+
+
+def test_two_processes_evaluate_as_one_and_write_it_once(together, alone):
+    found, expected = (
+        {path.relative_to(workdir / "evals"): json.loads(path.read_text()) for path in workdir.glob("evals/*/*")}
+        for workdir in (together.workdir, alone)
+    )
+    assert [str(path) for path in found] == [f"{STEPS}/pairs.json"] == [str(path) for path in expected]
+    for path in found:
+        assert found[path]["metrics"] == expected[path]["metrics"]
+
+
+def test_only_the_first_process_speaks_and_writes_the_page(together):
+    first, second = together.said()
+    assert "2 device(s)" in first[0] and first[-1].startswith("report: ")
+    assert second == []
+    assert (together.workdir / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_have_stopped(together, alone, folder):
+    found = []
+    for workdir in (alone, together.workdir):
+        longer = shutil.copytree(workdir, folder / f"{workdir.name}-longer")
+        result = run(
+            [f"--config={folder}/tiny.py", f"--workdir={longer}", f"--config.steps={STEPS + 4}"], environment()
+        )
+        assert result.status == 0, result.stderr
+        assert f"continuing from the checkpoint of step {STEPS}" in result.stderr
+        found.append(losses(longer))
+    assert [*found[0]] == [*range(1, STEPS + 5)]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [0, 1])
+def test_sigterm_to_one_process_stops_both_after_the_same_step(folder, told):
+    pair = Pair(folder, f"stopped-{told}", ["--config.steps=100000", "--config.checkpoint_every=0"])
+    try:
+        metrics = pair.workdir / "metrics.jsonl"
+        wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 5, pair.processes[0], pair.outputs[0])
+        pair.processes[told].terminate()
+        assert pair.statuses() == [75, 75], pair.said()
+        steps = [re.match(r"stopped by SIGTERM after step (\d+)", said[-1])[1] for said in pair.said()]
+        assert steps[0] == steps[1]
+        saved = [path.name for path in (pair.workdir / "checkpoints").iterdir()]
+        assert saved == [steps[0]]
+        assert rows(pair.workdir)[-1]["step"] == int(steps[0])
+    finally:
+        pair.kill()
+
+
+def test_processes_that_cannot_find_each_other_say_what_to_set(folder):
+    result = run([f"--config={folder}/tiny.py", f"--workdir={folder}/lost", "--distributed"], environment())
+    assert result.status == 2
+    assert result.stderr.count("\n") == 1, result.stderr
+    for name in ("--distributed", "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        assert name in result.stderr
