@@ -65,7 +65,8 @@ def arguments(folder: pathlib.Path, workdir: str) -> list[str]:
 
 
 def env(folder: pathlib.Path) -> dict[str, str]:
-    return environment({"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"})
+    compiled = str(folder / "compiled")
+    return environment({"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"})
 
 
 def complete(workdir: pathlib.Path) -> list[int]:
