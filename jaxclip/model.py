@@ -15,8 +15,9 @@ from PIL import Image
 from jaxclip import checkpoint, methods
 from jaxclip import mesh as meshes
 from jaxclip.config import Config, MeshConfig, parse
-from jaxclip.data.images import center_crop, open_picture
+from jaxclip.data.images import Unreadable, center_crop, open_picture
 from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.errors import UserError
 from jaxclip.evaluate.embed import Encoder
 
 Picture = Image.Image | np.ndarray | str | os.PathLike[str]
@@ -44,7 +45,10 @@ class Model:
         elif isinstance(image, np.ndarray):
             picture = open_picture(image)
         else:
-            picture = open_picture(pathlib.Path(image).read_bytes())
+            try:
+                picture = open_picture(pathlib.Path(image).read_bytes())
+            except Unreadable as error:
+                raise UserError(f"{image}: {error}") from None
         return center_crop(picture, self._encoder.method.image_size)
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
@@ -53,15 +57,27 @@ class Model:
 
     def encode_image(self, images: Sequence[Picture]) -> np.ndarray:
         """Unit embeddings of any number of pictures, float32 [n, width]."""
-        return self._encoder.images(self._params, np.stack([self.preprocess(image) for image in images]))
+        _check_list(images, "pictures")
+        size = self._encoder.method.image_size
+        prepared = np.zeros((len(images), size, size, 3), np.uint8)
+        for row, image in enumerate(images):
+            prepared[row] = self.preprocess(image)
+        return self._encoder.images(self._params, prepared)
 
     def encode_text(self, texts: Sequence[str]) -> np.ndarray:
         """Unit embeddings of any number of strings, float32 [n, width]."""
+        _check_list(texts, "texts")
         return self._encoder.texts(self._params, list(texts))
 
     def evaluation_parts(self) -> tuple[Encoder, Any]:
         """The encoder and the parameters, as `jaxclip.evaluate` takes them."""
         return self._encoder, self._params
+
+
+def _check_list(items: Any, what: str) -> None:
+    # A string is a sequence of strings too, and would be taken letter by letter.
+    if isinstance(items, str | bytes):
+        raise TypeError(f"give a list of {what}, not one: [{items!r}]")
 
 
 def load(path: str | os.PathLike[str], *, batch_size: int = 64) -> Model:

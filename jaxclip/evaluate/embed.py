@@ -75,7 +75,8 @@ class Encoder:
     def _in_batches(self, encode: Any, params: Any, *arrays: np.ndarray) -> np.ndarray:
         size = self.batch_size
         outputs = []
-        for start in range(0, len(arrays[0]), size):
+        # No rows make one batch of padding, of which nothing is kept.
+        for start in range(0, max(1, len(arrays[0])), size):
             rows = [array[start : start + size] for array in arrays]
             padded = [np.concatenate([row, np.zeros((size - len(row), *row.shape[1:]), row.dtype)]) for row in rows]
             # The devices take their rows each from their own process's copy.
