@@ -104,8 +104,9 @@ def test_the_order_of_the_pairs_does_not_matter():
     order = np.random.default_rng(0).permutation(33)
     (loss, accuracy), (by_image, by_text, by_scale) = loss_and_gradients(images, texts, jnp.float32(14.3))
     (other, same), (image, text, scale) = loss_and_gradients(images[order], texts[order], jnp.float32(14.3))
-    np.testing.assert_allclose(other, loss, rtol=1e-6)
-    np.testing.assert_allclose(scale, by_scale, rtol=1e-5)
+    # Sums of other orders: off by some eps times the logits, or times the sum that a logarithm is taken of.
+    np.testing.assert_allclose(other, loss, rtol=0, atol=4 * EPS * 14.3)
+    np.testing.assert_allclose(scale, by_scale, rtol=0, atol=4 * EPS)
     np.testing.assert_allclose(image, by_image[order], rtol=0, atol=1e-6)
     np.testing.assert_allclose(text, by_text[order], rtol=0, atol=1e-6)
     assert float(same) == float(accuracy)
@@ -153,12 +154,19 @@ def test_accuracy_counts_both_directions():
     assert float(accuracy) == reference(images, texts, 10.0)[2] == 0.75
 
 
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
 @pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16))
 def test_logits_and_loss_are_float32_and_the_product_is_not_rounded(dtype):
     """What a TPU or a GPU would do to a float32 product that does not ask for its precision."""
     embeddings = jax.ShapeDtypeStruct((8, 4), dtype)
     jaxpr = jax.make_jaxpr(softmax_contrastive)(embeddings, embeddings, jax.ShapeDtypeStruct((), jnp.float32))
-    [product] = [equation for equation in jaxpr.jaxpr.eqns if equation.primitive.name == "dot_general"]
+    [product] = [equation for equation in equations(jaxpr.jaxpr) if equation.primitive.name == "dot_general"]
     assert product.outvars[0].aval.dtype == jnp.float32
     assert product.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2
     assert [aval.dtype for aval in jaxpr.out_avals] == [jnp.float32] * 2

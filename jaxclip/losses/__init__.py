@@ -1,3 +1,5 @@
-"""Losses as pure functions over the global batch, whatever mesh it lies on."""
+"""Losses: pure functions of embeddings, exact over the global batch."""
 
-from jaxclip.losses.contrastive import softmax_contrastive as softmax_contrastive
+from jaxclip.losses.contrastive import Teacher, sigmoid_contrastive, softmax_contrastive
+
+__all__ = ["Teacher", "sigmoid_contrastive", "softmax_contrastive"]

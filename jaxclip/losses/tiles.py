@@ -1,0 +1,105 @@
+"""Sweeps over the tiles of one device's block of the similarity matrix, which is never held as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# (rows, columns, rows' sums so far, columns' sums so far, which entries count: None for all) -> both sums.
+# All are pytrees of arrays whose leading axis is the tile's rows or its columns.
+TileFunction = Callable[[Any, Any, Any, Any, jax.Array | None], tuple[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TileSize:
+    """The most rows and columns a tile has."""
+
+    rows: int
+    columns: int
+
+
+def tile_size(rows: int, columns: int, width: int, itemsize: int) -> TileSize:
+    """The rule: in float32, a quarter of the smaller side's embeddings, but at least 8 MiB and at most 64 MiB.
+
+    So a tile is never what fills the memory, and is large enough for the matrix units. Tiles have at most 2,048 rows:
+    taller ones re-use a column no better and make the accumulators' slices longer.
+
+    Args:
+      rows, columns: of the block.
+      width: of the embeddings.
+      itemsize: bytes per entry of the embeddings.
+    """
+    budget = min(max(min(rows, columns) * width * itemsize // 4, 8 * 2**20), 64 * 2**20)
+    tall = min(rows, 2048)
+    return TileSize(tall, max(1, min(columns, budget // (4 * tall))))
+
+
+def sweep(
+    tile: TileFunction, rows: Any, columns: Any, row_sums: Any, column_sums: Any, size: TileSize
+) -> tuple[Any, Any]:
+    """Calls `tile` on every pair of a slice of the rows and a slice of the columns, threading the sums through.
+
+    Slices that do not divide a side overlap at its end; the entries that were there already are marked as not counting.
+
+    Args:
+      tile: what to do with a tile.
+      rows, columns: pytrees with a leading axis of the block's rows or columns.
+      row_sums, column_sums: what is accumulated, with the same leading axes.
+      size: the largest tile.
+
+    Returns:
+      The sums.
+    """
+    all_rows, all_columns = len(jax.tree.leaves(rows)[0]), len(jax.tree.leaves(columns)[0])
+    row_steps, height = _split(all_rows, size.rows)
+    column_steps, breadth = _split(all_columns, size.columns)
+    if row_steps == column_steps == 1:
+        # No loop and no slices: the compiler sees that a second sweep computes the same products, and keeps them.
+        return tile(rows, columns, row_sums, column_sums, None)
+    ragged = row_steps * height != all_rows or column_steps * breadth != all_columns
+
+    def down(i: jax.Array, carry: tuple, fresh_columns: jax.Array, part: Any) -> tuple:
+        row_sums, column_part_sums = carry
+        start = jnp.minimum(i * height, all_rows - height)
+        counts = None
+        if ragged:
+            fresh_rows = start + jnp.arange(height) >= i * height
+            counts = fresh_rows[:, None] & fresh_columns[None, :]
+        row_part_sums, column_part_sums = tile(
+            _take(rows, start, height), part, _take(row_sums, start, height), column_part_sums, counts
+        )
+        return _put(row_sums, row_part_sums, start), column_part_sums
+
+    def across(j: jax.Array, carry: tuple) -> tuple:
+        row_sums, column_sums = carry
+        start = jnp.minimum(j * breadth, all_columns - breadth)
+        fresh_columns = start + jnp.arange(breadth) >= j * breadth
+        part = _take(columns, start, breadth)
+        row_sums, part_sums = lax.fori_loop(
+            0,
+            row_steps,
+            lambda i, carry: down(i, carry, fresh_columns, part),
+            (row_sums, _take(column_sums, start, breadth)),
+        )
+        return row_sums, _put(column_sums, part_sums, start)
+
+    return lax.fori_loop(0, column_steps, across, (row_sums, column_sums))
+
+
+def _split(length: int, most: int) -> tuple[int, int]:
+    """How many slices, and how long each is, so that they are as equal as they can be."""
+    steps = -(-length // most)
+    return steps, -(-length // steps)
+
+
+def _take(tree: Any, start: jax.Array, length: int) -> Any:
+    return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, length), tree)
+
+
+def _put(tree: Any, parts: Any, start: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf, part: lax.dynamic_update_slice_in_dim(leaf, part, start, 0), tree, parts)
