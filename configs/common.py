@@ -11,6 +11,7 @@ def base() -> ConfigDict:
             "steps": 0,
             "epochs": 0.0,
             "batch_size": 32_768,
+            "microbatches": 1,
             "precision": "auto",
             "log_every": 50,
             "eval_every": 2000,

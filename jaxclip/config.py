@@ -126,6 +126,8 @@ class Config:
       steps: length of the run; 0 to use `epochs`.
       epochs: passes over the training data, used where `steps` is 0.
       batch_size: pairs per step over all devices.
+      microbatches: parts that a batch goes through the towers in, one after the other, to save memory; the loss and the
+        gradient stay those of the whole batch (gradient caching).
       precision: what the towers compute in: "auto" is bfloat16 on TPU and GPU and float32 on CPU.
       log_every, eval_every, checkpoint_every: in steps; 0 for only at the end.
       keep_checkpoints: how many of the last checkpoints stay on disk.
@@ -142,6 +144,7 @@ class Config:
     method: Mapping[str, Any]
     optimizer: OptimizerConfig
     epochs: float = 0.0
+    microbatches: int = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     log_every: int = 10
     eval_every: int = 1000
@@ -153,7 +156,7 @@ class Config:
     evals: Mapping[str, EvaluationConfig] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        check_at_least(self, 1, "batch_size", "log_every", "keep_checkpoints")
+        check_at_least(self, 1, "batch_size", "microbatches", "log_every", "keep_checkpoints")
         check_at_least(self, 0, "steps", "epochs", "eval_every", "checkpoint_every", "seed")
         if not self.steps and not self.epochs:
             raise UserError("steps=0: give steps, or epochs with steps=0")

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxclip.config import MeshConfig
+from jaxclip.config import Config, MeshConfig
 from jaxclip.errors import UserError
 
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -37,6 +37,19 @@ def create(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
         )
     # jax.make_mesh makes Explicit axes unless told otherwise; the step is written for automatic partitioning.
     return jax.make_mesh((data, config.fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def check_divides(config: Config, mesh: Mesh) -> None:
+    """Checks that every device gets as many pairs, in every micro-batch.
+
+    Raises:
+      UserError: the batch does not divide.
+    """
+    unit = mesh.size * config.microbatches
+    if config.batch_size % unit:
+        near = max(1, round(config.batch_size / unit)) * unit
+        what = f"{mesh.size} devices" + (f" x {config.microbatches} microbatches" if config.microbatches > 1 else "")
+        raise UserError(f"config.batch_size={config.batch_size} must be a multiple of the {what}, such as {near}")
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip import mesh as meshes
+from jaxclip.caching import check_separable, in_parts
 from jaxclip.methods import Method, bind, init_params
 
 
@@ -51,9 +52,22 @@ class Step:
         `grad_norm`, `param_norm` and the method's own.
       model: (params) -> the method's model over them.
       validate: (params, batch) -> metrics without an update or randomness.
+
+    Raises:
+      UserError: `microbatches` is more than 1 and the method's model has batch statistics.
     """
 
-    def __init__(self, method: Method, optimizer: optax.GradientTransformation, mesh: Mesh, precision: str = "auto"):
+    def __init__(
+        self,
+        method: Method,
+        optimizer: optax.GradientTransformation,
+        mesh: Mesh,
+        precision: str = "auto",
+        microbatches: int = 1,
+    ):
+        if microbatches > 1:
+            check_separable(method)
+        self.microbatches = microbatches
         self.method = method
         self.optimizer = optimizer
         self.mesh = mesh
@@ -80,16 +94,29 @@ class Step:
 
     def _train(self, state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        (loss, metrics), grads = jax.value_and_grad(self._loss, has_aux=True)(state.params, batch, key)
+        (loss, metrics), grads = jax.value_and_grad(self.loss, has_aux=True)(state.params, batch, key)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = self.method.clamp(optax.apply_updates(state.params, updates))
         metrics |= {"loss": loss, "grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(state.params)}
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     def _validate(self, params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        loss, metrics = self._loss(params, batch, None)
+        loss, metrics = self.loss(params, batch, None)
         return metrics | {"loss": loss}
 
-    def _loss(self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, dict]:
+    def loss(self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, dict]:
+        rows = len(next(iter(batch.values())))
+        # One key per record: what is random about it does not depend on the micro-batch it falls into.
+        keys = None if key is None else jax.random.split(key, rows)
         constrain = meshes.constrain_batch(self.mesh)
-        return self.method.loss(self.model(params), batch, key=key, dtype=self.dtype, constrain=constrain)
+
+        def embed(part: tuple[Mapping[str, jax.Array], jax.Array | None]) -> dict[str, jax.Array]:
+            records, keys = part
+            return self.method.embed(self.model(params), records, keys=keys, dtype=self.dtype, constrain=constrain)
+
+        parts = self.microbatches
+        if parts == 1 or rows % (parts * self.mesh.size):
+            embedded = embed((batch, keys))
+        else:
+            embedded = in_parts(embed, (batch, keys), parts, self.mesh)
+        return self.method.loss(self.model(params), jax.tree.map(constrain, embedded), mesh=self.mesh)

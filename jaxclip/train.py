@@ -27,9 +27,9 @@ from jaxclip.evaluate.validation import validation_loss
 from jaxclip.monitor import MetricLog, Progress, Throughput
 from jaxclip.step import Step, TrainState
 
-# Keys that may differ when a run goes on: its length, how often it does things, and where the data lies.
+# Keys that may differ when a run goes on: its length, how often it does things, and the data.
 MAY_CHANGE = ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "profile_steps")
-MAY_CHANGE_UNDER = ("data.train", "data.eval", "data.root", "data.vocabulary", "evals", "mesh", "init_from")
+MAY_CHANGE_UNDER = ("data.train", "data.eval", "data.root", "data.vocabulary", "evals")
 
 
 class Preempted(Exception):
@@ -64,17 +64,23 @@ class _Run:
         self.main = jax.process_index() == 0
         self.method = methods.from_config(config.method)
         self.mesh = meshes.create(config.mesh)
-        _check_divides(config.batch_size, self.mesh.size)
+        meshes.check_divides(config, self.mesh)
         check_resumable(config, workdir)
+        self.source = sources.open_source(config.data.train, root=config.data.root)
+        loader.check(self.source, "data.train")
         self.evaluations = [
             evaluate.Evaluation(name, item, config.data.root) for name, item in config.evaluations().items()
         ]
-        self.source = sources.open_source(config.data.train, root=config.data.root)
-        loader.check(self.source, "data.train")
         self.eval_source = sources.open_source(config.data.eval, root=config.data.root) if config.data.eval else None
         self.tokenizer = self._tokenizer()
         self.steps = config.steps or math.ceil(config.epochs * len(self.source) / config.batch_size)
-        self.step = Step(self.method, optimizer.create(config.optimizer, self.steps), self.mesh, config.precision)
+        self.step = Step(
+            self.method,
+            optimizer.create(config.optimizer, self.steps),
+            self.mesh,
+            config.precision,
+            config.microbatches,
+        )
         self.encoder = Encoder(self.method, self.mesh, config.precision, self.tokenizer)
         self.training = loader.TrainingLoader(
             self.source,
@@ -301,12 +307,6 @@ def check_resumable(config: Config, workdir: pathlib.Path) -> None:
 def _begun(workdir: pathlib.Path) -> bool:
     """Whether there is a complete checkpoint to go on from; without one a run starts anew."""
     return any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
-
-
-def _check_divides(batch_size: int, devices: int) -> None:
-    if batch_size % devices:
-        near = max(1, round(batch_size / devices)) * devices
-        raise UserError(f"config.batch_size={batch_size} must be a multiple of the {devices} devices, such as {near}")
 
 
 def _due(step: int, every: int) -> bool:

@@ -155,7 +155,7 @@ def contrast(devices: int, fsdp: int):
     texts = images + 2 * rng.standard_normal((32, 24))
     rows = [np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), np.float32) for x in (images, texts)]
     mesh = mesh_of(devices, fsdp)
-    loss = functools.partial(softmax_contrastive, constrain=meshes.constrain_batch(mesh))
+    loss = functools.partial(softmax_contrastive, mesh=mesh)
     (value, _), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(
         *jax.device_put(rows, meshes.batch_sharding(mesh)), jnp.float32(1 / 0.07)
     )
@@ -180,7 +180,9 @@ def gradients(devices: int, fsdp: int):
     model, constrain = methods.bind(method), meshes.constrain_batch(mesh)
 
     def loss(params, batch, key):
-        return method.loss(model(params), batch, key=key, dtype=jnp.float32, constrain=constrain)
+        keys = jax.random.split(key, 16)
+        embedded = method.embed(model(params), batch, keys=keys, dtype=jnp.float32, constrain=constrain)
+        return method.loss(model(params), embedded, mesh=mesh)
 
     placed = jax.device_put(params, meshes.state_shardings(mesh, params))
     rows = jax.device_put(batch, meshes.batch_sharding(mesh))

@@ -218,7 +218,7 @@ def equations(jaxpr):
 
 
 def test_bfloat16_is_for_the_towers_products_only():
-    """Statistics, embeddings, logits and the loss stay in float32, and so do parameters and moments."""
+    """Statistics, logits and the loss stay in float32, and so do parameters and moments."""
     step = step_on(1, 1, "bfloat16")
     state, metrics = jax.eval_shape(step.train, step.abstract_state, batch())
     floats = [leaf for leaf in jax.tree.leaves((state, metrics)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -226,22 +226,23 @@ def test_bfloat16_is_for_the_towers_products_only():
 
     program = list(equations(jax.make_jaxpr(step.validate)(step.abstract_state.params, batch()).jaxpr))
     products = [equation for equation in program if equation.primitive.name == "dot_general"]
-    whole = [equation for equation in products if equation.invars[0].aval.dtype == jnp.float32]
-    assert [equation.outvars[0].aval.shape for equation in whole] == [(BATCH, BATCH)]
-    # Patches, six of each tower's scanned block, and two projections.
-    assert len(products) - len(whole) == 1 + 2 * 6 + 2
+    # Patches, six of each tower's scanned block, two projections, and the logits.
+    assert len(products) == 1 + 2 * 6 + 2 + 1
+    assert all(equation.invars[0].aval.dtype == jnp.bfloat16 for equation in products)
+    [logits] = [equation for equation in products if equation.params["precision"] is not None]
+    assert logits.outvars[0].aval.str_short() == f"float32[{BATCH},{BATCH}]"
     for equation in program:
         if equation.primitive.name in ("exp", "log", "rsqrt", "reduce_sum", "reduce_max"):
             assert equation.outvars[0].aval.dtype == jnp.float32, equation
 
 
 def test_activations_are_pinned_to_the_batchs_devices_at_the_edges_of_blocks():
-    """Before the blocks of each tower and after every one, and the logits."""
+    """Before the blocks of each tower and after every one, and both towers' embeddings."""
     step = step_on(8, 8)
     program = equations(jax.make_jaxpr(step.validate)(step.abstract_state.params, batch()).jaxpr)
     pins = [equation for equation in program if equation.primitive.name == "sharding_constraint"]
-    image, text, logits = (BATCH, 17, 32), (BATCH, 6, 32), (BATCH, BATCH)
-    assert [pin.outvars[0].aval.shape for pin in pins] == [image, image, text, text, logits]
+    image, text, embedded = (BATCH, 17, 32), (BATCH, 6, 32), (BATCH, 16)
+    assert [pin.outvars[0].aval.shape for pin in pins] == [image, image, text, text, embedded, embedded]
     assert {pin.params["sharding"].spec for pin in pins} == {meshes.BATCH}
 
 

@@ -128,12 +128,17 @@ def image_tower():
 @functools.cache
 def image_embedder(config: ViTConfig):
     graph = nnx.split(nnx.eval_shape(lambda: ViT(config, EMBED, rngs=nnx.Rngs(0))))[0]
-    return jax.jit(lambda params, images, key: nnx.merge(graph, nnx.State(params))(images, drop_key=key))
+    return jax.jit(lambda params, images, keys: nnx.merge(graph, nnx.State(params))(images, drop_keys=keys))
 
 
-def embed_images(config: ViTConfig, images, drop_key=None):
+def keys(seed: int, pictures: int) -> jax.Array:
+    """One random key per picture."""
+    return jax.random.split(jax.random.key(seed), pictures)
+
+
+def embed_images(config: ViTConfig, images, drop_keys=None):
     """The image tower's embeddings under another config with the same parameters."""
-    return np.asarray(image_embedder(config)(image_tower()[0], images, drop_key))
+    return np.asarray(image_embedder(config)(image_tower()[0], images, drop_keys))
 
 
 @functools.cache
@@ -265,7 +270,7 @@ def test_dropping_keeps_a_share_of_the_patches(side, drop, kept):
 
     def embed(images, key):
         note = lambda x: tokens.append(x.shape) or x  # noqa: E731
-        return ViT(config, EMBED, rngs=nnx.Rngs(0))(images, drop_key=key, constrain=note)
+        return ViT(config, EMBED, rngs=nnx.Rngs(0))(images, drop_keys=jax.random.split(key), constrain=note)
 
     jax.eval_shape(embed, jax.ShapeDtypeStruct((2, 8 * side, 8 * side, 3), jnp.float32), jax.random.key(0))
     assert set(tokens) == {(2, 1 + kept, 32)}
@@ -274,7 +279,7 @@ def test_dropping_keeps_a_share_of_the_patches(side, drop, kept):
 def test_kept_patches_stay_whole_and_at_their_own_positions():
     """Every picture's embedding must be that of some four of its nine patches, as the reference computes it."""
     params, pictures = image_tower()
-    found = embed_images(HALF, pictures, jax.random.key(8))
+    found = embed_images(HALF, pictures, keys(8, len(pictures)))
     subsets = list(itertools.combinations(range(9), 4))
     candidates = np.stack(
         [image_reference(exact(params), pictures.astype(np.float64), IMAGE, subset) for subset in subsets]
@@ -290,7 +295,7 @@ def test_every_patch_is_kept_as_often_as_any_other():
     pictures = np.random.default_rng(9).standard_normal((900, 24, 24, 3)).astype(np.float32)
     params, _ = image_tower()
     embed = image_embedder(HALF)
-    gradient = jax.grad(lambda images: jnp.sum(embed(params, images, jax.random.key(10))[:, 0]))(pictures)
+    gradient = jax.grad(lambda images: jnp.sum(embed(params, images, keys(10, 900))[:, 0]))(pictures)
     # A dropped patch has none.
     kept = np.abs(gradient).reshape(-1, 3, 8, 3, 8, 3).max(axis=(2, 4, 5)).reshape(-1, 9) > 0
     assert np.all(kept.sum(axis=1) == 4)
@@ -302,13 +307,13 @@ def test_patches_are_dropped_only_with_a_key_and_a_share():
     _, pictures = image_tower()
     whole = embed_images(IMAGE, pictures)
     np.testing.assert_array_equal(embed_images(HALF, pictures), whole)
-    np.testing.assert_array_equal(embed_images(IMAGE, pictures, jax.random.key(8)), whole)
-    assert np.abs(embed_images(HALF, pictures, jax.random.key(8)) - whole).max() > 1e-3
+    np.testing.assert_array_equal(embed_images(IMAGE, pictures, keys(8, len(pictures))), whole)
+    assert np.abs(embed_images(HALF, pictures, keys(8, len(pictures))) - whole).max() > 1e-3
 
 
 def test_the_key_decides_which_patches_are_dropped():
     _, pictures = image_tower()
-    first, again, other = (embed_images(HALF, pictures, jax.random.key(seed)) for seed in (8, 8, 9))
+    first, again, other = (embed_images(HALF, pictures, keys(seed, len(pictures))) for seed in (8, 8, 9))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
 

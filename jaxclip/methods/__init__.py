@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 from jaxclip.config import parse
 from jaxclip.errors import UserError
@@ -36,16 +37,26 @@ class Method(Protocol):
         """The model, freshly initialised."""
         ...
 
-    def loss(
+    def embed(
         self,
         model: nnx.Module,
         batch: Mapping[str, jax.Array],
         *,
-        key: jax.Array | None,
+        keys: jax.Array | None,
         dtype: Any,
         constrain: Callable[[jax.Array], jax.Array],
+    ) -> dict[str, jax.Array]:
+        """What the loss needs of each record, [batch, ...] arrays: all the work that records do not share.
+
+        It may be called on parts of the batch (gradient caching), so a record's values must not depend on the others.
+        `keys` [batch] is the randomness of each record, None in validation.
+        """
+        ...
+
+    def loss(
+        self, model: nnx.Module, embedded: Mapping[str, jax.Array], *, mesh: Mesh | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss and further metrics of a global batch; `key` is None in validation."""
+        """The loss and further metrics of the global batch from what `embed` gave for it."""
         ...
 
     def clamp(self, params: Any) -> Any:

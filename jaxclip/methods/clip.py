@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from jaxclip.config import check_at_least
 from jaxclip.losses.contrastive import softmax_contrastive
@@ -42,13 +43,13 @@ class CLIP(nnx.Module):
         images: UInt8[Array, "batch height width 3"],
         *,
         dtype: Any,
-        drop_key: PRNGKeyArray | None = None,
+        drop_keys: Key[Array, "batch"] | None = None,
         constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
     ) -> Float[Array, "batch embed"]:
         """Unit embeddings of 8-bit RGB pictures, which are normalised here, on the device."""
         mean, std = jnp.asarray(IMAGE_MEAN), jnp.asarray(IMAGE_STD)
         pixels = ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
-        return unit(self.image(pixels, drop_key=drop_key, constrain=constrain))
+        return unit(self.image(pixels, drop_keys=drop_keys, constrain=constrain))
 
     def encode_text(
         self,
@@ -85,28 +86,34 @@ class Method:
         """The model, freshly initialised."""
         return CLIP(self, rngs=rngs)
 
-    def loss(
+    def embed(
         self,
         model: CLIP,
         batch: Mapping[str, Array],
         *,
-        key: PRNGKeyArray | None,
+        keys: Key[Array, "batch"] | None,
         dtype: Any,
         constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
-    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The symmetric loss over the global batch.
+    ) -> dict[str, Float[Array, "batch embed"]]:
+        """Unit embeddings of both towers, rounded to `dtype` as the towers' own values are.
 
         Args:
           model: as `init` made it.
           batch: `image` uint8 [batch, height, width, 3], `text` int32 [batch, context], `text_end` int32 [batch].
-          key: randomness of patch dropping; None keeps every patch.
+          keys: [batch] random keys for patch dropping; None keeps every patch.
           dtype: what the towers compute in.
           constrain: pins the sharding of activations.
         """
-        images = model.encode_image(batch["image"], dtype=dtype, drop_key=key, constrain=constrain)
+        images = model.encode_image(batch["image"], dtype=dtype, drop_keys=keys, constrain=constrain)
         texts = model.encode_text(batch["text"], batch["text_end"], dtype=dtype, constrain=constrain)
+        return {"image": images.astype(dtype), "text": texts.astype(dtype)}
+
+    def loss(
+        self, model: CLIP, embedded: Mapping[str, Array], *, mesh: Mesh | None
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The symmetric loss over the global batch of embeddings."""
         scale = jnp.exp(model.logit_scale[...])
-        loss, accuracy = softmax_contrastive(images, texts, scale, constrain=constrain)
+        loss, accuracy = softmax_contrastive(embedded["image"], embedded["text"], scale, mesh=mesh)
         return loss, {"batch_accuracy": accuracy, "logit_scale": scale}
 
     def clamp(self, params: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key
 
 from jaxclip.config import check_at_least
 from jaxclip.errors import UserError
@@ -83,14 +83,15 @@ class ViT(nnx.Module):
         self,
         images: Float[Array, "batch height width 3"],
         *,
-        drop_key: PRNGKeyArray | None = None,
+        drop_keys: Key[Array, "batch"] | None = None,
         constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
     ) -> Float[Array, "batch embed"]:
         """Embeds normalised pictures.
 
         Args:
           images: [batch, image_size, image_size, 3] in the dtype to compute in.
-          drop_key: where given, each picture keeps a random (1 - patch_drop) of its patches.
+          drop_keys: [batch] random keys, where given: each picture keeps a random (1 - patch_drop) of its patches. One
+            key per picture, so that what is dropped does not depend on which others are in the call.
           constrain: pins the sharding of activations at the blocks' edges.
 
         Returns:
@@ -99,9 +100,9 @@ class ViT(nnx.Module):
         dtype = images.dtype
         x = patchify(images, self.config.patch_size)
         positions = self.positions[...].astype(dtype)
-        if drop_key is not None and self.config.patch_drop:
+        if drop_keys is not None and self.config.patch_drop:
             keep = max(1, round(self.config.patches * (1 - self.config.patch_drop)))
-            noise = jax.random.uniform(drop_key, x.shape[:2])
+            noise = jax.vmap(lambda key: jax.random.uniform(key, (self.config.patches,)))(drop_keys)
             kept = jnp.argsort(noise, axis=1)[:, :keep]
             # Dropped before the patch embedding: the work on patches that are not kept is saved too.
             x = jnp.take_along_axis(x, kept[:, :, None], axis=1)
