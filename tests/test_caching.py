@@ -25,8 +25,8 @@ TINY = {
     "image": {"image_size": 16, "patch_size": 4, "patch_drop": 0.5} | SIZES,
     "text": {"vocab_size": 50, "context_length": 6} | SIZES,
 }
-# At 8 parts on one device a part has 16 records. XLA's CPU backend multiplies matrices of fewer rows by other code, whose
-# roundings alone put the gradients 1.2e-6 apart.
+# At 8 parts on one device a part has 16 records. With 8, XLA's CPU backend multiplies by other code, whose roundings
+# alone put the gradients 1.2e-6 apart.
 BATCH = 128
 
 
@@ -49,7 +49,7 @@ def step_of(devices: int, microbatches: int, method: Any = None) -> Step:
 
 @functools.cache
 def first_params() -> Any:
-    """Disturbed: fresh towers embed all pictures nearly alike, so that gradients all but cancel and rounding is left."""
+    """Disturbed: fresh towers embed all pictures nearly alike, and their gradients all but cancel."""
     rng = np.random.default_rng(1)
     fresh = step_of(1, 1).init(3).params
     return jax.tree.map(lambda leaf: np.asarray(leaf + 0.1 * rng.standard_normal(leaf.shape), np.float32), fresh)
