@@ -6,18 +6,13 @@ import os
 import pathlib
 import signal
 import sys
-import traceback
 
 from absl import flags, logging
-from ml_collections import config_flags
 
+from jaxclip import recipe
 from jaxclip.config import Config, parse
 from jaxclip.errors import UserError
 
-# A key that the recipe does not have is let through here, so that `parse` names it and the nearest one there is.
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "A recipe, such as configs/vit_b16.py.", lock_config=False, accept_new_attributes=True
-)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same one again continues it.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Start jax.distributed (several processes; on by itself on TPU pods)."
@@ -46,17 +41,7 @@ def _stop_early(*_: object) -> None:
 
 
 def _parse(argv: list[str]) -> tuple[Config, pathlib.Path]:
-    try:
-        rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise UserError(f"{rest[1]!r} is not a flag; keys are given as --config.KEY=VALUE")
-        if _CONFIG.value is None:
-            raise UserError("give a recipe: --config=configs/quickstart.py")
-        config = parse(Config, _CONFIG.value)
-    except UserError:
-        raise
-    except Exception as error:  # A recipe is a program, in which anything can go wrong.
-        raise UserError(_explain(error, argv)) from None
+    config = parse(Config, recipe.read(argv))
     if not _WORKDIR.value:
         raise UserError("give a folder for the run: --workdir=DIR")
     workdir = pathlib.Path(_WORKDIR.value)
@@ -96,39 +81,10 @@ def _join_processes() -> None:
         jax.distributed.initialize(num_processes=processes, process_id=process)
     except ValueError as error:
         raise UserError(
-            f"--distributed: {_one_line(error)} Outside TPU pods and SLURM, set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
+            f"--distributed: {recipe.one_line(error)} Outside TPU pods and SLURM, set "
+            f"JAX_COORDINATOR_ADDRESS=HOST:PORT, "
             f"{' and '.join(names)}"
         ) from None
-
-
-def _explain(error: Exception, argv: list[str]) -> str:
-    """One line on what is wrong on the command line, or at which line of the recipe."""
-    recipe = _given_recipe(argv)
-    path = pathlib.Path(recipe.partition(":")[0])  # What follows a colon is get_config's argument.
-    if isinstance(error, OSError) and not path.is_file():
-        return f"--config={recipe}: there is no file {path}"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, SyntaxError):
-            return f"{cause.filename}, line {cause.lineno}: {cause.msg}"
-        frames = traceback.extract_tb(cause.__traceback__)
-        lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename).absolute() == path.absolute()]
-        if lines:
-            return f"{path}, line {lines[-1]}: {type(cause).__name__}: {_one_line(cause)}"
-        cause = cause.__context__
-    return _one_line(error) if isinstance(error, flags.Error) else f"--config={recipe}: {_one_line(error)}"
-
-
-def _given_recipe(argv: list[str]) -> str:
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            return value if equals else following
-    return ""
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Block(nnx.Module):
         batch, tokens, width = x.shape
         head_width = width // self.heads
         qkv = linear(x, self.qkv_kernel[...], self.qkv_bias[...])
-        q, k, v = jnp.split(qkv.reshape(batch, tokens, 3 * self.heads, head_width), 3, axis=2)
+        q, k, v = (part.reshape(batch, tokens, self.heads, head_width) for part in jnp.split(qkv, 3, axis=-1))
         logits = jnp.einsum("bqhd,bkhd->bhqk", q * head_width**-0.5, k, preferred_element_type=jnp.float32)
         if causal:
             visible = jnp.tril(jnp.ones((tokens, tokens), bool))

@@ -1,0 +1,170 @@
+"""Compiles the trainer's own step for a topology and reads off what there is to know."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+
+from jaxclip import mesh as meshes
+from jaxclip import methods, optimizer
+from jaxclip.config import Config
+from jaxclip.plan.chips import GIB, Topology
+from jaxclip.plan.flops import model_flops
+from jaxclip.plan.hlo import Program
+from jaxclip.step import Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """All collectives of one kind in a step.
+
+    Attributes:
+      count: how often a step runs one.
+      bytes: of their results on one device.
+    """
+
+    count: int
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What compiling a step says about it. Bytes are per device; None is what a program that does not fit leaves open.
+
+    Attributes:
+      fits: whether the compiler made a program.
+      batch_size: pairs per step, over all devices.
+      remat: what the towers recompute.
+      parts: bytes of the parameters, the optimizer's state and the batch, and of `temporaries`: activations,
+        gradients and the compiler's own copies at the moment when most is in use.
+      peak_hbm_bytes: their sum; of a program that does not fit the least that it would need.
+      collectives: by kind.
+      estimated_cycles: the compiler's estimate, loops multiplied out, communication left out.
+      unknown_loops: how many loops were counted as one turn because their length could not be read.
+      model_flops: of the whole step on all devices; see `flops.model_flops`.
+      compile_seconds: wall clock.
+    """
+
+    fits: bool
+    batch_size: int
+    remat: str
+    parts: dict[str, int]
+    peak_hbm_bytes: int
+    collectives: dict[str, Traffic] | None
+    estimated_cycles: int | None
+    unknown_loops: int
+    model_flops: float
+    compile_seconds: float
+
+    def estimated_mfu(self, topology: Topology) -> float | None:
+        """The share of the peak that the model's operations would be of, at the estimated cycles."""
+        seconds = self.seconds(topology)
+        return seconds and self.model_flops / (seconds * len(topology.devices) * topology.chip.peak_flops)
+
+    def images_per_second(self, topology: Topology) -> float | None:
+        """Pairs per second at the estimated cycles."""
+        seconds = self.seconds(topology)
+        return seconds and self.batch_size / seconds
+
+    def seconds(self, topology: Topology) -> float | None:
+        """A step's, at the chip's clock, if communication and input cost nothing."""
+        return self.estimated_cycles and self.estimated_cycles / topology.chip.clock
+
+
+def compile_step(config: Config, topology: Topology) -> Plan:
+    """Compiles the training step of a config for devices that need not be there.
+
+    Raises:
+      UserError: the config does not suit the devices.
+    """
+    mesh = meshes.create(config.mesh, topology.devices)
+    meshes.check_divides(config, mesh)
+    method = methods.from_config(config.method)
+    # The length of the schedule is a constant in the program, of which nothing here depends.
+    step = Step(method, optimizer.create(config.optimizer, 100_000), mesh, config.precision, config.microbatches)
+    sharding = meshes.batch_sharding(mesh)
+    shapes = method.example_batch(config.batch_size)
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+    state = step.abstract_state
+    parts = {
+        "parameters": _bytes_on_one(state.params),
+        "optimizer state": _bytes_on_one(state.opt_state),
+        "batch": _bytes_on_one(batch),
+    }
+    flops = model_flops(step, shapes)
+    lowered = step.train.lower(state, batch)
+    began = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except Exception as error:  # JaxRuntimeError, which jax does not export under a stable name.
+        needed = _needed(str(error))
+        if needed is None:
+            raise
+        parts["temporaries"] = needed
+        seconds = time.perf_counter() - began
+        return Plan(
+            False, config.batch_size, remat_of(config), parts, sum(parts.values()), None, None, 0, flops, seconds
+        )
+    seconds = time.perf_counter() - began
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    assert memory is not None and text is not None
+    peak = memory.peak_memory_in_bytes
+    parts["temporaries"] = max(0, peak - sum(parts.values()))
+    program = Program(text)
+    counts, sizes = collections.Counter[str](), collections.Counter[str]()
+    for found in program.collectives():
+        counts[found.kind] += found.times
+        sizes[found.kind] += int(found.times * found.bytes)
+    cycles = program.cycles()
+    return Plan(
+        True,
+        config.batch_size,
+        remat_of(config),
+        parts,
+        peak,
+        {kind: Traffic(counts[kind], sizes[kind]) for kind in sorted(sizes, key=lambda kind: -sizes[kind])},
+        cycles,
+        len(program.unknown_loops),
+        flops,
+        seconds,
+    )
+
+
+def remat_of(config: Config) -> str:
+    """What the towers of a config recompute: one word where all do alike."""
+    words = {name: tower["remat"] for name, tower in _towers(config)}
+    if len(set(words.values())) > 1:
+        return ", ".join(f"{name} {word}" for name, word in words.items())
+    return next(iter(words.values()), "none")
+
+
+def with_remat(config: Config, remat: str) -> Config:
+    """The config with all towers recomputing alike."""
+    towers = {name: dict(tower) | {"remat": remat} for name, tower in _towers(config)}
+    return dataclasses.replace(config, method=dict(config.method) | towers)
+
+
+def _towers(config: Config) -> list[tuple[str, Any]]:
+    return [(name, part) for name, part in config.method.items() if hasattr(part, "items") and "remat" in part]
+
+
+def _bytes_on_one(tree: Any) -> int:
+    """Bytes of a pytree of shapes on one device. A random key's are of no account."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)]
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _needed(message: str) -> int | None:
+    """The bytes that a compiler's refusal says are too many, or None where it refuses for another reason."""
+    found = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", message) or re.search(
+        r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message
+    )
+    if found is None:
+        return None
+    return int(float(found[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}[found[2]])

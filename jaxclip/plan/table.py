@@ -1,0 +1,117 @@
+"""A plan as a table for people, and as an object for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxclip.plan.chips import GIB, Topology
+from jaxclip.plan.compiling import Plan
+from jaxclip.plan.search import Found
+
+
+def table(plan: Plan, topology: Topology) -> str:
+    """What to know of one plan, a line each."""
+    devices, hbm = len(topology.devices), topology.chip.hbm_bytes
+    spare = hbm - plan.peak_hbm_bytes
+    if plan.fits:
+        verdict = f"yes, {_size(spare)} of {_size(hbm)} per device to spare"
+    else:
+        verdict = f"no: needs at least {_size(plan.peak_hbm_bytes)} per device, {_size(-spare)} more than {_size(hbm)}"
+    lines = [
+        ("topology", str(topology)),
+        ("fits", verdict),
+        ("batch", f"{plan.batch_size:,} pairs, {_number(plan.batch_size / devices)} per device; remat {plan.remat}"),
+        ("peak HBM", f"{_size(plan.peak_hbm_bytes)} per device"),
+    ]
+    lines += [("", f"{_size(size):>10}  {name}") for name, size in plan.parts.items()]
+    for number, (kind, traffic) in enumerate((plan.collectives or {}).items()):
+        name = "collectives" if number == 0 else ""
+        lines.append((name, f"{_size(traffic.bytes):>10}  {kind} x {traffic.count:,} per step and device"))
+    if plan.estimated_cycles:
+        seconds, mfu, images = plan.seconds(topology), plan.estimated_mfu(topology), plan.images_per_second(topology)
+        assert seconds and mfu and images
+        lines += [
+            ("compute", f"{plan.estimated_cycles:,} cycles by the compiler's estimate, {seconds * 1e3:,.0f} ms a step"),
+            ("model", f"{plan.model_flops / plan.batch_size / 1e9:,.1f} GFLOP per pair, forward and backward"),
+            (
+                "bound",
+                f"MFU {mfu:.0%}, {images:,.0f} pairs/s (estimates; communication and input cost nothing in them)",
+            ),
+        ]
+        if plan.unknown_loops:
+            lines.append(("", f"{plan.unknown_loops} loops of unknown length are counted once"))
+    lines.append(("compiled in", f"{plan.compile_seconds:.0f} s"))
+    if not plan.fits:
+        lines.append(("what helps", advice(plan)))
+    return "\n".join(f"{name:<12} {text}" for name, text in lines)
+
+
+def advice(plan: Plan) -> str:
+    """What to change when a plan does not fit."""
+    state = plan.parts["parameters"] + plan.parts["optimizer state"]
+    steps = []
+    if plan.remat != "full":
+        steps.append("remat='full' in config.method.image and .text")
+    steps.append("config.microbatches=2 or more")
+    if state > plan.peak_hbm_bytes / 4:
+        steps.append("config.mesh.fsdp=8 (parameters and optimizer state are a large part)")
+    return "; ".join(steps) + "; --search finds what fits"
+
+
+def search_table(found: Found, batch_size: int, topology: Topology) -> str:
+    """The answers of a search."""
+    if found.cheapest:
+        first = f"batch {batch_size:,} fits with remat {found.cheapest.remat}, the least recomputation that does"
+    else:
+        first = f"batch {batch_size:,} fits with no rematerialisation: use config.microbatches or more devices"
+    lines = [first, "", f"{'remat':<8}{'largest batch':>16}{'per device':>12}{'peak HBM':>12}{'MFU':>6}{'pairs/s':>12}"]
+    for remat, plan in found.largest.items():
+        mfu, images = plan.estimated_mfu(topology), plan.images_per_second(topology)
+        assert mfu and images
+        per_device = _number(plan.batch_size / len(topology.devices))
+        lines.append(
+            f"{remat:<8}{plan.batch_size:>16,}{per_device:>12}{_size(plan.peak_hbm_bytes):>12}{mfu:>6.0%}{images:>12,.0f}"
+        )
+    return "\n".join(lines)
+
+
+def as_dict(plan: Plan, topology: Topology) -> dict[str, Any]:
+    """The same as JSON values."""
+    return {
+        "fits": plan.fits,
+        "topology": topology.name,
+        "slices": topology.slices,
+        "devices": len(topology.devices),
+        "devices_per_chip": topology.chip.per_chip,
+        "batch_size": plan.batch_size,
+        "remat": plan.remat,
+        "peak_hbm_bytes": plan.peak_hbm_bytes,
+        "available_hbm_bytes": topology.chip.hbm_bytes,
+        "peak_hbm_parts": plan.parts,
+        "collectives": plan.collectives
+        and {kind: {"count": item.count, "bytes": item.bytes} for kind, item in plan.collectives.items()},
+        "estimated_cycles": plan.estimated_cycles,
+        "unknown_loops": plan.unknown_loops,
+        "model_flops": plan.model_flops,
+        "estimated_mfu": plan.estimated_mfu(topology),
+        "images_per_second_bound": plan.images_per_second(topology),
+        "compile_seconds": plan.compile_seconds,
+    }
+
+
+def search_dict(found: Found, topology: Topology) -> dict[str, Any]:
+    """A search as JSON values."""
+    return {
+        "cheapest": found.cheapest and as_dict(found.cheapest, topology),
+        "largest": {remat: as_dict(plan, topology) for remat, plan in found.largest.items()},
+    }
+
+
+def _size(size: float) -> str:
+    if size >= GIB:
+        return f"{size / GIB:,.2f} GiB"
+    return f"{size / 2**20:,.1f} MiB" if size >= 2**20 else f"{size / 2**10:,.1f} KiB"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"

@@ -1,0 +1,70 @@
+"""The flag --config=configs/NAME.py, and one line on whatever is wrong with what it names."""
+
+from __future__ import annotations
+
+import pathlib
+import traceback
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from jaxclip.errors import UserError
+
+# A key that the recipe does not have is let through here, so that `config.parse` names it and the nearest one there is.
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A recipe, such as configs/vit_b16.py.", lock_config=False, accept_new_attributes=True
+)
+
+
+def read(argv: list[str]) -> Any:
+    """Parses a command line's flags, which other modules may have defined more of.
+
+    Returns:
+      The recipe's ConfigDict, with the keys of the command line set.
+
+    Raises:
+      UserError: a flag or the recipe is wrong.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise UserError(f"{rest[1]!r} is not a flag; keys are given as --config.KEY=VALUE")
+        if _CONFIG.value is None:
+            raise UserError("give a recipe: --config=configs/quickstart.py")
+        return _CONFIG.value
+    except UserError:
+        raise
+    except Exception as error:  # A recipe is a program, in which anything can go wrong.
+        raise UserError(_explain(error, argv)) from None
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    """One line on what is wrong on the command line, or at which line of the recipe."""
+    recipe = _given_recipe(argv)
+    path = pathlib.Path(recipe.partition(":")[0])  # What follows a colon is get_config's argument.
+    if isinstance(error, OSError) and not path.is_file():
+        return f"--config={recipe}: there is no file {path}"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, SyntaxError):
+            return f"{cause.filename}, line {cause.lineno}: {cause.msg}"
+        frames = traceback.extract_tb(cause.__traceback__)
+        lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename).absolute() == path.absolute()]
+        if lines:
+            return f"{path}, line {lines[-1]}: {type(cause).__name__}: {one_line(cause)}"
+        cause = cause.__context__
+    return one_line(error) if isinstance(error, flags.Error) else f"--config={recipe}: {one_line(error)}"
+
+
+def _given_recipe(argv: list[str]) -> str:
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            return value if equals else following
+    return ""
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, without line breaks."""
+    return " ".join(str(error.args[0] if error.args else error).split())
