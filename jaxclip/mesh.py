@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxclip.config import Config, MeshConfig
@@ -36,7 +38,23 @@ def create(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
             f"config.mesh: data={config.data} x fsdp={config.fsdp} is not the {len(devices)} devices there are"
         )
     # jax.make_mesh makes Explicit axes unless told otherwise; the step is written for automatic partitioning.
-    return jax.make_mesh((data, config.fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return Mesh(_arrange(devices, data, config.fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def _arrange(devices: list[jax.Device], data: int, fsdp: int) -> np.ndarray:
+    """Devices in a grid in which neighbours are near each other."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        if data % slices:
+            raise UserError(
+                f"config.mesh: data={data} must be a multiple of the {slices} slices: fsdp stays within one"
+            )
+        # Slices are joined by the data centre's network only: the slowest axis of the grid runs over them.
+        return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp), (slices, 1), devices)
+    if devices[0].device_kind == "TPU v4" and any(device.core_on_chip for device in devices):
+        # jax arranges the chips of a v4 only where both cores are one device.
+        return np.array(devices).reshape(data, fsdp)
+    return mesh_utils.create_device_mesh((data, fsdp), devices)
 
 
 def check_divides(config: Config, mesh: Mesh) -> None:

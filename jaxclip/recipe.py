@@ -32,6 +32,8 @@ def read(argv: list[str]) -> Any:
             raise UserError(f"{rest[1]!r} is not a flag; keys are given as --config.KEY=VALUE")
         if _CONFIG.value is None:
             raise UserError("give a recipe: --config=configs/quickstart.py")
+        # A recipe that could not be loaded says so only when it is looked into.
+        _CONFIG.value.keys()
         return _CONFIG.value
     except UserError:
         raise

@@ -53,9 +53,6 @@ CHIPS = {
 }
 V4_CORES = _chip("v4", 137.5, 4, 128, 15.25, per_chip=2)
 
-# What the compiler calls the sixteen ways in which a v4 chip's cores can be used as one device.
-_MEGACORE = {"chip_config_name": "megacore"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
@@ -70,7 +67,8 @@ class Topology:
         slices = f"{self.slices} slices of " if self.slices > 1 else ""
         chips = len(self.devices) // self.chip.per_chip
         both = f", {chips:,} chips: each is two devices" if self.chip.per_chip == 2 else ""
-        return f"{slices}{self.name} ({len(self.devices):,} devices{both})"
+        devices = "1 device" if len(self.devices) == 1 else f"{len(self.devices):,} devices"
+        return f"{slices}{self.name} ({devices}{both})"
 
 
 def topology(name: str, slices: int = 1, megacore: bool = True) -> Topology:
@@ -98,14 +96,23 @@ def topology(name: str, slices: int = 1, megacore: bool = True) -> Topology:
         raise UserError("libtpu, the TPU's compiler, is not installed: pip install 'jaxclip[plan]'")
     from jax.experimental import topologies
 
-    more: dict[str, Any] = _MEGACORE if generation == "v4" and megacore else {}
-    more = more | ({"num_slices": slices} if slices > 1 else {})
-    try:
-        # The library looks for a TPU's surroundings and says on standard error that it finds none.
-        with quiet_stderr():
+    more: dict[str, Any] = {}
+    if generation == "v4" and megacore:
+        more["chip_config_name"] = "megacore"
+    if slices > 1:
+        more["num_slices"] = slices
+    if set(shape.split("x")) == {"1"}:
+        more["chips_per_host_bounds"] = (1, 1, 1)
+    # The library looks for a TPU's surroundings and says on standard error that it finds none.
+    with quiet_stderr():
+        try:
             description = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
-    except Exception as error:  # JaxRuntimeError, which jax does not export under a stable name.
-        said = " ".join(str(error).split())
-        raise UserError(f"--topology={name}: {said}") from None
+        except Exception as error:  # JaxRuntimeError, which jax does not export under a stable name.
+            # Raised outside, where what the library has said on standard error is dropped.
+            refusal: Exception | None = error
+        else:
+            refusal = None
+    if refusal is not None:
+        raise UserError(f"--topology={name}: {' '.join(str(refusal).split())}")
     chip = CHIPS[generation] if megacore else V4_CORES
     return Topology(name, chip, slices, list(description.devices))

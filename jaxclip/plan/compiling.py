@@ -138,20 +138,23 @@ def compile_step(config: Config, topology: Topology) -> Plan:
 
 def remat_of(config: Config) -> str:
     """What the towers of a config recompute: one word where all do alike."""
-    words = {name: tower["remat"] for name, tower in _towers(config)}
+    words = _remats(config)
     if len(set(words.values())) > 1:
-        return ", ".join(f"{name} {word}" for name, word in words.items())
+        return ", ".join(f"{tower} {word}" for tower, word in words.items())
     return next(iter(words.values()), "none")
 
 
 def with_remat(config: Config, remat: str) -> Config:
     """The config with all towers recomputing alike."""
-    towers = {name: dict(tower) | {"remat": remat} for name, tower in _towers(config)}
+    towers = {tower: dict(config.method[tower]) | {"remat": remat} for tower in _remats(config)}
     return dataclasses.replace(config, method=dict(config.method) | towers)
 
 
-def _towers(config: Config) -> list[tuple[str, Any]]:
-    return [(name, part) for name, part in config.method.items() if hasattr(part, "items") and "remat" in part]
+def _remats(config: Config) -> dict[str, str]:
+    """By name, what each tower of the method recomputes."""
+    method = methods.from_config(config.method)
+    parts = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    return {name: part.remat for name, part in parts.items() if hasattr(part, "remat")}
 
 
 def _bytes_on_one(tree: Any) -> int:

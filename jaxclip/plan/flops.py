@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import jax
+from jax.extend.core import jaxprs_in_params
 
 from jaxclip.step import Step
 
@@ -33,7 +34,7 @@ def _products(jaxpr: Any) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += turns * sum(_products(inner) for inner in jax.core.jaxprs_in_params(equation.params))
+        total += turns * sum(_products(inner) for inner in jaxprs_in_params(equation.params))
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
