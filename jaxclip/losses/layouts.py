@@ -142,7 +142,7 @@ class Ring:
 
         def visit(hop: jax.Array, carry: tuple) -> tuple:
             columns, row_sums, column_sums = carry
-            # Asked for before the block is computed, so that the next texts travel meanwhile.
+            # Asked for before the block is computed, so that the next texts may travel meanwhile.
             following = pass_on(columns)
             index = (home - hop) % self.devices * length + jnp.arange(length)
             row_sums, column_sums = sweep(tile, rows, columns | {"index": index}, row_sums, column_sums, size)

@@ -88,13 +88,14 @@ def softmax_on_device(
         cosines, logits = _logits(rows, columns, scalars["scale"])
         partners = _partners(rows, columns)
         share = 1 / rows["partners"][:, None] if hard else 1
-        by_logits = image_weight * jnp.exp(logits - rows["logsumexp"][:, None])
-        by_logits += (1 - image_weight) * jnp.exp(logits - columns["logsumexp"][None, :])
+        # Not exp(s - logsumexp): for a block of one tile these are the exponentials that the statistics had already.
+        by_logits = jnp.exp(logits - rows["max"][:, None]) * rows["factor"][:, None]
+        by_logits += jnp.exp(logits - columns["max"][None, :]) * columns["factor"][None, :]
         by_logits -= jnp.where(partners, (1 - soft) * share, 0)
         teacher = _teacher_logits(rows, columns, scalars)
         if teacher is not None:
-            by_logits -= soft * image_weight * jnp.exp(teacher - rows["teacher_logsumexp"][:, None])
-            by_logits -= soft * (1 - image_weight) * jnp.exp(teacher - columns["teacher_logsumexp"][None, :])
+            by_logits -= jnp.exp(teacher - rows["teacher_max"][:, None]) * rows["teacher_factor"][:, None]
+            by_logits -= jnp.exp(teacher - columns["teacher_max"][None, :]) * columns["teacher_factor"][None, :]
         if counts is not None:
             by_logits = jnp.where(counts, by_logits, 0)
         row = {"scale": row["scale"] + jnp.sum(by_logits * (cosines - centre), 1)} | _descend(
@@ -102,16 +103,21 @@ def softmax_on_device(
         )
         return row, _descend(column, by_logits.T, rows["image"], "text")
 
-    def known(side: Arrays, sums: Arrays) -> Arrays:
-        side = side | {"logsumexp": _logsumexp(sums)}
+    def known(side: Arrays, sums: Arrays, weight: float) -> Arrays:
+        side = side | {"factor": weight / sums["sum"]}
         if "teacher_sum" in sums:
-            side |= {"teacher_logsumexp": sums["teacher_max"] + jnp.log(sums["teacher_sum"])}
-        return side | {key: sums[key] for key in ("partners",) if key in sums}
+            side |= {"teacher_factor": soft * weight / sums["teacher_sum"]}
+        return side | {key: sums[key] for key in ("max", "teacher_max", "partners") if key in sums}
 
     row_sums = {"image": _zeros_like(rows["image"], dtype), "scale": jnp.zeros(len(rows["image"]), dtype)}
     column_sums = {"text": _zeros_like(columns["text"], dtype)}
     row_sums, column_sums = layout.sweep(
-        gradients, known(rows, row), known(columns, column), row_sums, column_sums, None
+        gradients,
+        known(rows, row, image_weight),
+        known(columns, column, 1 - image_weight),
+        row_sums,
+        column_sums,
+        None,
     )
     by_scale = total(layout, jnp.sum(row_sums["scale"])) / batch
     return (loss, accuracy, by_scale), _own_gradients(layout, row_sums, column_sums, scalars["scale"] / batch, pairs)
@@ -247,10 +253,6 @@ def _merge(sums: Arrays, axis: str) -> Arrays:
             top = {"sum": "max", "teacher_sum": "teacher_max", "teacher_dot": "teacher_max"}.get(key)
             merged[key] = lax.psum(item * jnp.exp(sums[top] - merged[top]) if top else item, axis)
     return merged
-
-
-def _logsumexp(sums: Arrays) -> jax.Array:
-    return sums["max"] + jnp.log(sums["sum"])
 
 
 def _descend(sums: Arrays, by_logits: jax.Array, others: jax.Array, name: str) -> Arrays:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,19 +25,24 @@ class TileSize:
 
 
 def tile_size(rows: int, columns: int, width: int, itemsize: int) -> TileSize:
-    """The rule: in float32, a quarter of the smaller side's embeddings, but at least 8 MiB and at most 64 MiB.
+    """The rule: the whole block up to 4 MiB of float32 logits; else a quarter of the smaller side's embeddings.
 
-    So a tile is never what fills the memory, and is large enough for the matrix units. Tiles have at most 2,048 rows:
-    taller ones re-use a column no better and make the accumulators' slices longer.
+    That quarter is kept between 4 and 64 MiB, large enough for matrix units and never what fills the memory, and under
+    an eighth of the block. Tiles have at most 2,048 rows: taller ones re-use a column no better and make the
+    accumulators' slices longer.
 
     Args:
       rows, columns: of the block.
       width: of the embeddings.
       itemsize: bytes per entry of the embeddings.
     """
-    budget = min(max(min(rows, columns) * width * itemsize // 4, 8 * 2**20), 64 * 2**20)
-    tall = min(rows, 2048)
-    return TileSize(tall, max(1, min(columns, budget // (4 * tall))))
+    if rows * columns <= 2**20:
+        return TileSize(rows, columns)
+    embeddings = min(rows, columns) * width * itemsize
+    logits = min(max(embeddings // 4, 4 * 2**20), 64 * 2**20, 4 * rows * columns // 8) // 4
+    # Wider than tall where there is a choice: the loop over rows is the inner one.
+    tall = min(rows, 2048, max(1, math.isqrt(logits)))
+    return TileSize(tall, max(1, min(columns, logits // tall)))
 
 
 def sweep(

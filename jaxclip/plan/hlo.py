@@ -91,15 +91,14 @@ class Program:
             total += times * int(found[1]) if found else 0
         return total
 
-    def largest_array(self) -> str:
-        """The shape with the most entries among all values of the program, parts of fusions included."""
-        shapes = {
+    def shapes(self) -> set[str]:
+        """The array types of all values of the program, parts of fusions included: bf16[128,512] and so on."""
+        return {
             match[0]
             for computation in self._computations.values()
             for instruction in computation.values()
             for match in _ARRAY.finditer(instruction.shape)
         }
-        return max(shapes, key=entries)
 
     def _run(self, name: str, times: int) -> Iterator[tuple[Instruction, int]]:
         computation = self._computations.get(name, {})
