@@ -45,9 +45,17 @@ def base() -> ConfigDict:
 
 
 def clip(
-    *, image_size: int, patch_size: int, width: int, layers: int, text_width: int, text_layers: int, embed_dim: int
+    *,
+    image_size: int,
+    patch_size: int,
+    width: int,
+    layers: int,
+    text_width: int,
+    text_layers: int,
+    embed_dim: int,
+    remat: str = "none",
 ) -> ConfigDict:
-    """CLIP with heads of width 64, OpenAI's vocabulary size and context."""
+    """CLIP with heads of width 64, OpenAI's vocabulary size and context; `remat` is what both towers recompute."""
     return ConfigDict(
         {
             "name": "clip",
@@ -59,7 +67,7 @@ def clip(
                 "layers": layers,
                 "heads": width // 64,
                 "scan": True,
-                "remat": "none",
+                "remat": remat,
                 "patch_drop": 0.0,
             },
             "text": {
@@ -69,7 +77,7 @@ def clip(
                 "layers": text_layers,
                 "heads": text_width // 64,
                 "scan": True,
-                "remat": "none",
+                "remat": remat,
             },
         }
     )
