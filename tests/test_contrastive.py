@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxclip.losses import softmax_contrastive
+from jaxclip.losses import sigmoid_contrastive, softmax_contrastive
+from jaxclip.losses.tiles import TileSize, tile_size
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -170,3 +172,59 @@ def test_logits_and_loss_are_float32_and_the_product_is_not_rounded(dtype):
     assert product.outvars[0].aval.dtype == jnp.float32
     assert product.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2
     assert [aval.dtype for aval in jaxpr.out_avals] == [jnp.float32] * 2
+
+
+def test_a_fixed_temperature_may_be_a_plain_number():
+    images, texts = pairs("alike", 8)
+    assert float(contrast(images, texts, 14.0)[0]) == float(contrast(images, texts, jnp.float32(14.0))[0])
+
+
+def mesh_of(devices: int) -> Mesh:
+    return Mesh(np.array(jax.devices()[:devices]), ("data",))
+
+
+@pytest.mark.parametrize(
+    "loss", (softmax_contrastive, lambda *given, mesh: sigmoid_contrastive(*given, -10.0, mesh=mesh))
+)
+def test_a_batch_that_does_not_divide_among_the_devices_is_an_error(loss):
+    images, texts = map(jnp.asarray, pairs("alike", 33))
+    with pytest.raises(ValueError, match="a batch of 33 does not divide among 8 devices"):
+        loss(images, texts, 14.0, mesh=mesh_of(8))
+
+
+@pytest.mark.parametrize("devices", (1, 8))
+def test_bfloat16_embeddings_give_bfloat16_gradients_near_the_exact_ones(devices):
+    images, texts = (jnp.asarray(x, jnp.bfloat16) for x in pairs("alike", 64))
+    mesh = mesh_of(devices)
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    images, texts = jax.device_put((images, texts), rows)
+    function = jax.value_and_grad(lambda *given: softmax_contrastive(*given, mesh=mesh)[0], argnums=(0, 1, 2))
+    loss, gradients = jax.jit(function)(images, texts, jnp.float32(14.3))
+    expected_loss, expected, _ = reference(images, texts, 14.3)
+    assert [gradient.dtype for gradient in gradients] == [jnp.bfloat16, jnp.bfloat16, jnp.float32]
+    np.testing.assert_allclose(loss, expected_loss, rtol=0, atol=4 * EPS * 14.3)
+    for found, right in zip(gradients, expected, strict=True):
+        # Rounded twice: the gradient by the logits, on its way into the product, and the result.
+        np.testing.assert_allclose(np.asarray(found, float), right, rtol=0, atol=2**-7 * np.abs(right).max())
+
+
+def test_what_is_not_a_number_comes_through():
+    images, texts = pairs("random", 8)
+    images[0, 0] = np.nan
+    loss, _ = contrast(images, texts, jnp.float32(10))
+    assert np.isnan(float(loss))
+
+
+def test_a_mesh_of_explicit_axes_is_an_error():
+    images, texts = map(jnp.asarray, pairs("alike", 8))
+    with pytest.raises(ValueError, match="typed Auto"):
+        softmax_contrastive(images, texts, 14.0, mesh=jax.make_mesh((8,), ("data",)))
+
+
+def test_tiles_are_one_for_small_blocks_and_a_small_part_of_large_ones():
+    assert tile_size(1024, 1024, 512, 4) == TileSize(1024, 1024)
+    for rows, columns, width in ((2048, 2048, 768), (4096, 4096, 1024), (131_072, 131_072, 768), (3, 5_000_000, 64)):
+        tile = tile_size(rows, columns, width, 2)
+        logits = tile.rows * tile.columns
+        assert logits <= rows * columns / 8 and 4 * logits <= 64 * 2**20
+        assert logits >= min(2**20, rows * columns / 8) * 0.9

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxclip.losses.layouts import ACROSS, DOWN, Layout, choose_layout, grid_mesh
-from jaxclip.losses.on_device import sigmoid_on_device, softmax_on_device
+from jaxclip.losses.on_device import accumulator, sigmoid_on_device, softmax_on_device
 
 
 @functools.partial(
@@ -46,7 +46,7 @@ class Teacher:
 def softmax_contrastive(
     image_embeddings: Float[Array, "batch width"],
     text_embeddings: Float[Array, "batch width"],
-    logit_scale: Float[Array, ""],
+    logit_scale: Float[Array, ""] | float,
     *,
     mesh: Mesh | None = None,
     image_weight: float = 0.5,
@@ -72,21 +72,25 @@ def softmax_contrastive(
     Returns:
       The loss in nats; and the share of pictures and texts whose most similar partner in the batch is their own, or as
       similar as it. The second has no gradient.
+
+    Raises:
+      ValueError: the batch does not divide among the devices, or the mesh's axes are not typed Auto.
     """
     place = _Place.of(image_embeddings, mesh, layout)
+    scale = jnp.asarray(logit_scale, accumulator(image_embeddings))
     pairs = {} if ids is None else {"ids": ids}
     scalars: dict[str, jax.Array] = {}
     if teacher is not None:
         pairs |= {"teacher_image": teacher.image_embeddings, "teacher_text": teacher.text_embeddings}
         scalars |= {"teacher_scale": jnp.asarray(teacher.logit_scale), "teacher_weight": jnp.asarray(teacher.weight)}
-    return _softmax(place, image_weight, image_embeddings, text_embeddings, logit_scale, pairs, scalars)
+    return _softmax(place, image_weight, image_embeddings, text_embeddings, scale, pairs, scalars)
 
 
 def sigmoid_contrastive(
     image_embeddings: Float[Array, "batch width"],
     text_embeddings: Float[Array, "batch width"],
-    logit_scale: Float[Array, ""],
-    logit_bias: Float[Array, ""],
+    logit_scale: Float[Array, ""] | float,
+    logit_bias: Float[Array, ""] | float,
     *,
     mesh: Mesh | None = None,
     layout: Layout | None = None,
@@ -103,9 +107,13 @@ def sigmoid_contrastive(
 
     Returns:
       The sum over all pairs divided by the batch size, in nats.
+
+    Raises:
+      ValueError: the batch does not divide among the devices, or the mesh's axes are not typed Auto.
     """
     place = _Place.of(image_embeddings, mesh, layout)
-    return _sigmoid(place, image_embeddings, text_embeddings, logit_scale, logit_bias)
+    scale, bias = (jnp.asarray(x, accumulator(image_embeddings)) for x in (logit_scale, logit_bias))
+    return _sigmoid(place, image_embeddings, text_embeddings, scale, bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +127,10 @@ class _Place:
     def of(cls, embeddings: jax.Array, mesh: Mesh | None, layout: Layout | None) -> _Place:
         batch, width = embeddings.shape
         devices = 1 if mesh is None else mesh.size
+        if mesh is not None and mesh.are_all_axes_explicit:
+            raise ValueError("the mesh's axes must be typed Auto: jax.make_mesh(..., axis_types=(AxisType.Auto, ...))")
+        if batch % devices:
+            raise ValueError(f"a batch of {batch} does not divide among {devices} devices")
         return cls(mesh, layout or choose_layout(batch, width, embeddings.dtype.itemsize, devices))
 
     def run(self, function: Callable[..., Any], pairs: Any, scalars: Any) -> tuple[Any, Any]:

@@ -39,10 +39,10 @@ def softmax_on_device(
     """
     rows = layout.rows({key: pairs[key] for key in ("image", "ids", "teacher_image") if key in pairs})
     columns = layout.columns({key: pairs[key] for key in ("text", "ids", "teacher_text") if key in pairs})
-    dtype = _accumulator(pairs["image"])
+    dtype = accumulator(pairs["image"])
     soft = scalars.get("teacher_weight", jnp.zeros((), dtype)).astype(dtype)
     batch = _batch(layout, pairs)
-    hard = "ids" in pairs
+    several = "ids" in pairs  # partners for each
 
     def statistics(rows: Arrays, columns: Arrays, row: Arrays, column: Arrays, counts: jax.Array | None) -> tuple:
         _, logits = _logits(rows, columns, scalars["scale"])
@@ -51,7 +51,7 @@ def softmax_on_device(
         teacher = _teacher_logits(rows, columns, scalars)
         if teacher is not None and counts is not None:
             teacher = jnp.where(counts, teacher, -jnp.inf)
-        if hard:
+        if several:
             those = partners if counts is None else partners & counts
             row = row | {
                 "partners": row["partners"] + jnp.sum(those, 1, dtype=dtype),
@@ -63,12 +63,12 @@ def softmax_on_device(
         )
 
     kinds = ("max", "best", "sum") + (("teacher_max", "teacher_sum", "teacher_dot") if "teacher_image" in pairs else ())
-    row_start = _start(len(rows["image"]), kinds + (("partners", "positive") if hard else ()), dtype)
+    row_start = _start(len(rows["image"]), kinds + (("partners", "positive") if several else ()), dtype)
     column_start = _start(len(columns["text"]), kinds, dtype)
     row, column = layout.sweep(statistics, rows, columns, row_start, column_start, _merge)
     own_row, own_column = layout.own_rows(row), layout.own_columns(column)
 
-    positive = own_row["positive"] / own_row["partners"] if hard else own_row["best"]
+    positive = own_row["positive"] / own_row["partners"] if several else own_row["best"]
     # The difference of the large numbers first: it is 0 where the own partner is the most similar.
     by_row, by_column = ((own["max"] - positive) + jnp.log(own["sum"]) for own in (own_row, own_column))
     if "teacher_image" in pairs:
@@ -87,7 +87,7 @@ def softmax_on_device(
     def gradients(rows: Arrays, columns: Arrays, row: Arrays, column: Arrays, counts: jax.Array | None) -> tuple:
         cosines, logits = _logits(rows, columns, scalars["scale"])
         partners = _partners(rows, columns)
-        share = 1 / rows["partners"][:, None] if hard else 1
+        share = 1 / rows["partners"][:, None] if several else 1
         # Not exp(s - logsumexp): for a block of one tile these are the exponentials that the statistics had already.
         by_logits = jnp.exp(logits - rows["max"][:, None]) * rows["factor"][:, None]
         by_logits += jnp.exp(logits - columns["max"][None, :]) * columns["factor"][None, :]
@@ -139,7 +139,7 @@ def sigmoid_on_device(
       gradients by both embeddings; without gradients (loss,) and ().
     """
     rows, columns = layout.rows({"image": pairs["image"]}), layout.columns({"text": pairs["text"]})
-    dtype = _accumulator(pairs["image"])
+    dtype = accumulator(pairs["image"])
     batch = _batch(layout, pairs)
 
     def tile(rows: Arrays, columns: Arrays, row: Arrays, column: Arrays, counts: jax.Array | None) -> tuple:
@@ -174,7 +174,8 @@ def sigmoid_on_device(
     return sums, _own_gradients(layout, row_sums, column_sums, scalars["scale"] / batch, pairs)
 
 
-def _accumulator(embeddings: jax.Array) -> Any:
+def accumulator(embeddings: jax.Array) -> Any:
+    """The dtype of logits, statistics and sums over tiles."""
     return jnp.promote_types(embeddings.dtype, jnp.float32)
 
 
@@ -189,7 +190,7 @@ def _zeros_like(x: jax.Array, dtype: Any) -> jax.Array:
 
 def _product(left: jax.Array, right: jax.Array) -> jax.Array:
     # TPUs and GPUs would otherwise round float32 embeddings on their way into the product.
-    return jnp.matmul(left, right, precision="highest", preferred_element_type=_accumulator(left))
+    return jnp.matmul(left, right, precision="highest", preferred_element_type=accumulator(left))
 
 
 def _logits(rows: Arrays, columns: Arrays, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
