@@ -79,6 +79,7 @@ def test_one_object_for_programs_and_progress_for_people(folder):
 def test_a_table_for_people(folder):
     done = plan(folder, "v5e:2x4", "--slices=2", "--config.batch_size=64")
     assert done.returncode == 0, done.stderr
+    assert "send x" in done.stdout, "nothing goes from slice to slice"
     for words in (
         "2 slices of v5e:2x4 (16 devices)",
         "yes, ",

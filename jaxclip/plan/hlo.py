@@ -38,7 +38,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective of one kind: bytes of its result on each device, and how often a step runs it."""
+    """A collective of one kind (`send`: to other slices): bytes of its result on each device, and how often it runs."""
 
     kind: str
     bytes: float
@@ -76,8 +76,8 @@ class Program:
             kind = self._kind(instruction)
             if kind:
                 shape = instruction.shape
-                if instruction.opcode.endswith("-start"):
-                    # Operands stand before results, and contexts behind: what arrives is the larger array of them.
+                if instruction.opcode == "send" or instruction.opcode.endswith("-start"):
+                    # Operands stand before results, and contexts behind: what travels is the largest array of them.
                     arrays = [match[0] for match in _ARRAY.finditer(shape)]
                     shape = max(arrays, key=array_bytes)
                 found.append(Collective(kind, array_bytes(shape), times, shape))
@@ -114,7 +114,8 @@ class Program:
 
     def _kind(self, instruction: Instruction) -> str:
         opcode = instruction.opcode.removesuffix("-start")
-        if opcode in COLLECTIVES:
+        # What goes to other slices is sent through the hosts' network; a receive is another's send.
+        if opcode in (*COLLECTIVES, "send"):
             return opcode
         # A large reduce-scatter is written as a fusion around an all-reduce.
         if opcode == "fusion" and "all-reduce-scatter" in instruction.named("calls"):
