@@ -23,9 +23,15 @@ from jaxclip.plan.hlo import Program, array_bytes
 from jaxclip.plan.search import search
 from jaxclip.step import Step
 
-# As the TPU's compiler writes it: a loop of 12 turns around one of 3, whose bound comes in from outside.
+# As the TPU's compiler writes it: a loop of 12 turns around one of 3 (0, 2, 4), whose bound comes in from outside.
 PROGRAM = """
 HloModule jit_f, is_scheduled=true
+
+%gather (g: bf16[1,32]) -> (bf16[1,32], bf16[1,128], u32[]) {
+  %g = bf16[1,32]{1,0} parameter(0)
+  %gathered = bf16[1,128]{1,0} all-gather(%g), channel_id=3, dimensions={1}
+  ROOT %begun = (bf16[1,32], bf16[1,128], u32[]) custom-call(%gathered), custom_call_target="AsyncCollectiveStart"
+}
 
 %fused (p: f32[8]) -> f32[8] {
   %p = f32[8]{0} parameter(0)
@@ -37,7 +43,11 @@ HloModule jit_f, is_scheduled=true
   %x = f32[8]{0} get-tuple-element(%q), index=1
   %permute = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%x), channel_id=1
   %arrived = f32[8]{0} collective-permute-done(%permute)
-  ROOT %t = (s32[]{:T(128)}, f32[8]{0}, s32[]{:T(128)}) tuple(%x)
+  %j2 = s32[]{:T(128)} get-tuple-element(%q), index=0
+  %bound2 = s32[]{:T(128)} get-tuple-element(%q), index=2
+  %two = s32[]{:T(128)} constant(2)
+  %next = s32[]{:T(128)} add(%j2, %two)
+  ROOT %t = (s32[]{:T(128)}, f32[8]{0}, /*index=2*/s32[]{:T(128)}) tuple(%next, %x, /*index=2*/%bound2)
 }
 
 %inner_condition (r: (s32[], f32[8], s32[])) -> pred[] {
@@ -51,11 +61,14 @@ HloModule jit_f, is_scheduled=true
   %b = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
   %y = f32[8]{0} fusion(%b), kind=kLoop, calls=%fused, backend_config={"window_config":{"estimated_cycles":"50"}}
   %zero = s32[]{:T(128)} constant(0)
-  %three = s32[]{:T(128)} constant(3)
-  %copied = s32[]{:T(128)} copy(%three)
+  %six = s32[]{:T(128)} constant(6)
+  %copied = s32[]{:T(128)} copy(%six)
   %start = (s32[]{:T(128)}, f32[8]{0}, /*index=2*/s32[]{:T(128)}) tuple(%zero, %y, /*index=2*/%copied)
   %inner = (s32[]{:T(128)}, f32[8]{0}, s32[]{:T(128)}) while(%start), condition=%inner_condition, body=%inner_body
-  ROOT %u = (s32[]{:T(128)}, f32[8]{0}) tuple(%zero, %y)
+  %i2 = s32[]{:T(128)} get-tuple-element(%b), index=0
+  %one = s32[]{:T(128)} constant(1)
+  %more = s32[]{:T(128)} add(%i2, %one)
+  ROOT %u = (s32[]{:T(128)}, f32[8]{0}) tuple(%more, %y)
 }
 
 %condition (c: (s32[], f32[8])) -> pred[] {
@@ -72,6 +85,9 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   %loop = (s32[]{:T(128)}, f32[8]{0}) while(%first), condition=%condition, body=%body
   %z = f32[8]{0} get-tuple-element(%loop), index=1
   %sums = (f32[8]{0}, bf16[2,3]{1,0}) all-reduce(%z, %z), channel_id=2
+  %async-collective-start = (bf16[1,32], bf16[1,128], u32[]) fusion(%a), kind=kCustom, calls=%gather
+  %begin = ((f32[4], bf16[2]), (f32[8], bf16[4]), u32[]) all-gather-start(%z, %z), channel_id=4
+  %end = (f32[8], bf16[4]) all-gather-done(%begin)
   %part = f32[1]{0} fusion(%z), kind=kCustom, calls=%all-reduce-scatter.1
   ROOT %w = f32[8]{0} add(%z, %z), backend_config={"window_config":{"estimated_cycles":"7"}}
 }
@@ -81,15 +97,18 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 def test_loops_multiply_cycles_and_collectives():
     program = Program(PROGRAM)
     assert program.cycles() == 12 * 50 + 7
-    found = {item.kind: (item.times, item.bytes) for item in program.collectives()}
-    assert found == {"collective-permute": (36, 32), "all-reduce": (1, 32 + 12), "reduce-scatter": (1, 4)}
+    found = {(item.kind, item.times, item.bytes) for item in program.collectives()}
+    permute, sums, scatter = ("collective-permute", 36, 32), ("all-reduce", 1, 32 + 12), ("reduce-scatter", 1, 4)
+    overlapped, combined = ("all-gather", 1, 256), ("all-gather", 1, 32 + 8)
+    assert found == {permute, sums, scatter, overlapped, combined}
     assert not program.unknown_loops
 
 
 def test_a_loop_whose_length_cannot_be_read_counts_once_and_is_reported():
-    program = Program(PROGRAM.replace("direction=LT", "direction=NE"))
-    assert program.cycles() == 50 + 7
-    assert program.unknown_loops == {"loop", "inner"}
+    for known, unknown in (("direction=LT", "direction=NE"), ("%none, %a", "%a, %a"), (" add(%i2,", " multiply(%i2,")):
+        program = Program(PROGRAM.replace(known, unknown))
+        assert program.cycles() == 50 + 7
+        assert "loop" in program.unknown_loops
 
 
 @pytest.mark.parametrize(
@@ -145,7 +164,7 @@ def test_remat_is_said_and_set_for_all_towers():
 
 def plan(config: Config, fits: bool, peak: int, remat: str) -> Plan:
     parts = {"parameters": 1000, "optimizer state": 2000, "batch": 0, "temporaries": peak - 3000}
-    return Plan(fits, config.batch_size, remat, parts, peak, {}, 100, 0, 1e6, 1.0)
+    return Plan(fits, config.batch_size, remat, 1, {"data": 4, "fsdp": 1}, parts, peak, {}, 100, 0, 1e6, 1.0)
 
 
 def memory(per_row: dict[str, int], hbm: int, compiled: list[tuple[str, int]]):
@@ -182,9 +201,21 @@ def test_a_search_leaves_out_what_does_not_fit_with_the_smallest_batch():
 
 def test_what_does_not_fit_is_told_by_how_much_and_what_helps():
     topology = chips.Topology("v5e:2x2", chips.CHIPS["v5e"], 1, [None] * 4)
-    text = table.table(dataclasses.replace(plan(CONFIG, False, 20 * 2**30, "none"), estimated_cycles=None), topology)
+    large = dataclasses.replace(plan(CONFIG, False, 20 * 2**30, "none"), estimated_cycles=None)
+    text = table.table(large, topology)
     assert "no: needs at least 20.00 GiB per device, 4.25 GiB more than 15.75 GiB" in text
-    assert "remat='full'" in text and "config.microbatches=2" in text
+    assert table.advice(large).startswith("remat='full' in config.method.image and .text; config.microbatches=2;")
+
+
+def test_advice_is_what_can_be_followed():
+    parts = {"parameters": 10**10, "optimizer state": 10**10, "batch": 0, "temporaries": 0}
+    large = dataclasses.replace(plan(CONFIG, False, 2 * 10**10, "full"), parts=parts, batch_size=9, microbatches=3)
+    one = dataclasses.replace(large, mesh={"data": 1, "fsdp": 1})
+    assert table.advice(one) == "config.microbatches=9; --search finds what fits"
+    many = dataclasses.replace(large, batch_size=12, mesh={"data": 2, "fsdp": 2})
+    assert table.advice(many).startswith("config.mesh.fsdp=4 or more (")
+    least = dataclasses.replace(one, batch_size=3)
+    assert table.advice(least).startswith("more devices;")
 
 
 @pytest.mark.parametrize(
@@ -193,6 +224,9 @@ def test_what_does_not_fit_is_told_by_how_much_and_what_helps():
         ("v9:4x4", {}, "--topology=v9:4x4: give a generation (v4, v5e, v5p, v6e, tpu7x)"),
         ("v5e", {}, "--topology=v5e: give a generation"),
         ("v5e:16", {}, "such as v5e:16x16"),
+        ("v5e:4x4x4", {}, "two of v5e and v6e"),
+        ("v5p:4x4", {}, "three of the others"),
+        ("v6e:0x4", {}, "such as v5e:16x16"),
         ("v5e:4x4", {"slices": 0}, "--slices=0 must be at least 1"),
         ("v5e:4x4", {"megacore": False}, "--nomegacore: only a v4 chip"),
     ],

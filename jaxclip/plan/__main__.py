@@ -41,14 +41,15 @@ def _plan(argv: list[str]) -> int:
     given = recipe.read(argv)
     if not _TOPOLOGY.value:
         raise UserError("give the TPUs to plan for, such as --topology=v5e:16x16")
-    # The program does not depend on the data, which need not be there; nor does it on the words of the vocabulary.
-    if not given.data.get("train_vocabulary") and not given.data.get("vocabulary"):
-        given.data.vocabulary = "of no account"
+    # The program does not depend on the data, which need not be there, nor on the words of a vocabulary, without which
+    # a config is not whole.
+    if "data" in given and "vocabulary" in given.data and not given.data.get("train_vocabulary"):
+        given.data.vocabulary = given.data.vocabulary or "of no account"
     config = parse(Config, given)
 
     from jaxclip.plan import table
     from jaxclip.plan.chips import topology
-    from jaxclip.plan.compiling import Plan, compile_step, remat_of
+    from jaxclip.plan.compiling import Plan, compile_step, mesh_for, remat_of
     from jaxclip.plan.search import search
 
     where = topology(_TOPOLOGY.value, _SLICES.value, _MEGACORE.value)
@@ -59,10 +60,11 @@ def _plan(argv: list[str]) -> int:
             said.append("fits" if plan.fits else "does not fit")
         return plan
 
+    mesh_for(config, where)
     if _SEARCH.value:
         found = search(config, len(where.devices), where.chip.hbm_bytes, compile_one)
         print(
-            json.dumps(table.search_dict(found, where))
+            json.dumps(table.search_dict(found, config.batch_size, where))
             if _JSON.value
             else table.search_table(found, config.batch_size, where)
         )

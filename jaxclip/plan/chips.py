@@ -7,6 +7,8 @@ import importlib.util
 import re
 from typing import Any
 
+import jax
+
 from jaxclip.errors import UserError
 from jaxclip.quiet import quiet_stderr
 
@@ -43,7 +45,7 @@ def _chip(name: str, teraflops: float, matrix_units: int, width: int, gib: float
 
 
 # By the name in a topology; v4 stands for a chip whose two cores work as one device ("megacore", what JAX gets on
-# Cloud TPU VMs). The HBM is what libtpu 0.0.51 states as available when a program is too large.
+# Cloud TPU VMs). The HBM is what libtpu states as available when a program is too large.
 CHIPS = {
     "v4": _chip("v4", 275, 8, 128, 30.75),
     "v5e": _chip("v5e", 197, 4, 128, 15.75),
@@ -83,10 +85,12 @@ def topology(name: str, slices: int = 1, megacore: bool = True) -> Topology:
       UserError: libtpu is not installed, or there is no such topology.
     """
     generation, _, shape = name.partition(":")
-    if generation not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+    # The compiler ends the process over a wrong number of dimensions.
+    dimensions = 2 if generation in ("v5e", "v6e") else 3
+    if generation not in CHIPS or not re.fullmatch(r"[1-9]\d*" + r"x[1-9]\d*" * (dimensions - 1), shape):
         raise UserError(
-            f"--topology={name}: give a generation ({', '.join(CHIPS)}) and the chips along each dimension, such as "
-            f"v5e:16x16 or v5p:4x4x8"
+            f"--topology={name}: give a generation ({', '.join(CHIPS)}) and the chips along each dimension, two of v5e "
+            f"and v6e, three of the others, such as v5e:16x16 or v5p:4x4x8"
         )
     if slices < 1:
         raise UserError(f"--slices={slices} must be at least 1")
@@ -107,7 +111,7 @@ def topology(name: str, slices: int = 1, megacore: bool = True) -> Topology:
     with quiet_stderr():
         try:
             description = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
-        except Exception as error:  # JaxRuntimeError, which jax does not export under a stable name.
+        except jax.errors.JaxRuntimeError as error:
             # Raised outside, where what the library has said on standard error is dropped.
             refusal: Exception | None = error
         else:

@@ -14,6 +14,7 @@ import jax
 from jaxclip import mesh as meshes
 from jaxclip import methods, optimizer
 from jaxclip.config import Config
+from jaxclip.errors import UserError
 from jaxclip.plan.chips import GIB, Topology
 from jaxclip.plan.flops import model_flops
 from jaxclip.plan.hlo import Program
@@ -41,6 +42,8 @@ class Plan:
       fits: whether the compiler made a program.
       batch_size: pairs per step, over all devices.
       remat: what the towers recompute.
+      microbatches: parts the batch goes through the towers in.
+      mesh: devices along each axis.
       parts: bytes of the parameters, the optimizer's state and the batch, and of `temporaries`: activations,
         gradients and the compiler's own copies at the moment when most is in use.
       peak_hbm_bytes: their sum; of a program that does not fit the least that it would need.
@@ -54,6 +57,8 @@ class Plan:
     fits: bool
     batch_size: int
     remat: str
+    microbatches: int
+    mesh: dict[str, int]
     parts: dict[str, int]
     peak_hbm_bytes: int
     collectives: dict[str, Traffic] | None
@@ -77,14 +82,24 @@ class Plan:
         return self.estimated_cycles and self.estimated_cycles / topology.chip.clock
 
 
+def mesh_for(config: Config, topology: Topology) -> jax.sharding.Mesh:
+    """The mesh of a config on a topology.
+
+    Raises:
+      UserError: the mesh does not suit the devices, or the batch does not divide among them.
+    """
+    mesh = meshes.create(config.mesh, topology.devices)
+    meshes.check_divides(config, mesh)
+    return mesh
+
+
 def compile_step(config: Config, topology: Topology) -> Plan:
     """Compiles the training step of a config for devices that need not be there.
 
     Raises:
-      UserError: the config does not suit the devices.
+      UserError: the config does not suit the devices, or the compiler refuses it for another reason than memory.
     """
-    mesh = meshes.create(config.mesh, topology.devices)
-    meshes.check_divides(config, mesh)
+    mesh = mesh_for(config, topology)
     method = methods.from_config(config.method)
     # The length of the schedule is a constant in the program, of which nothing here depends.
     step = Step(method, optimizer.create(config.optimizer, 100_000), mesh, config.precision, config.microbatches)
@@ -97,25 +112,21 @@ def compile_step(config: Config, topology: Topology) -> Plan:
         "optimizer state": _bytes_on_one(state.opt_state),
         "batch": _bytes_on_one(batch),
     }
+    asked = config.batch_size, remat_of(config), config.microbatches, dict(mesh.shape)
     flops = model_flops(step, shapes)
     lowered = step.train.lower(state, batch)
     began = time.perf_counter()
     try:
         compiled = lowered.compile()
-    except Exception as error:  # JaxRuntimeError, which jax does not export under a stable name.
-        needed = _needed(str(error))
-        if needed is None:
-            raise
-        parts["temporaries"] = needed
+    except jax.errors.JaxRuntimeError as error:
+        parts["temporaries"] = _needed(str(error))
         seconds = time.perf_counter() - began
-        return Plan(
-            False, config.batch_size, remat_of(config), parts, sum(parts.values()), None, None, 0, flops, seconds
-        )
+        return Plan(False, *asked, parts, sum(parts.values()), None, None, 0, flops, seconds)
     seconds = time.perf_counter() - began
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None
     peak = memory.peak_memory_in_bytes
-    parts["temporaries"] = max(0, peak - sum(parts.values()))
+    parts["temporaries"] = peak - sum(parts.values())
     program = Program(text)
     counts, sizes = collections.Counter[str](), collections.Counter[str]()
     for found in program.collectives():
@@ -124,8 +135,7 @@ def compile_step(config: Config, topology: Topology) -> Plan:
     cycles = program.cycles()
     return Plan(
         True,
-        config.batch_size,
-        remat_of(config),
+        *asked,
         parts,
         peak,
         {kind: Traffic(counts[kind], sizes[kind]) for kind in sorted(sizes, key=lambda kind: -sizes[kind])},
@@ -163,11 +173,9 @@ def _bytes_on_one(tree: Any) -> int:
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _needed(message: str) -> int | None:
-    """The bytes that a compiler's refusal says are too many, or None where it refuses for another reason."""
-    found = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", message) or re.search(
-        r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message
-    )
+def _needed(message: str) -> int:
+    """The bytes of temporaries that a compiler's refusal says are too many."""
+    found = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
     if found is None:
-        return None
+        raise UserError(f"the compiler refuses the program: {message.splitlines()[0]}")
     return int(float(found[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}[found[2]])

@@ -14,7 +14,9 @@ _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
 _ARRAY = re.compile(r"\b([a-z]+\d+[a-z0-9]*|pred)\[([\d,]*)\]")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
-_CALLED = re.compile(r"(?:to_apply|calls|called_computations|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)\}?")
+_CALLED = re.compile(
+    r"(?:to_apply|calls|called_computations|(?:branch|true|false)_computations?)=\{?((?:%[\w.\-]+(?:, )?)+)\}?"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Instruction:
     def operands(self) -> list[str]:
         """Names of the operands."""
         return re.findall(r"%([\w.\-]+)", self.rest.split(")", 1)[0])
+
+    def index(self) -> int:
+        """Of a get-tuple-element, the place it reads."""
+        found = re.search(r"index=(\d+)", self.rest)
+        return int(found[1]) if found else 0
 
     def named(self, attribute: str) -> str:
         """The computation an attribute such as `body` names, or ""."""
@@ -66,20 +73,19 @@ class Program:
                 current[found[1]] = Instruction(*found.groups())
 
     def run(self) -> Iterator[tuple[Instruction, int]]:
-        """The instructions a step runs, each with how often; those inside fusions are part of the fusion."""
+        """The instructions a step runs, each with how often; those inside fusions are part of the fusion.
+
+        All branches of a conditional are counted: which one is taken is not known here.
+        """
         yield from self._run(self._entry, 1)
 
     def collectives(self) -> list[Collective]:
         """Every collective of a step; a start and its done count as one."""
         found = []
         for instruction, times in self.run():
-            kind = self._kind(instruction)
-            if kind:
-                shape = instruction.shape
-                if instruction.opcode == "send" or instruction.opcode.endswith("-start"):
-                    # Operands stand before results, and contexts behind: what travels is the largest array of them.
-                    arrays = [match[0] for match in _ARRAY.finditer(shape)]
-                    shape = max(arrays, key=array_bytes)
+            collective = self._collective(instruction)
+            if collective:
+                kind, shape = collective
                 found.append(Collective(kind, array_bytes(shape), times, shape))
         return found
 
@@ -112,38 +118,66 @@ class Program:
                     for called in re.findall(r"%([\w.\-]+)", group):
                         yield from self._run(called, times)
 
-    def _kind(self, instruction: Instruction) -> str:
-        opcode = instruction.opcode.removesuffix("-start")
+    def _collective(self, instruction: Instruction) -> tuple[str, str] | None:
+        """The kind of a collective and the shape of what arrives; None for other instructions."""
+        opcode, shape = instruction.opcode, instruction.shape
+        if opcode in COLLECTIVES:
+            return opcode, shape
+        # Of a pair of start and done, the done has the results alone.
+        if opcode.endswith("-done") and opcode.removesuffix("-done") in COLLECTIVES:
+            return opcode.removesuffix("-done"), shape
         # What goes to other slices is sent through the hosts' network; a receive is another's send.
-        if opcode in (*COLLECTIVES, "send"):
-            return opcode
+        if opcode == "send":
+            return opcode, max((match[0] for match in _ARRAY.finditer(shape)), key=array_bytes)
+        if opcode != "fusion":
+            return None
         # A large reduce-scatter is written as a fusion around an all-reduce.
-        if opcode == "fusion" and "all-reduce-scatter" in instruction.named("calls"):
-            return "reduce-scatter"
-        return ""
+        if "all-reduce-scatter" in instruction.name + instruction.named("calls"):
+            return "reduce-scatter", shape
+        # One that other work overlaps with is written as three or more fusions, each of which repeats it.
+        inside = self._computations.get(instruction.named("calls"), {}).values()
+        if any('custom_call_target="AsyncCollectiveStart"' in each.rest for each in inside):
+            return next(((each.opcode, each.shape) for each in inside if each.opcode in COLLECTIVES), None)
+        return None
 
     def _turns(self, loop: Instruction, around: dict[str, Instruction]) -> int:
-        """How often a counted loop turns: from the constants that its condition and its start compare."""
+        """How often a counted loop turns: from the constants that its condition compares and its body adds."""
+        turns = self._counted(loop, around)
+        if turns is None:
+            self.unknown_loops.add(loop.name)
+        return 1 if turns is None else turns
+
+    def _counted(self, loop: Instruction, around: dict[str, Instruction]) -> int | None:
         condition = self._computations.get(loop.named("condition"), {})
+        body = self._computations.get(loop.named("body"), {})
         start = around.get(loop.operands()[0]) if loop.operands() else None
         compare = next((i for i in condition.values() if i.opcode == "compare"), None)
-        if compare is None or start is None or "direction=LT" not in compare.rest:
-            self.unknown_loops.add(loop.name)
-            return 1
+        if compare is None or "direction=LT" not in compare.rest or start is None or start.opcode != "tuple":
+            return None
+        first, last = (self._bound(name, condition, around, start) for name in compare.operands())
+        counter = condition.get(compare.operands()[0])
+        if first is None or last is None or counter is None or counter.opcode != "get-tuple-element":
+            return None
+        step = _added(body, counter.index())
+        return None if not step or step < 0 else max(0, -(-(last - first) // step))
 
-        def value(name: str) -> int | None:
-            instruction = condition.get(name)
-            if instruction is not None and instruction.opcode == "get-tuple-element":
-                index = re.search(r"index=(\d+)", instruction.rest)
-                assert index is not None
-                return _constant(around, start.operands()[int(index[1])])
-            return _constant(condition, name)
+    def _bound(
+        self, name: str, condition: dict[str, Instruction], around: dict[str, Instruction], start: Instruction
+    ) -> int | None:
+        """What a side of the condition's comparison is before the loop: a constant there, or one from outside."""
+        instruction = condition.get(name)
+        if instruction is not None and instruction.opcode == "get-tuple-element":
+            return _constant(around, start.operands()[instruction.index()])
+        return _constant(condition, name)
 
-        first, last = map(value, compare.operands())
-        if last is None:
-            self.unknown_loops.add(loop.name)
-            return 1
-        return last - (first or 0)
+
+def _added(body: dict[str, Instruction], index: int) -> int | None:
+    """What a loop's body adds to the counter at a place of its tuple."""
+    root = next((i for i in reversed(body.values()) if i.opcode == "tuple"), None)
+    add = body.get(root.operands()[index]) if root else None
+    if add is None or add.opcode != "add":
+        return None
+    return next((found for name in add.operands() if (found := _constant(body, name)) is not None), None)
 
 
 def _constant(computation: dict[str, Instruction], name: str) -> int | None:

@@ -20,7 +20,7 @@ def table(plan: Plan, topology: Topology) -> str:
     lines = [
         ("topology", str(topology)),
         ("fits", verdict),
-        ("batch", f"{plan.batch_size:,} pairs, {_number(plan.batch_size / devices)} per device; remat {plan.remat}"),
+        ("batch", _batch(plan, devices)),
         ("peak HBM", f"{_size(plan.peak_hbm_bytes)} per device"),
     ]
     lines += [("", f"{_size(size):>10}  {name}") for name, size in plan.parts.items()]
@@ -48,14 +48,24 @@ def table(plan: Plan, topology: Topology) -> str:
 
 def advice(plan: Plan) -> str:
     """What to change when a plan does not fit."""
+    devices = plan.mesh["data"] * plan.mesh["fsdp"]
+    rows = plan.batch_size // (devices * plan.microbatches)
     state = plan.parts["parameters"] + plan.parts["optimizer state"]
     steps = []
     if plan.remat != "full":
         steps.append("remat='full' in config.method.image and .text")
-    steps.append("config.microbatches=2 or more")
-    if state > plan.peak_hbm_bytes / 4:
-        steps.append("config.mesh.fsdp=8 (parameters and optimizer state are a large part)")
+    if rows > 1:
+        steps.append(f"config.microbatches={plan.microbatches * _least_factor(rows)}")
+    if state > plan.peak_hbm_bytes / 4 and plan.mesh["data"] > 1:
+        fsdp = plan.mesh["fsdp"] * _least_factor(plan.mesh["data"])
+        steps.append(f"config.mesh.fsdp={fsdp} or more (parameters and optimizer state are a large part)")
+    if not steps:
+        steps.append("more devices")
     return "; ".join(steps) + "; --search finds what fits"
+
+
+def _least_factor(number: int) -> int:
+    return next(factor for factor in range(2, number + 1) if number % factor == 0)
 
 
 def search_table(found: Found, batch_size: int, topology: Topology) -> str:
@@ -85,6 +95,8 @@ def as_dict(plan: Plan, topology: Topology) -> dict[str, Any]:
         "devices_per_chip": topology.chip.per_chip,
         "batch_size": plan.batch_size,
         "remat": plan.remat,
+        "microbatches": plan.microbatches,
+        "mesh": plan.mesh,
         "peak_hbm_bytes": plan.peak_hbm_bytes,
         "available_hbm_bytes": topology.chip.hbm_bytes,
         "peak_hbm_parts": plan.parts,
@@ -99,12 +111,20 @@ def as_dict(plan: Plan, topology: Topology) -> dict[str, Any]:
     }
 
 
-def search_dict(found: Found, topology: Topology) -> dict[str, Any]:
+def search_dict(found: Found, batch_size: int, topology: Topology) -> dict[str, Any]:
     """A search as JSON values."""
     return {
+        "topology": topology.name,
+        "slices": topology.slices,
+        "batch_size": batch_size,
         "cheapest": found.cheapest and as_dict(found.cheapest, topology),
         "largest": {remat: as_dict(plan, topology) for remat, plan in found.largest.items()},
     }
+
+
+def _batch(plan: Plan, devices: int) -> str:
+    parts = f", in {plan.microbatches} micro-batches" if plan.microbatches > 1 else ""
+    return f"{plan.batch_size:,} pairs, {_number(plan.batch_size / devices)} per device; remat {plan.remat}{parts}"
 
 
 def _size(size: float) -> str:
