@@ -114,9 +114,7 @@ class Step:
             records, keys = part
             return self.method.embed(self.model(params), records, keys=keys, dtype=self.dtype, constrain=constrain)
 
-        parts = self.microbatches
-        if parts == 1 or rows % (parts * self.mesh.size):
-            embedded = embed((batch, keys))
-        else:
-            embedded = in_parts(embed, (batch, keys), parts, self.mesh)
+        # A validation batch may be smaller than a training one: in as many parts then as divide it.
+        parts = max(n for n in range(1, self.microbatches + 1) if rows % (n * self.mesh.size) == 0 or n == 1)
+        embedded = embed((batch, keys)) if parts == 1 else in_parts(embed, (batch, keys), parts, self.mesh)
         return self.method.loss(self.model(params), jax.tree.map(constrain, embedded), mesh=self.mesh)

@@ -140,11 +140,13 @@ def draw_more(shape: Shape, number: int) -> tuple[dict, dict]:
         bias = np.dtype(shape.dtype).type(rng.choice([-10, 0, rng.uniform(-20, 5)]))
         return {"logit_bias": jnp.asarray(bias)}, {"bias": float(bias)}
     if "ids" in shape.loss:
-        exact["ids"] = rng.integers(0, shape.batch // 2, shape.batch)
+        # Every fifth time all pairs are partners.
+        exact["ids"] = rng.integers(0, shape.batch // 2 if number % 5 else 1, shape.batch)
         theirs["ids"] = jnp.asarray(exact["ids"])
     if "teacher" in shape.loss:
         images, texts = (unit(x).astype(shape.dtype) for x in rng.standard_normal((2, shape.batch, 8)))
         scale, weight = (float(np.dtype(shape.dtype).type(rng.uniform(0, most))) for most in (100, 1))
+        weight = {0: 0.0, 1: 1.0}.get(number, weight)
         exact["teacher"] = images, texts, scale, weight
         theirs["teacher"] = Teacher(*(jnp.asarray(x, shape.dtype) for x in exact["teacher"]))
     return theirs, exact

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -70,19 +71,19 @@ def softmax_contrastive(
       layout: how to compute it, which the result does not depend on; None chooses by `choose_layout`.
 
     Returns:
-      The loss in nats; and the share of pictures and texts whose most similar partner in the batch is their own, or as
-      similar as it. The second has no gradient.
+      The loss in nats; and the share of pictures and texts whose most similar one in the batch is their partner, ties
+      with k others counting 1 / (1 + k). The second has no gradient.
 
     Raises:
-      ValueError: the batch does not divide among the devices, or the mesh's axes are not typed Auto.
+      ValueError: the batch does not divide among the devices, rows are missing, or the mesh's axes are not typed Auto.
     """
-    place = _Place.of(image_embeddings, mesh, layout)
     scale = jnp.asarray(logit_scale, accumulator(image_embeddings))
     pairs = {} if ids is None else {"ids": ids}
     scalars: dict[str, jax.Array] = {}
     if teacher is not None:
         pairs |= {"teacher_image": teacher.image_embeddings, "teacher_text": teacher.text_embeddings}
         scalars |= {"teacher_scale": jnp.asarray(teacher.logit_scale), "teacher_weight": jnp.asarray(teacher.weight)}
+    place = _Place.of({"image": image_embeddings, "text": text_embeddings} | pairs, mesh, layout)
     return _softmax(place, image_weight, image_embeddings, text_embeddings, scale, pairs, scalars)
 
 
@@ -109,9 +110,9 @@ def sigmoid_contrastive(
       The sum over all pairs divided by the batch size, in nats.
 
     Raises:
-      ValueError: the batch does not divide among the devices, or the mesh's axes are not typed Auto.
+      ValueError: the batch does not divide among the devices, rows are missing, or the mesh's axes are not typed Auto.
     """
-    place = _Place.of(image_embeddings, mesh, layout)
+    place = _Place.of({"image": image_embeddings, "text": text_embeddings}, mesh, layout)
     scale, bias = (jnp.asarray(x, accumulator(image_embeddings)) for x in (logit_scale, logit_bias))
     return _sigmoid(place, image_embeddings, text_embeddings, scale, bias)
 
@@ -124,14 +125,22 @@ class _Place:
     layout: Layout
 
     @classmethod
-    def of(cls, embeddings: jax.Array, mesh: Mesh | None, layout: Layout | None) -> _Place:
-        batch, width = embeddings.shape
+    def of(cls, pairs: dict[str, jax.Array], mesh: Mesh | None, layout: Layout | None) -> _Place:
         devices = 1 if mesh is None else mesh.size
+        batch, width = pairs["image"].shape
+        for name, rows in pairs.items():
+            if len(rows) != batch:
+                raise ValueError(f"{len(rows)} rows of {name} for {batch} pictures")
         if mesh is not None and mesh.are_all_axes_explicit:
             raise ValueError("the mesh's axes must be typed Auto: jax.make_mesh(..., axis_types=(AxisType.Auto, ...))")
         if batch % devices:
             raise ValueError(f"a batch of {batch} does not divide among {devices} devices")
-        return cls(mesh, layout or choose_layout(batch, width, embeddings.dtype.itemsize, devices))
+        teacher = pairs.get("teacher_image")
+        more = 0 if teacher is None else teacher.shape[1] * teacher.dtype.itemsize
+        layout = layout or choose_layout(batch, width, pairs["image"].dtype.itemsize, devices, more)
+        if math.prod(layout.grid) != devices:
+            raise ValueError(f"{layout} is not for {devices} devices")
+        return cls(mesh, layout)
 
     def run(self, function: Callable[..., Any], pairs: Any, scalars: Any) -> tuple[Any, Any]:
         """Calls function(layout, pairs, scalars) on every device with its own rows of `pairs`.

@@ -61,7 +61,7 @@ class Blocks:
           merge: adds up the sums of the devices along an axis.
         """
         length = len(jax.tree.leaves(rows)[0]) // self.across
-        down, across = _place(DOWN, self.down), _place(ACROSS, self.across)
+        down, across = _index(DOWN, self.down), _index(ACROSS, self.across)
         row_index = down * self.across * length + jnp.arange(self.across * length)
         homes = jnp.arange(self.down) * self.across + across
         column_index = (homes[:, None] * length + jnp.arange(length)).reshape(-1)
@@ -97,7 +97,7 @@ class Blocks:
     def _own(self, tree: Any, axis: str, size: int) -> Any:
         def own(leaf: jax.Array) -> jax.Array:
             length = len(leaf) // size
-            return lax.dynamic_slice_in_dim(leaf, _place(axis, size) * length, length)
+            return lax.dynamic_slice_in_dim(leaf, _index(axis, size) * length, length)
 
         return jax.tree.map(own, tree) if size > 1 else tree
 
@@ -131,7 +131,7 @@ class Ring:
         self, tile: TileFunction, rows: Any, columns: Any, row_sums: Any, column_sums: Any, merge: Merge | None
     ) -> tuple[Any, Any]:
         """Complete sums over all pairs; see `Blocks.sweep`. There is nothing to merge."""
-        home = _place(DOWN, self.devices)
+        home = _index(DOWN, self.devices)
         length = len(jax.tree.leaves(rows)[0])
         size = self.tile or _tile_of(rows, columns)
         rows = rows | {"index": home * length + jnp.arange(length)}
@@ -155,7 +155,7 @@ class Ring:
 Layout = Blocks | Ring
 
 
-def choose_layout(batch: int, width: int, itemsize: int, devices: int) -> Layout:
+def choose_layout(batch: int, width: int, itemsize: int, devices: int, more: int = 0) -> Layout:
     """The rule: the squarest grid of blocks, unless what it gathers is over `GATHER_BUDGET`; a ring then.
 
     A device of a grid of `down` x `across` holds batch / down pictures and batch / across texts, each with its
@@ -166,10 +166,11 @@ def choose_layout(batch: int, width: int, itemsize: int, devices: int) -> Layout
       width: of the embeddings.
       itemsize: bytes per entry of the embeddings.
       devices: that the batch is divided among.
+      more: bytes of each pair's further rows that are gathered (a teacher's embeddings).
     """
     across = max(n for n in range(1, math.isqrt(devices) + 1) if devices % n == 0)
     down = devices // across
-    gathered = (itemsize + 4) * width * (batch // down + batch // across)
+    gathered = ((itemsize + max(4, itemsize)) * width + more) * (batch // down + batch // across)
     if devices > 1 and gathered > GATHER_BUDGET:
         return Ring(devices)
     return Blocks(down, across)
@@ -185,7 +186,7 @@ def total(layout: Layout, x: jax.Array) -> jax.Array:
     return lax.psum(x, (DOWN, ACROSS)) if math.prod(layout.grid) > 1 else x
 
 
-def _place(axis: str, size: int) -> jax.Array | int:
+def _index(axis: str, size: int) -> jax.Array | int:
     """This device's place along an axis. A single device has no axes: there is nothing to map over."""
     return lax.axis_index(axis) if size > 1 else 0
 
