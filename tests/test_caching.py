@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from commands import environment, losses, recipe, run
 from flax import nnx
 
 from jaxclip import mesh as meshes
@@ -161,3 +162,16 @@ def test_a_batch_that_does_not_divide_into_micro_batches_is_an_error():
     with pytest.raises(UserError, match="batch_size=24 must be a multiple of the 8 devices x 2 microbatches, such as"):
         meshes.check_divides(config, mesh)
     meshes.check_divides(dataclasses.replace(config, batch_size=48), mesh)
+
+
+def test_a_run_with_micro_batches_has_the_losses_of_one_without(tmp_path):
+    config = f"--config={recipe(tmp_path)}"
+    for name, parts in (("whole", 1), ("parts", 4)):
+        result = run([config, f"--workdir={tmp_path}/{name}", f"--config.microbatches={parts}"], environment())
+        assert result.status == 0, result.stderr
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert whole.keys() == parts.keys() and len(whole) == 4
+    for step, loss in whole.items():
+        assert parts[step] == pytest.approx(loss, rel=1e-4), step
+    refused = run([config, f"--workdir={tmp_path}/parts", "--config.microbatches=2"], environment())
+    assert refused.status == 2 and "config.microbatches is 2 and the run in" in refused.stderr

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "launch/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "launch/README.md"]
+PAGES += sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -40,6 +41,13 @@ def test_flags_and_keys_of_the_commands_exist():
     for word in named:
         flag = word.split("=")[0]
         assert flag in ("--config", "--workdir", "\\") or flag.removeprefix("--config.") in keys, word
+
+
+def test_flags_of_plan_that_are_named_exist():
+    text = "".join((ROOT / page).read_text() for page in PAGES).replace("\\\n", " ")
+    defined = set(re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', (ROOT / "jaxclip/plan/__main__.py").read_text()))
+    named = {flag for line in re.findall(r"-m jaxclip\.plan (.*)", text) for flag in re.findall(r"--(\w+)", line)}
+    assert {"topology", "search"} <= named - {"config"} <= defined
 
 
 def test_make_targets_that_are_named_exist():
