@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip.losses import sigmoid_contrastive, softmax_contrastive
+from jaxclip.losses.layouts import Blocks, Ring
 from jaxclip.losses.tiles import TileSize, tile_size
 
 EPS = float(np.finfo(np.float32).eps)
@@ -240,3 +241,22 @@ def test_tiles_are_one_for_small_blocks_and_a_small_part_of_large_ones():
         logits = tile.rows * tile.columns
         assert logits <= rows * columns / 8 and 4 * logits <= 64 * 2**20
         assert logits >= min(2**20, rows * columns / 8) * 0.9
+
+
+@pytest.mark.parametrize(("loss", "products"), [(softmax_contrastive, 4), (sigmoid_contrastive, 3)])
+@pytest.mark.parametrize("layout", (Blocks(1, 1, TileSize(8, 8)), Ring(1, TileSize(8, 8))), ids=("blocks", "ring"))
+def test_a_tile_takes_as_few_products_as_can_be(layout, loss, products):
+    """Each is of 2 rows x columns x width operations: 8 B^2 D in two sweeps of the softmax, 6 B^2 D in one."""
+    images, texts = map(jnp.asarray, pairs("alike", 32))
+    scalars = (jnp.float32(14.0), jnp.float32(-10.0))[: 1 if loss is softmax_contrastive else 2]
+
+    def value(*given):
+        return jax.tree.leaves(loss(*given, layout=layout))[0]
+
+    jaxpr = jax.make_jaxpr(jax.value_and_grad(value, argnums=(0, 1)))(images, texts, *scalars)
+    shapes = [
+        (*equation.invars[0].aval.shape, equation.outvars[0].aval.shape[1])
+        for equation in equations(jaxpr.jaxpr)
+        if equation.primitive.name == "dot_general"
+    ]
+    assert [sorted(shape) for shape in shapes] == [[8, 8, 32]] * products

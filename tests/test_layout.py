@@ -26,7 +26,21 @@ MAY_IMPORT = {
     "losses": {"errors", "config", "mesh"},
     "methods": {"errors", "config", "mesh", "towers", "losses"},
     "optimizer": {"errors", "config", "mesh"},
-    "step": {"errors", "config", "mesh", "towers", "losses", "methods", "optimizer"},
+    "caching": {"errors", "config", "mesh", "towers", "losses", "methods"},
+    "step": {"errors", "config", "mesh", "towers", "losses", "methods", "optimizer", "caching"},
+    "plan": {
+        "errors",
+        "quiet",
+        "recipe",
+        "config",
+        "mesh",
+        "towers",
+        "losses",
+        "methods",
+        "optimizer",
+        "caching",
+        "step",
+    },
 }
 
 # Packages that only these files may import: a prefix of the path inside jaxclip/.
