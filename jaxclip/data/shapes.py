@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
@@ -71,6 +71,8 @@ class Shapes:
 
     split: str
     size: int = 48
+
+    chunk_ends: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:

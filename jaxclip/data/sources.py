@@ -51,10 +51,16 @@ class Source(Protocol):
 
     Attributes:
       class_names: what the records' labels index; empty where the source does not know.
+      chunk_ends: int64 [chunks], growing, the last one the source's length: records between two of these numbers are
+        best read together, because they lie in one compressed block or in one request to remote storage. None where
+        any record is read alone at the same cost.
     """
 
     @property
     def class_names(self) -> Sequence[str]: ...
+
+    @property
+    def chunk_ends(self) -> np.ndarray | None: ...
 
     def __len__(self) -> int: ...
 

@@ -31,6 +31,7 @@ class Table:
     """
 
     class_names: Sequence[str] = ()
+    chunk_ends = None
 
     def __init__(self, path: str):
         """Reads the table.

@@ -38,6 +38,7 @@ class TarShards:
     """
 
     class_names: Sequence[str] = ()
+    chunk_ends = None
 
     def __init__(self, pattern: str):
         """Opens the shards, indexing those that have no valid index yet.

@@ -32,6 +32,8 @@ class Tfds:
     kept beside captions too.
     """
 
+    chunk_ends = None
+
     def __init__(self, text: str, *, root: str = ""):
         """Opens a data set found under `root`, `$TFDS_DATA_DIR` or else `~/tensorflow_datasets`.
 
