@@ -34,6 +34,10 @@ class DataConfig:
       vocabulary: path of a published vocabulary; empty where one is trained.
       train_vocabulary: size of the vocabulary to train from the run's own captions; 0 to use `vocabulary`.
       caption_templates: phrases with a `{c}` that captions are wrapped in at random in training; empty for none.
+      shuffle_window: how many records are shuffled among each other where the order of storage matters (remote files,
+        Parquet); anywhere else all are.
+      max_pixels: pictures whose header says they have more are passed over.
+      max_skip_rate: the share of records that cannot be used from which on training stops, judged on each 1,000.
       crop_scale: the share of a picture's area that a training crop covers, from and to.
       flip: mirror every other picture in training, "left" and "right" changing places in its caption.
     """
@@ -44,6 +48,9 @@ class DataConfig:
     vocabulary: str = ""
     train_vocabulary: int = 0
     caption_templates: tuple[str, ...] = ()
+    shuffle_window: int = 8192
+    max_pixels: int = 64_000_000
+    max_skip_rate: float = 0.1
     crop_scale: tuple[float, float] = (0.9, 1.0)
     flip: bool = False
 
@@ -51,7 +58,8 @@ class DataConfig:
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise UserError(f"crop_scale={self.crop_scale} must be two shares of the area, 0 < from <= to <= 1")
-        check_at_least(self, 0, "train_vocabulary")
+        check_at_least(self, 0, "train_vocabulary", "max_skip_rate")
+        check_at_least(self, 1, "shuffle_window", "max_pixels")
         if bool(self.vocabulary) == bool(self.train_vocabulary):
             raise UserError(
                 f"vocabulary={self.vocabulary!r}: give either data.vocabulary=PATH (OpenAI's "

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jaxclip import checkpoint, evaluate, methods, optimizer, report
 from jaxclip import mesh as meshes
 from jaxclip.config import Config, flatten, to_dict
-from jaxclip.data import loader, sources, tokenizers
+from jaxclip.data import loader, skips, sources, storage, tokenizers
 from jaxclip.errors import UserError
 from jaxclip.evaluate.embed import Encoder
 from jaxclip.evaluate.gallery import gallery
@@ -92,8 +92,9 @@ class _Run:
             config.seed,
             jax.process_index(),
             jax.process_count(),
+            skips.SkipLog(config.data.max_skip_rate),
         )
-        self.skips = loader.SkipLog()
+        self.skips = skips.SkipLog()
         self.checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
         self.state, said = self._initial_state()
         self.start = int(self.state.step)
@@ -117,7 +118,7 @@ class _Run:
         if _begun(self.workdir) and saved.exists():
             tokenizer = tokenizers.Tokenizer.from_json(saved.read_text())
         elif data.vocabulary:
-            tokenizer = tokenizers.load(sources.resolve(data.vocabulary, data.root))
+            tokenizer = tokenizers.load(storage.resolve(data.vocabulary, data.root))
         else:
             captions = loader.caption_sample(self.source, data.caption_templates)
             tokenizer = tokenizers.train(captions, data.train_vocabulary)
@@ -178,9 +179,9 @@ class _Run:
         for result in self._evaluate(self.steps):
             self.progress.say(evaluate.summary(result))
         pictures = gallery(self.encoder, self.state.params, self.eval_source) if self.eval_source else None
-        for skips in (self.training.skips, self.skips, *(evaluation.skips for evaluation in self.evaluations)):
-            if skips.total:
-                self.progress.say(f"skipped {skips.total} records: {skips}")
+        for log in (self.training.skips, self.skips, *(evaluation.skips for evaluation in self.evaluations)):
+            if log.total:
+                self.progress.say(f"skipped {log.total:,} records: {log}")
         if self.main:
             self.progress.say(f"report: {report.write(self.workdir, pictures).absolute()}")
 

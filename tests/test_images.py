@@ -1,7 +1,6 @@
 """Every kind of picture becomes upright RGB; crops equal torchvision's."""
 
 import io
-import math
 import struct
 import warnings
 import zlib
@@ -201,87 +200,3 @@ def test_open_picture_refuses_other_arrays(shape):
         images.open_picture(np.zeros(shape, np.uint8))
     with pytest.raises(images.Unreadable, match="not RGB pixels"):
         images.open_picture(np.zeros((5, 7, 3), np.float32))
-
-
-def torchvision_center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """torchvision 0.20's Resize(size, BICUBIC) and CenterCrop(size) on a PIL picture, line for line."""
-    w, h = image.size
-    short, long = (w, h) if w <= h else (h, w)
-    new_short, new_long = size, int(size * long / short)
-    new_w, new_h = (new_short, new_long) if w <= h else (new_long, new_short)
-    image = image.resize((new_w, new_h), Image.Resampling.BICUBIC)
-    crop_top = int(round((new_h - size) / 2.0))
-    crop_left = int(round((new_w - size) / 2.0))
-    return np.asarray(image.crop((crop_left, crop_top, crop_left + size, crop_top + size)))
-
-
-@pytest.mark.parametrize("size", [32, 33, 224])
-@pytest.mark.parametrize(
-    ("height", "width"),
-    [(32, 32), (224, 224), (375, 500), (500, 375), (333, 334), (224, 301), (33, 97), (7, 200), (1, 1)],
-)
-def test_center_crop_equals_torchvision(height, width, size):
-    image = picture(height, width)
-    np.testing.assert_array_equal(images.center_crop(image, size), torchvision_center_crop(image, size))
-
-
-@pytest.mark.parametrize(("height", "width"), [(1, 60_000), (60_000, 1), (2, 4_001)])
-def test_center_crop_of_a_strip_is_cut_before_it_is_resized(height, width, monkeypatch):
-    sizes = []
-    resize = Image.Image.resize
-    monkeypatch.setattr(Image.Image, "resize", lambda self, to, *a, **k: sizes.append(to) or resize(self, to, *a, **k))
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[height // 2 - 3 : height // 2 + 4, width // 2 - 3 : width // 2 + 4] = 255
-    crop = images.center_crop(Image.fromarray(pixels), 224)
-    assert sizes == [(224, 224)]
-    assert crop.shape == (224, 224, 3) and crop.min() == 255
-
-
-def test_crops_of_the_very_size_are_the_picture_itself():
-    image = picture(32, 32)
-    whole = images.random_resized_crop(image, 32, np.random.default_rng(0), scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    np.testing.assert_array_equal(whole, np.asarray(image))
-    np.testing.assert_array_equal(images.center_crop(image, 32), np.asarray(image))
-
-
-def boxes(width: int, height: int, scale, ratio=(3 / 4, 4 / 3), count: int = 4000) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    return np.array([images._random_box(width, height, rng, scale, ratio) for _ in range(count)])
-
-
-def test_random_boxes_have_torchvisions_distribution():
-    left, top, right, bottom = boxes(1000, 800, scale=(0.08, 0.5)).T
-    assert min(left.min(), top.min()) >= 0 and right.max() <= 1000 and bottom.max() <= 800
-    area = (right - left) * (bottom - top) / (1000 * 800)
-    ratio = np.log((right - left) / (bottom - top))
-    # Uniform: the mean of n draws lies within 4 standard errors, (high - low) / sqrt(12 n); rounding adds under 1e-3.
-    for values, low, high in [(area, 0.08, 0.5), (ratio, math.log(3 / 4), math.log(4 / 3))]:
-        assert abs(values.mean() - (low + high) / 2) < 4 * (high - low) / math.sqrt(12 * len(values)) + 1e-3
-        assert values.min() == pytest.approx(low, abs=0.01) and values.max() == pytest.approx(high, abs=0.01)
-    for place in (left / (1000 - (right - left)), top / (800 - (bottom - top))):
-        assert abs(place.mean() - 0.5) < 4 / math.sqrt(12 * len(place)) + 1e-3
-
-
-def test_the_ratio_of_a_random_box_is_width_over_height():
-    left, top, right, bottom = boxes(1000, 800, scale=(0.1, 0.2), ratio=(1.5, 2.0)).T
-    assert ((right - left) / (bottom - top)).min() == pytest.approx(1.5, abs=0.01)
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "box"),
-    [(1000, 10, (493, 0, 506, 10)), (10, 1000, (0, 493, 10, 506)), (1000, 1, (499, 0, 500, 1)), (1, 1, (0, 0, 1, 1))],
-)
-def test_a_box_that_never_fits_falls_back_to_the_centre(width, height, box):
-    assert {tuple(found) for found in boxes(width, height, scale=(1.0, 1.0), count=20)} == {box}
-
-
-def test_random_crop_resizes_the_box_it_draws():
-    # A ramp: the crop's corners tell where the box was.
-    ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3))
-    left, _, right, _ = images._random_box(256, 256, np.random.default_rng(5), (0.2, 0.3), (1.0, 1.0))
-    image = Image.fromarray(np.ascontiguousarray(ramp))
-    crop = images.random_resized_crop(image, 64, np.random.default_rng(5), (0.2, 0.3), (1.0, 1.0))
-    step = (right - left) / 64
-    expected = left + (np.arange(64) + 0.5) * step - 0.5
-    assert crop.shape == (64, 64, 3) and crop.dtype == np.uint8
-    assert np.abs(crop[30, :, 0] - expected).max() <= 1

@@ -13,7 +13,8 @@ import pytest
 
 from jaxclip.config import DataConfig
 from jaxclip.data import loader, order, tokenizers
-from jaxclip.data.loader import SkipLog, TrainingLoader
+from jaxclip.data.loader import TrainingLoader
+from jaxclip.data.skips import SkipLog
 from jaxclip.data.sources import Record, Skip
 from jaxclip.errors import UserError
 
@@ -28,6 +29,7 @@ class Numbered:
     length: int
     instead: Mapping[int, Record | Skip] = dataclasses.field(default_factory=dict)
     class_names: Sequence[str] = ()
+    chunk_ends: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -162,7 +164,7 @@ BAD = {
 
 def test_unreadable_records_are_replaced_and_the_others_stay_where_they_were():
     good, mended = training(Numbered(20)).rows(0, 60), training(Numbered(20, BAD)).rows(0, 60)
-    ids, _ = order.shuffled(0, np.arange(60), 20)
+    ids, _ = order.Shuffled(0, 20)(np.arange(60))
     bad = np.isin(ids, list(BAD))
     assert bad.sum() == 12
     for part in range(3):
@@ -176,10 +178,10 @@ def test_unreadable_records_are_replaced_and_the_others_stay_where_they_were():
 def test_a_replacement_is_chosen_by_the_position_and_the_attempt():
     good = {2, 11, 17}
     source = Numbered(20, {i: Skip("unreadable picture", f"numbered/{i}") for i in range(20) if i not in good})
-    ids, _ = order.shuffled(0, np.arange(20), 20)
+    ids, _ = order.Shuffled(0, 20)(np.arange(20))
     _, tokens, _ = training(source).rows(0, 20)
     for position, found in enumerate(numbers(tokens)):
-        attempts = (order.substitute(0, position, attempt, 20) for attempt in range(100))
+        attempts = (order.substitute(0, position, attempt, range(20)) for attempt in range(100))
         assert found == next(record for record in (int(ids[position]), *attempts) if record in good)
 
 

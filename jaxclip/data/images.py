@@ -1,14 +1,17 @@
-"""Encoded pictures to uint8 RGB of a model's size, with Pillow."""
+"""Encoded pictures to upright RGB, with Pillow: every kind that the web holds, and a reason for each that cannot be."""
 
 from __future__ import annotations
 
+import contextlib
 import io
-import math
+import threading
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, ImageChops
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 64_000_000
 
 # How to turn a picture upright, by its EXIF orientation (EXIF 2.32, 4.6.4, tag 0x0112).
 _UPRIGHT = {
@@ -21,37 +24,96 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# A picture this many times longer than wide is cropped before it is resized: a strip of 1 x 60,000 pixels,
-# resized whole to a short side of 224, would take 9 GB.
-_LONGEST = 32
+# A progressive JPEG is decoded scan by scan, each over the whole picture: a file of 100 kB can hold thousands. Encoders
+# write about ten.
+_MOST_SCANS = 50
+
+# Pictures above so many pixels are decoded one at a time: a few of the largest allowed, met by all threads at once,
+# would take each thread's share of a gigabyte.
+_LARGE = 12_000_000
+_one_large = threading.Lock()
 
 
 class Unreadable(ValueError):
     """The bytes hold no picture that can be shown; the message is a short reason to count by."""
 
 
-def decode(data: bytes, *, max_pixels: int = 64_000_000) -> Image.Image:
-    """Decodes a JPEG, PNG, WebP, GIF, BMP or TIFF to an upright RGB picture.
+class Encoded:
+    """A JPEG, PNG, WebP, GIF, BMP or TIFF of which only the header has been read.
 
-    Transparent pixels are composited over white, EXIF orientation is applied, of an animation the first frame is
-    taken, 16-bit grey is scaled to 8 bits, CMYK is converted without a colour profile.
-
-    Args:
-      data: the encoded picture.
-      max_pixels: a picture whose header says it has more pixels is refused before anything is decoded. Pillow has
-        a limit of its own, at 179 million.
-
-    Raises:
-      Unreadable: "not a picture", "truncated picture", "broken picture", "too many pixels" or "32-bit pixels".
+    Attributes:
+      size: (width, height) in pixels, upright.
     """
+
+    def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS):
+        """Reads the header.
+
+        Args:
+          data: the encoded picture.
+          max_pixels: a picture whose header says it has more pixels is refused before anything is decoded. Pillow has
+            a limit of its own, at 179 million.
+
+        Raises:
+          Unreadable: "not a picture", "too many pixels", "too many scans", "truncated picture" or "broken picture".
+        """
+        with _naming_reasons():
+            self._image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if self._image.width * self._image.height > max_pixels:
+                raise Unreadable("too many pixels")
+            self._is_jpeg = self._image.format in ("JPEG", "MPO")
+            if self._is_jpeg and data.count(b"\xff\xda") > _MOST_SCANS:
+                raise Unreadable("too many scans")
+            late = self._image.format == "PNG" and "exif" not in self._image.info and b"eXIf" in data
+            if late or self._image.format == "TIFF":
+                # The orientation stands behind the pixels, or Pillow itself turns them upright.
+                with _one_large:
+                    self._image.load()
+        orientation = _orientation(self._image)
+        self._turn = _UPRIGHT.get(orientation)
+        width, height = self._image.size
+        self.size = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
+
+    def decode(self, shrink: int = 1) -> tuple[Image.Image, int]:
+        """The picture in RGB, upright; to be called once.
+
+        Transparent pixels are composited over white, of an animation the first frame is taken, 16-bit grey is scaled
+        to 8 bits, CMYK is converted without a colour profile.
+
+        Args:
+          shrink: 1, 2, 4 or 8: 1 / shrink of its size will do. A JPEG is then decoded at that scale, which leaves most
+            of the inverse transform out, and another large picture is averaged to it before anything else.
+
+        Returns:
+          The picture, and by how much it was shrunk.
+
+        Raises:
+          Unreadable: "truncated picture", "broken picture" or "32-bit pixels".
+        """
+        image: Image.Image = self._image
+        width, height = image.size
+        with _one_large if width * height > _LARGE else contextlib.nullcontext(), _naming_reasons():
+            if self._is_jpeg and shrink > 1:
+                self._image.draft(None, (width // shrink, height // shrink))
+            image.load()
+            if image.size == (width, height) and shrink > 1:
+                averaged = width * height > _LARGE and (
+                    image.mode == "RGBA" or image.mode in ("RGB", "L") and not image.has_transparency_data
+                )
+                image, shrink = (image.reduce(shrink), shrink) if averaged else (image, 1)
+            rgb = _rgb(image)
+            return rgb if self._turn is None else rgb.transpose(self._turn), shrink
+
+
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The whole of an encoded picture in RGB, upright; arguments, conversions and reasons as those of `Encoded`."""
+    return Encoded(data, max_pixels).decode()[0]
+
+
+@contextlib.contextmanager
+def _naming_reasons() -> Iterator[None]:
+    """Turns what Pillow raises into `Unreadable` with a reason."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > max_pixels:
-            raise Unreadable("too many pixels")
-        image.load()
-        upright = _UPRIGHT.get(_orientation(image))
-        rgb = _rgb(image)
-        return rgb if upright is None else rgb.transpose(upright)
+        yield
     except Unreadable:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -62,106 +124,25 @@ def decode(data: bytes, *, max_pixels: int = 64_000_000) -> Image.Image:
         raise Unreadable("truncated picture" if "truncated" in str(error).lower() else "broken picture") from error
 
 
-def open_picture(image: bytes | np.ndarray) -> Image.Image:
+def open_picture(image: bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The RGB picture of a `Record.image`: encoded bytes, or uint8 pixels [height, width, 3].
 
     Raises:
       Unreadable: for bytes that `decode` refuses, and for an array of another type or shape ("not RGB pixels").
     """
     if not isinstance(image, np.ndarray):
-        return decode(image)
+        return decode(image, max_pixels=max_pixels)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise Unreadable("not RGB pixels")
     return Image.fromarray(image)
 
 
-def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """CLIP's evaluation transform: the short side resized to `size` (antialiased bicubic), then the centre.
-
-    The rounding is torchvision's (`Resize` then `CenterCrop`), so the pixels equal those of open_clip's and OpenAI's
-    preprocessing, except for pictures over 32 times longer than wide, whose centre is cut out first.
-
-    Args:
-      image: an RGB picture.
-      size: side of the result in pixels.
-
-    Returns:
-      uint8 [size, size, 3].
-    """
-    width, height = image.size
-    short, long = min(width, height), max(width, height)
-    if long > _LONGEST * short:
-        left, top = (width - short) / 2, (height - short) / 2
-        return _resize(image, size, (left, top, left + short, top + short))
-    if short != size:
-        resized_long = int(size * long / short)
-        width, height = (size, resized_long) if width <= height else (resized_long, size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2.0), round((height - size) / 2.0)
-    if (width, height) != (size, size):
-        image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image)
-
-
-def random_resized_crop(
-    image: Image.Image,
-    size: int,
-    rng: np.random.Generator,
-    scale: tuple[float, float],
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> np.ndarray:
-    """A random part of the picture, resized to a square (antialiased bicubic).
-
-    The part is distributed as in torchvision's `RandomResizedCrop` (the "Inception crop" of Szegedy et al. 2014,
-    section 6): its area uniform in `scale`, its aspect ratio log-uniform in `ratio`, its place uniform; after ten parts
-    that do not fit, the largest centred one of an allowed ratio.
-
-    Args:
-      image: an RGB picture.
-      size: side of the result in pixels.
-      rng: the only source of randomness.
-      scale: least and greatest area of the part, as fractions of the picture's.
-      ratio: least and greatest width / height of the part.
-
-    Returns:
-      uint8 [size, size, 3].
-    """
-    return _resize(image, size, _random_box(*image.size, rng, scale, ratio))
-
-
-def _random_box(
-    width: int, height: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[int, int, int, int]:
-    """Draws (left, top, right, bottom) within a picture of `width` x `height` pixels."""
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(low, high))
-        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            top = int(rng.integers(0, height - box_height + 1))
-            left = int(rng.integers(0, width - box_width + 1))
-            return left, top, left + box_width, top + box_height
-    box_width, box_height = width, height
-    if width / height < ratio[0]:
-        box_height = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        box_width = round(height * ratio[1])
-    left, top = (width - box_width) // 2, (height - box_height) // 2
-    return left, top, left + box_width, top + box_height
-
-
-def _resize(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> np.ndarray:
-    """The part `box` (left, top, right, bottom) of the picture as uint8 [size, size, 3]."""
-    if image.size != (size, size) or box != (0, 0, size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(image)
-
-
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation; 1, upright, where there is none."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        # The method of the class for PNGs would decode the whole picture, in search of a block behind the pixels.
+        exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
+        return exif.get(ExifTags.Base.Orientation, 1)
     except Exception:  # a broken EXIF block is no reason to lose a sound picture
         return 1
 
@@ -184,8 +165,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bit_grey(image: Image.Image) -> Image.Image:
     """16-bit grey to 8 bits by scaling (Pillow's own conversion clips at 255), its transparent value to alpha."""
-    pixels = np.asarray(image).astype(np.uint32)
-    grey = Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
+    pixels = np.asarray(image)
+    scaled = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
+    grey = Image.fromarray(scaled[pixels])
     if "transparency" in image.info:
-        grey.putalpha(Image.fromarray(np.where(pixels == image.info["transparency"], 0, 255).astype(np.uint8)))
+        grey.putalpha(Image.fromarray(np.where(pixels == image.info["transparency"], np.uint8(0), np.uint8(255))))
     return grey

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import os
-import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from PIL import Image
 
 from jaxclip.config import DataConfig
 from jaxclip.data import order, texts
-from jaxclip.data.images import Unreadable, center_crop, open_picture, random_resized_crop
+from jaxclip.data.crops import center_crop, random_resized_crop
+from jaxclip.data.images import Unreadable, open_picture
+from jaxclip.data.mixture import chunk_numbers, is_chunked, may_replace, training_order
+from jaxclip.data.skips import SkipLog
 from jaxclip.data.sources import Record, Skip, Source
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
@@ -23,28 +28,6 @@ from jaxclip.quiet import quiet_stderr
 _CHUNK = 32
 # Unreadable records in a row before the data, not the record, is to blame.
 _ATTEMPTS = 100
-
-
-class SkipLog:
-    """Counts skipped records by reason and remembers one of each; safe to use from several threads."""
-
-    def __init__(self) -> None:
-        self.counts: collections.Counter[str] = collections.Counter()
-        self._examples: dict[str, str] = {}
-        self._lock = threading.Lock()
-
-    def add(self, reason: str, key: str) -> None:
-        with self._lock:
-            self.counts[reason] += 1
-            self._examples.setdefault(reason, key)
-
-    @property
-    def total(self) -> int:
-        return self.counts.total()
-
-    def __str__(self) -> str:
-        with self._lock:
-            return "; ".join(f"{n} x {reason} (such as {self._examples[reason]})" for reason, n in self.counts.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,20 +100,29 @@ class TrainingLoader:
         dataset = dataset.batch(chunks, drop_remainder=True).map(join).prefetch(2)
         options = tf.data.Options()
         options.threading.private_threadpool_size = threads
+        reading = [dataset.with_options(options).as_numpy_iterator()]
+        # A reader still at work when Python shuts down would wait for it, and it for the reader.
+        atexit.register(reading.clear)
         try:
-            yield from dataset.with_options(options).as_numpy_iterator()
+            while reading:
+                batch = next(reading[0], None)
+                if batch is None:
+                    return
+                yield batch
         except tf.errors.OpError:
             if failures:
                 raise failures[0] from None
             raise
+        finally:
+            reading.clear()
+            atexit.unregister(reading.clear)
 
     def rows(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The examples at `position` .. `position + count - 1` of the endless training sequence."""
-        positions = np.arange(position, position + count)
-        ids, epochs = order.shuffled(self.seed, positions, len(self.source))
+        positions, ids, epochs = self._places(position, count)
         records = self.source.read(ids.tolist())
         images = np.empty((count, self.image_size, self.image_size, 3), np.uint8)
-        captions = []
+        captions, looked_at = [], count
         for row in range(count):
             record, record_id = records[row], int(ids[row])
             for attempt in range(_ATTEMPTS):
@@ -140,12 +132,46 @@ class TrainingLoader:
                     captions.append(caption)
                     break
                 self.skips.add(example.reason, example.key)
-                record_id = order.substitute(self.seed, int(positions[row]), attempt, len(self.source))
+                looked_at += 1
+                among = may_replace(self.source, record_id, attempt)
+                record_id = order.substitute(self.seed, int(positions[row]), attempt, among)
                 (record,) = self.source.read([record_id])
             else:
                 raise UserError(f"data.train: {_ATTEMPTS} records in a row cannot be used: {self.skips}")
+        self.skips.check_rate(looked_at)
         tokens, ends = self.tokenizer(captions, self.context_length)
         return images, tokens, ends
+
+    def _places(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The positions, record ids and epochs of `count` rows, int64 [count] each.
+
+        The rows of a batch of chunked records are sorted by chunk, so that each host's rows come from few chunks. The
+        rows of a batch have no order that a model could notice.
+        """
+        if not is_chunked(self.source):
+            positions = np.arange(position, position + count)
+            return positions, *self._order(positions)
+        steps = range(position // self.batch_size, (position + count - 1) // self.batch_size + 1)
+        places = np.concatenate([self._batch(step) for step in steps], axis=1)
+        start = position - steps.start * self.batch_size
+        positions, ids, epochs = places[:, start : start + count]
+        return positions, ids, epochs
+
+    @functools.cached_property
+    def _order(self) -> order.Order:
+        return training_order(self.source, self.seed, self.config.shuffle_window)
+
+    @functools.cached_property
+    def _batch(self):
+        @functools.lru_cache(maxsize=8)
+        def batch(step: int) -> np.ndarray:
+            """Positions, ids and epochs of a step's whole batch, sorted by chunk: int64 [3, batch_size]."""
+            positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+            ids, epochs = self._order(positions)
+            by_chunk = np.argsort(chunk_numbers(self.source, ids), kind="stable")
+            return np.stack([positions, ids, epochs])[:, by_chunk]
+
+        return batch
 
     def _example(self, record: Record | Skip, rng: np.random.Generator) -> tuple[np.ndarray, str] | Skip:
         if isinstance(record, Skip):
@@ -153,13 +179,16 @@ class TrainingLoader:
         if not record.captions:
             return Skip("no caption", record.key)
         try:
-            image = random_resized_crop(open_picture(record.image), self.image_size, rng, self.config.crop_scale)
+            image = random_resized_crop(
+                record.image, self.image_size, rng, self.config.crop_scale, max_pixels=self.config.max_pixels
+            )
         except Unreadable as error:
             return Skip(str(error), record.key)
         caption = texts.choose(record.captions, self.config.caption_templates, rng)
         if self.config.flip and rng.random() < 0.5:
-            image, caption = image[:, ::-1], texts.swap_sides(caption)
-        return image, caption
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            caption = texts.swap_sides(caption)
+        return np.asarray(image), caption
 
 
 def check(source: Source, name: str, sample: int = 32) -> None:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+
 import numpy as np
+
+# Positions in the endless sequence of training examples, int64 [n], to record ids and epochs, int64 [n] each.
+Order = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 _ROUNDS = 6
 
@@ -49,24 +55,110 @@ def permute(index: np.ndarray, length: int, key: np.ndarray) -> np.ndarray:
     return result.astype(np.int64)
 
 
-def shuffled(seed: int, positions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+class Shuffled:
     """Training order: every epoch is a permutation of all records, and batches run across epoch ends.
 
-    Args:
-      seed: of the run.
-      positions: int64 [n], positions in the endless sequence of training examples (step * batch_size + row).
-      length: records in the source.
-
-    Returns:
-      The record ids and the epochs, int64 [n] each.
+    Nothing is stored: a source of ten billion records costs as little as one of ten.
     """
-    epochs, offsets = np.divmod(positions, length)
-    return permute(offsets, length, hash_ints(seed, epochs)), epochs
+
+    def __init__(self, seed: int, length: int):
+        self._seed, self._length = seed, length
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The record ids and their epochs, int64 [n] each, at positions of the endless sequence of training examples.
+
+        A position is step * batch_size + row, int64 [n].
+        """
+        epochs, offsets = np.divmod(positions, self._length)
+        return permute(offsets, self._length, hash_ints(self._seed, epochs)), epochs
 
 
-def substitute(seed: int, position: int, attempt: int, length: int) -> int:
-    """The record that takes the place of an unreadable one: the same on every host and after every restart."""
-    return int(hash_ints(seed, position, attempt) % np.uint64(length))
+class ShuffledInWindows:
+    """Training order for records that are best read in chunks: again, every epoch is a permutation of all of them.
+
+    In each epoch the chunks are put into a random order, and the records of each few neighbouring chunks, a window,
+    are shuffled among each other; so only the chunks of a window are wanted at one time.
+    """
+
+    def __init__(self, seed: int, chunk_ends: np.ndarray, window: int):
+        """Arguments as of `Shuffled`, and:
+
+        Args:
+          chunk_ends: int64 [chunks], see `Source.chunk_ends`.
+          window: records to shuffle among each other, which is rounded to whole chunks.
+        """
+        self._seed = seed
+        self._starts = np.concatenate([[0], chunk_ends[:-1]])
+        self._sizes = np.diff(chunk_ends, prepend=0)
+        self._length = int(chunk_ends[-1])
+        self._chunks = max(1, round(window * len(chunk_ends) / self._length))
+        self._epoch = functools.lru_cache(maxsize=2)(self._lay_out)
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `Shuffled`."""
+        epochs, offsets = np.divmod(positions, self._length)
+        ids = np.empty_like(offsets)
+        for epoch in np.unique(epochs):
+            rows = np.flatnonzero(epochs == epoch)
+            chunks, ends, window_ends = self._epoch(int(epoch))
+            windows = np.searchsorted(window_ends, offsets[rows], side="right")
+            for window in np.unique(windows):
+                inside = rows[windows == window]
+                start = int(window_ends[window - 1]) if window else 0
+                key = np.broadcast_to(hash_ints(self._seed, epoch, window, 1), len(inside))
+                places = start + permute(offsets[inside] - start, int(window_ends[window]) - start, key)
+                rank = np.searchsorted(ends, places, side="right")
+                ids[inside] = self._starts[chunks[rank]] + places - (ends[rank] - self._sizes[chunks[rank]])
+        return ids, epochs
+
+    def _lay_out(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """An epoch's order of the chunks, where each of them ends in the epoch, and where each window does."""
+        chunks = np.argsort(hash_ints(self._seed, epoch, np.arange(len(self._sizes))), kind="stable")
+        ends = np.cumsum(self._sizes[chunks])
+        window_ends = ends[self._chunks - 1 :: self._chunks]
+        if not len(window_ends) or window_ends[-1] != self._length:
+            window_ends = np.append(window_ends, self._length)
+        return chunks, ends, window_ends
+
+
+class Mixed:
+    """Training order over several sources: of any `sum(shares)` examples from a multiple of that on, each source gives
+    exactly its share, at random places; each source goes through epochs of its own, in its own order.
+    """
+
+    def __init__(self, seed: int, shares: Sequence[int], lengths: Sequence[int], orders: Sequence[Order]):
+        """Args:
+        seed: of the places.
+        shares: whole numbers, how many examples of each source come in `sum(shares)` examples.
+        lengths: records of each source; ids count through them one after the other.
+        orders: of each source.
+        """
+        self._seed, self._orders = seed, orders
+        self._shares, self._ends = np.array(shares), np.cumsum(shares)
+        self._first_ids = np.cumsum([0, *lengths[:-1]])
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `Shuffled`; the epoch is that of the record's own source."""
+        cycle = int(self._ends[-1])
+        blocks, offsets = np.divmod(positions, cycle)
+        slots = permute(offsets, cycle, hash_ints(self._seed, blocks))
+        sources = np.searchsorted(self._ends, slots, side="right")
+        ids, epochs = np.empty_like(positions), np.empty_like(positions)
+        for source in np.unique(sources):
+            rows = np.flatnonzero(sources == source)
+            share = int(self._shares[source])
+            within = blocks[rows] * share + slots[rows] - (self._ends[source] - share)
+            ids[rows], epochs[rows] = self._orders[source](within)
+            ids[rows] += self._first_ids[source]
+        return ids, epochs
+
+
+def substitute(seed: int, position: int, attempt: int, among: range) -> int:
+    """The record that takes the place of an unreadable one: the same on every host and after every restart.
+
+    `among` are the ids of the unreadable record's own source.
+    """
+    return among.start + int(hash_ints(seed, position, attempt) % np.uint64(len(among)))
 
 
 def record_rng(seed: int, epoch: int, record: int) -> np.random.Generator:

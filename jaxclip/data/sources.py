@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxclip.data.storage import resolve
 from jaxclip.errors import UserError
 
 
@@ -67,23 +69,39 @@ class Source(Protocol):
     def read(self, ids: Sequence[int]) -> list[Record | Skip]: ...
 
 
-def resolve(path: str, root: str) -> pathlib.Path:
-    """A path of a config: relative ones start from `root`, or from the working directory where that is empty."""
-    return pathlib.Path(root).expanduser() / pathlib.Path(path).expanduser()
-
-
 def open_source(text: str, *, root: str = "") -> Source:
     """Opens the source that a config names.
 
     Args:
-      text: `shapes` or `shapes:SPLIT`; `tfds:NAME` or `tfds:NAME/CONFIG:VERSION`, either with `[SPLIT]` after it; the
-        path of a .tar, a glob of them, or a range `PATH/{00000..00099}.tar`; the path of a .csv or .tsv.
+      text: one source, or several: `A + B` has every record of both once in an epoch, `0.7 * A + 0.3 * B` gives each
+        its part of the training examples. A source is `shapes` or `shapes:SPLIT`; `tfds:NAME` or
+        `tfds:NAME/CONFIG:VERSION`, either with `[SPLIT]` after it; or files or a folder by their path, of which the
+        suffix says the kind: one path, a glob, or a range `PATH/{00000..00099}.tar`, on a local disk or with the scheme
+        of remote storage (`gs://`, `s3://`).
       root: the folder that relative paths start from and that TFDS data sets are looked for in first; by default the
         working directory and TFDS's own folder.
 
     Raises:
       UserError: the text has none of these forms, or what it names cannot be used.
     """
+    terms = re.split(r"\s+\+\s+", text.strip())
+    if len(terms) == 1 and not _WEIGHTED.match(text):
+        return _open_one(text, root)
+    from jaxclip.data.mixture import Mixture
+
+    weighted = [_WEIGHTED.match(term) for term in terms]
+    if any(weighted) and not all(weighted):
+        raise UserError(f"{text!r}: give every source a weight, as in '0.7 * A + 0.3 * B', or none of them")
+    if not all(weighted):
+        return Mixture([_open_one(term, root) for term in terms])
+    parts = [(match[2], float(match[1])) for match in weighted if match]
+    return Mixture([_open_one(name, root) for name, _ in parts], [weight for _, weight in parts])
+
+
+_WEIGHTED = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s+\*\s+(.+)", re.DOTALL)
+
+
+def _open_one(text: str, root: str) -> Source:
     name, _, split = text.partition(":")
     if name == "shapes":
         from jaxclip.data.shapes import Shapes
@@ -94,8 +112,8 @@ def open_source(text: str, *, root: str = "") -> Source:
         from jaxclip.data.tfds import Tfds
 
         return Tfds(text, root=root)
-    path = str(resolve(text, root))
-    suffix = pathlib.Path(text).suffix.lower()
+    path = resolve(text, root)
+    suffix = pathlib.PurePosixPath(text).suffix.lower()
     if suffix == ".tar":
         from jaxclip.data.tar import TarShards
 

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 
 from jaxclip.config import EvaluationConfig
-from jaxclip.data.loader import SkipLog
-from jaxclip.data.sources import Source, open_source, resolve
+from jaxclip.data.skips import SkipLog
+from jaxclip.data.sources import Source, open_source
+from jaxclip.data.storage import resolve
 from jaxclip.errors import UserError
 from jaxclip.evaluate.embed import Encoder
 from jaxclip.evaluate.retrieval import retrieve
@@ -87,7 +88,7 @@ def _classes(name: str, config: EvaluationConfig, source: Source, root: str) -> 
         raise UserError(
             f"evals.{name}: {config.data} does not say its class names; give evals.{name}.classes=FILE.json"
         )
-    path = resolve(config.classes, root)
+    path = pathlib.Path(resolve(config.classes, root))
     try:
         classes = json.loads(path.read_text())
     except FileNotFoundError:

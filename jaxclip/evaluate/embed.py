@@ -14,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 
 from jaxclip import mesh as meshes
-from jaxclip.data.loader import SkipLog, examples
+from jaxclip.data.loader import examples
+from jaxclip.data.skips import SkipLog
 from jaxclip.data.sources import Source
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.methods import bind

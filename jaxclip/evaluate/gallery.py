@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.data.images import Unreadable, open_picture
-from jaxclip.data.loader import SkipLog
+from jaxclip.data.skips import SkipLog
 from jaxclip.data.sources import Record, Source
 from jaxclip.evaluate.embed import Encoder
 from jaxclip.report import Gallery

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from jaxclip import mesh as meshes
-from jaxclip.data.loader import SkipLog, examples
+from jaxclip.data.loader import examples
+from jaxclip.data.skips import SkipLog
 from jaxclip.data.sources import Source
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError

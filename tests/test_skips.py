@@ -1,0 +1,45 @@
+"""What is passed over is counted, and too much of it stops the run."""
+
+from __future__ import annotations
+
+import pytest
+
+from jaxclip.data.skips import SkipLog
+from jaxclip.errors import UserError
+
+
+def looked_at(skips: SkipLog, good: int, bad: int) -> None:
+    for number in range(bad):
+        skips.add("not a picture", f"a.tar:{number}")
+    skips.check_rate(good + bad)
+
+
+def test_a_share_up_to_the_limit_goes_on_for_ever():
+    skips = SkipLog(0.1)
+    for _ in range(300):
+        looked_at(skips, 90, 10)
+    assert skips.total == 3000
+
+
+def test_a_larger_share_stops_and_says_why():
+    skips = SkipLog(0.1)
+    with pytest.raises(
+        UserError, match=r"120 of the last 1,000 records cannot be used, more than .*0\.1 allows.*a\.tar:0"
+    ):
+        for _ in range(10):
+            looked_at(skips, 88, 12)
+
+
+def test_what_was_good_long_ago_does_not_excuse_what_is_bad_now():
+    skips = SkipLog(0.1)
+    for _ in range(100):
+        looked_at(skips, 100, 0)
+    with pytest.raises(UserError, match="of the last"):
+        for _ in range(10):
+            looked_at(skips, 50, 50)
+
+
+def test_few_records_are_not_judged():
+    looked_at(SkipLog(0.0), 0, 999)
+    with pytest.raises(UserError):
+        looked_at(SkipLog(0.0), 999, 1)
