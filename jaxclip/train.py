@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jaxclip import checkpoint, evaluate, methods, optimizer, report
 from jaxclip import mesh as meshes
 from jaxclip.config import Config, flatten, to_dict
-from jaxclip.data import loader, skips, sources, storage, tokenizers
+from jaxclip.data import findings, loader, skips, sources, storage, tokenizers
 from jaxclip.errors import UserError
 from jaxclip.evaluate.embed import Encoder
 from jaxclip.evaluate.gallery import gallery
@@ -67,7 +67,7 @@ class _Run:
         meshes.check_divides(config, self.mesh)
         check_resumable(config, workdir)
         self.source = sources.open_source(config.data.train, root=config.data.root)
-        loader.check(self.source, "data.train")
+        findings.preflight(self.source, "data.train", config.data.max_pixels, config.data.max_skip_rate)
         self.evaluations = [
             evaluate.Evaluation(name, item, config.data.root) for name, item in config.evaluations().items()
         ]

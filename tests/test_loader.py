@@ -293,14 +293,6 @@ def test_no_ids_give_no_examples():
     assert list(loader.examples(Numbered(3), [], SIZE, SkipLog())) == []
 
 
-def test_data_is_checked_before_a_run_starts():
-    loader.check(Numbered(1000), "data.train")
-    loader.check(Numbered(1), "data.train")
-    loader.check(Numbered(20, BAD), "data.train")
-    with pytest.raises(UserError, match="data.eval: none of 4 sampled records can be used: 4 x not a picture"):
-        loader.check(Numbered(4, {i: Record(b"", ("x",), str(i)) for i in range(4)}), "data.eval")
-
-
 def test_a_vocabulary_is_trained_from_captions_all_over_the_source():
     source = Numbered(1000, BAD)
     assert loader.caption_sample(source, ()) == [

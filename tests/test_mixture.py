@@ -1,4 +1,4 @@
-"""Several sources as one: which record is whose, what the text of a config makes of them, and what stands in for what."""
+"""Several sources as one: which record is whose, how a config writes them, and what stands in for what."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class TrainingLoader:
         with quiet_stderr():
             import tensorflow as tf
 
-        tf.config.set_visible_devices([], "GPU")
+            tf.config.set_visible_devices([], "GPU")
         rows = self.batch_size // self.process_count
         chunk = max(size for size in range(1, _CHUNK + 1) if rows % size == 0)
         chunks = rows // chunk
@@ -189,20 +189,6 @@ class TrainingLoader:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             caption = texts.swap_sides(caption)
         return np.asarray(image), caption
-
-
-def check(source: Source, name: str, sample: int = 32) -> None:
-    """Reads a few records spread over a source, so that wrong data stops a run before it starts.
-
-    Raises:
-      UserError: none of them can be used.
-    """
-    skips = SkipLog()
-    ids = np.unique(np.linspace(0, len(source) - 1, sample).astype(int)).tolist()
-    for _, image, _ in examples(source, ids, 32, skips):
-        if image is not None:
-            return
-    raise UserError(f"{name}: none of {len(ids)} sampled records can be used: {skips}")
 
 
 def examples(

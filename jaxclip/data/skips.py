@@ -53,6 +53,10 @@ class SkipLog:
                 f"data.max_skip_rate={self._limit} allows; in all {self}"
             )
 
+    def example(self, reason: str) -> str:
+        """A record that was skipped for the reason: its key."""
+        return self._examples[reason]
+
     @property
     def total(self) -> int:
         return self.counts.total()
