@@ -4,8 +4,15 @@ import io
 import pathlib
 import tarfile
 
+import pyarrow
 import pytest
+from array_record.python import array_record_module
+from pyarrow import parquet
+from tensorflow_datasets.proto import tf_example_pb2
 
+from jaxclip.data.array_record import ArrayRecords
+from jaxclip.data.folder import Folder
+from jaxclip.data.parquet import Parquet
 from jaxclip.data.shapes import Shapes
 from jaxclip.data.sources import open_source
 from jaxclip.data.table import Table
@@ -24,6 +31,16 @@ def folder(tmp_path) -> pathlib.Path:
                 file.addfile(info, io.BytesIO(data))
     (tmp_path / "t.csv").write_text("path,caption\na.jpg,a cat\n")
     (tmp_path / "t.tsv").write_text("path\tcaption\na.jpg\ta cat\n")
+    for name in ("p-0.parquet", "p-1.parquet"):
+        parquet.write_table(pyarrow.table({"jpg": [b"!"], "caption": ["a cat"]}), tmp_path / name)
+    (tmp_path / "classes" / "cat").mkdir(parents=True)
+    (tmp_path / "classes" / "cat" / "a.jpg").write_bytes(b"!")
+    example = tf_example_pb2.Example()
+    example.features.feature["jpg"].bytes_list.value.append(b"!")
+    example.features.feature["txt"].bytes_list.value.append(b"a cat")
+    writer = array_record_module.ArrayRecordWriter(str(tmp_path / "r.array_record"), "group_size:1")
+    writer.write(example.SerializeToString())
+    writer.close()
     return tmp_path
 
 
@@ -43,6 +60,10 @@ def test_shapes_need_no_folder(text, split):
         ("x-*.tar", TarShards, 2),
         ("t.csv", Table, 1),
         ("t.tsv", Table, 1),
+        ("p-*.parquet", Parquet, 2),
+        ("p-{0..1}.parquet", Parquet, 2),
+        ("classes", Folder, 1),
+        ("r.array_record", ArrayRecords, 1),
     ],
 )
 def test_paths_start_from_the_root_or_the_working_directory(folder, monkeypatch, text, kind, length):
@@ -66,7 +87,9 @@ def test_another_text_is_an_error_that_says_the_forms(text):
         assert form in message
 
 
-@pytest.mark.parametrize("text", ["shapes:dreams", "tfds:", "none.tar", "none.csv"])
+@pytest.mark.parametrize(
+    "text", ["shapes:dreams", "tfds:", "none.tar", "none.csv", "none-*.tfrecord-*", "none.parquet"]
+)
 def test_what_is_not_there_is_an_error_naming_it(text, tmp_path):
     with pytest.raises(UserError) as raised:
         open_source(text, root=str(tmp_path))

@@ -1,9 +1,12 @@
 """Tables of picture paths and captions."""
 
+import os
 import pathlib
 
+import fsspec
 import pytest
 
+from jaxclip.data import picture_file, table
 from jaxclip.data.sources import Record, Skip
 from jaxclip.data.table import Table
 from jaxclip.errors import UserError
@@ -82,7 +85,7 @@ def test_labels_are_read_where_there_are_some(folder):
 )
 def test_a_row_that_gives_no_record_is_skipped(folder, row, reason):
     records = read(folder / "t.csv", f"path,caption\n{row}\na.jpg,after\n")
-    assert records == [Skip(reason, f"t.csv:{row.split(',')[0]}"), Record(b"A", ("after",), "t.csv:a.jpg")]
+    assert records == [Skip(reason, f"t.csv:{row.split(',')[0][:4096]}"), Record(b"A", ("after",), "t.csv:a.jpg")]
 
 
 @pytest.mark.parametrize(
@@ -91,11 +94,18 @@ def test_a_row_that_gives_no_record_is_skipped(folder, row, reason):
         pytest.param(None, ["cannot be read", "No such file"], id="missing"),
         pytest.param("", ["no column path", "found none"], id="empty"),
         pytest.param("path,caption\n", ["no rows"], id="header-only"),
-        pytest.param("url,caption\nx,y\n", ["no column path or filepath", "found url, caption"], id="no-path"),
+        pytest.param(
+            "url,caption\nx,y\n", ["no column path or filepath", "found url, caption", "img2dataset"], id="no-path"
+        ),
         pytest.param("path,words\nx,y\n", ["no column caption or title or text", "found path, words"], id="no-caption"),
         pytest.param("path\tcaption\nx\ty\n", ["no column path"], id="tabs-in-a-csv"),
         pytest.param("path,caption,label\na.jpg,x,1\na.jpg,x,cat\n", ["line 3", "'cat'"], id="label-no-number"),
-        pytest.param("path,caption\na.jpg,x\na.jpg," + "y" * 200_000, ["line 3", "field larger"], id="huge-field"),
+        pytest.param(
+            "path,caption\na.jpg,x\nHTTPS://x.org/a.jpg,y\n", ["line 3", "HTTPS://x.org/a.jpg", "img2dataset"], id="url"
+        ),
+        pytest.param(
+            'path,caption\na.jpg,x\na.jpg,"y\n' + "a.jpg,x\n" * 2000, ["line 3", "line 2003", "quote"], id="quote-open"
+        ),
     ],
 )
 def test_an_unusable_table_is_one_line_naming_the_culprit(folder, content, said):
@@ -108,3 +118,50 @@ def test_an_unusable_table_is_one_line_naming_the_culprit(folder, content, said)
     assert str(path) in message and "\n" not in message
     for part in said:
         assert part in message
+
+
+def test_a_large_cell_is_read_and_a_larger_one_skipped(folder, monkeypatch):
+    long = "y" * 200_000  # more than the csv module takes by default
+    assert read(folder / "t.csv", f"path,caption\na.jpg,{long}\n") == [Record(b"A", (long,), "t.csv:a.jpg")]
+    monkeypatch.setattr(table, "LARGEST_CAPTION", 100_000)
+    assert read(folder / "t.csv", f"path,caption\na.jpg,{long}\na.jpg,after\n") == [
+        Skip("caption too large", "t.csv:a.jpg"),
+        Record(b"A", ("after",), "t.csv:a.jpg"),
+    ]
+
+
+def test_a_picture_too_large_is_skipped_without_reading_it(folder):
+    with (folder / "large.jpg").open("wb") as file:
+        file.truncate(picture_file.LARGEST_PICTURE + 1)  # a hole: it takes no room
+    assert read(folder / "t.csv", "path,caption\nlarge.jpg,a cat") == [
+        Skip("picture file too large", "t.csv:large.jpg")
+    ]
+
+
+def test_what_is_no_file_is_not_waited_for(folder):
+    os.mkfifo(folder / "pipe.jpg")
+    records = read(folder / "t.csv", "path,caption\npipe.jpg,a\n/dev/zero,b\n~nobody/a.jpg,c\nno://such/a.jpg,d\n")
+    assert [record.reason for record in records] == [
+        "unreadable file",
+        "unreadable file",
+        "missing file",
+        "unreadable file",
+    ]
+
+
+def test_the_table_and_its_pictures_may_be_remote(folder, monkeypatch):
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/set/sub/t.tsv": b"path\tcaption\nb.jpg\tone\nmemory://other/c.jpg\ttwo\ngone.jpg\tthree\n"})
+    memory.pipe({"/set/sub/b.jpg": b"B", "/other/c.jpg": b"12345"})
+    source = Table("memory://set/sub/t.tsv")
+    assert source.read([0, 1, 2]) == [
+        Record(b"B", ("one",), "t.tsv:b.jpg"),
+        Record(b"12345", ("two",), "t.tsv:memory://other/c.jpg"),
+        Skip("missing file", "t.tsv:gone.jpg"),
+    ]
+    monkeypatch.setattr(picture_file, "LARGEST_PICTURE", 4)
+    assert source.read([1]) == [Skip("picture file too large", "t.tsv:memory://other/c.jpg")]
+    local = read(folder / "t.csv", "path,caption\nmemory://other/c.jpg,a\na.jpg,b\n")
+    assert [getattr(record, "image", None) for record in local] == [None, b"A"]
+    with pytest.raises(UserError, match="memory://set/none.csv cannot be read"):
+        Table("memory://set/none.csv")

@@ -75,9 +75,10 @@ def open_source(text: str, *, root: str = "") -> Source:
     Args:
       text: one source, or several: `A + B` has every record of both once in an epoch, `0.7 * A + 0.3 * B` gives each
         its part of the training examples. A source is `shapes` or `shapes:SPLIT`; `tfds:NAME` or
-        `tfds:NAME/CONFIG:VERSION`, either with `[SPLIT]` after it; or files or a folder by their path, of which the
-        suffix says the kind: one path, a glob, or a range `PATH/{00000..00099}.tar`, on a local disk or with the scheme
-        of remote storage (`gs://`, `s3://`).
+        `tfds:NAME/CONFIG:VERSION`, either with `[SPLIT]` after it; `folder:PATH` or an existing folder; or files by
+        their path, of which the suffix says the kind (tar, csv, tsv, parquet, tfrecord, array_record): one path, a
+        glob, or a range `PATH/{00000..00099}.tar`, on a local disk or with the scheme of remote storage (`gs://`,
+        `s3://`).
       root: the folder that relative paths start from and that TFDS data sets are looked for in first; by default the
         working directory and TFDS's own folder.
 
@@ -98,6 +99,8 @@ def open_source(text: str, *, root: str = "") -> Source:
     return Mixture([_open_one(name, root) for name, _ in parts], [weight for _, weight in parts])
 
 
+# The kind of a file by its name: x.tar, x.tfrecord, x.tfrecord-00000-of-00010, x.tfrecord-*.
+_KIND = re.compile(r"\.(tar|csv|tsv|parquet|tfrecords?|array_?record)(-[\w.*?\[\]{}-]+)?$")
 _WEIGHTED = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s+\*\s+(.+)", re.DOTALL)
 
 
@@ -112,17 +115,39 @@ def _open_one(text: str, root: str) -> Source:
         from jaxclip.data.tfds import Tfds
 
         return Tfds(text, root=root)
+    if name == "folder":
+        from jaxclip.data.folder import Folder
+
+        return Folder(resolve(split, root))
     path = resolve(text, root)
-    suffix = pathlib.PurePosixPath(text).suffix.lower()
-    if suffix == ".tar":
-        from jaxclip.data.tar import TarShards
+    kind = _KIND.search(path.rpartition("/")[2].lower())
+    match kind and kind[1]:
+        case "tar":
+            from jaxclip.data.tar import TarShards
 
-        return TarShards(path)
-    if suffix in (".csv", ".tsv"):
-        from jaxclip.data.table import Table
+            return TarShards(path)
+        case "csv" | "tsv":
+            from jaxclip.data.table import Table
 
-        return Table(path)
+            return Table(path)
+        case "parquet":
+            from jaxclip.data.parquet import Parquet
+
+            return Parquet(path)
+        case "tfrecord" | "tfrecords":
+            from jaxclip.data.tfrecord import TfRecords
+
+            return TfRecords(path)
+        case "array_record" | "arrayrecord":
+            from jaxclip.data.array_record import ArrayRecords
+
+            return ArrayRecords(path)
+    if text and pathlib.Path(path).is_dir():
+        from jaxclip.data.folder import Folder
+
+        return Folder(path)
     raise UserError(
-        f"{text!r} names no data: write shapes, shapes:SPLIT, tfds:NAME, PATH.tar, PATH/*.tar, "
-        "PATH/{00000..00099}.tar, PATH.csv or PATH.tsv"
+        f"{text!r} names no data: write shapes, shapes:SPLIT, tfds:NAME, folder:PATH, or files by their path, such as "
+        "PATH.tar, PATH/*.tar, PATH/{00000..00099}.tar, PATH/*.parquet, PATH/*.tfrecord, PATH/*.array_record, PATH.csv, "
+        "PATH.tsv; sources are mixed as in '0.7 * A + 0.3 * B'"
     )
