@@ -32,6 +32,18 @@ def base() -> ConfigDict:
                 "max_skip_rate": 0.1,
                 "crop_scale": (0.9, 1.0),
                 "flip": False,
+                "augment": {
+                    "affine": (0.0, 0.0, 1.0, 1.0),
+                    "rand_augment": (0, 0),
+                    "rand_augment_p": 0.5,
+                    "color_jitter": (0.0, 0.0, 0.0, 0.0),
+                    "color_jitter_p": 0.8,
+                    "gray": 0.0,
+                    "blur": 0.0,
+                    "blur_sigma": (0.1, 2.0),
+                },
+                "captions": "random",
+                "drop_words": 0.0,
             },
             "optimizer": {
                 "learning_rate": 5e-4,

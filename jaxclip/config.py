@@ -24,6 +24,31 @@ def check_at_least(config: Any, minimum: float, *names: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """What training does to pictures after crop and flip, in this order; see `data.augment` for each.
+
+    Attributes:
+      affine: degrees to turn by and the share of the side to shift by, at most, then the least and the greatest scale.
+      rand_augment: RandAugment without colour operations: how many operations and their magnitude, 0 to 10.
+      rand_augment_p: the probability of each of them.
+      color_jitter: how far brightness, contrast, saturation and hue are changed at most.
+      color_jitter_p: the probability of that.
+      gray: the probability of a picture without colour.
+      blur: the probability of a Gaussian blur.
+      blur_sigma: its least and its greatest deviation in pixels.
+    """
+
+    affine: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    rand_augment: tuple[int, int] = (0, 0)
+    rand_augment_p: float = 0.5
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    color_jitter_p: float = 0.8
+    gray: float = 0.0
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What is trained and validated on; see `data.sources.open_source` for the forms a source is written in.
 
@@ -40,6 +65,10 @@ class DataConfig:
       max_skip_rate: the share of records that cannot be used from which on training stops, judged on each 1,000.
       crop_scale: the share of a picture's area that a training crop covers, from and to.
       flip: mirror every other picture in training, "left" and "right" changing places in its caption.
+      augment: what else is done to pictures in training.
+      captions: which of a picture's captions training takes: "random" for any of them; "first"; "all" for each in its
+        turn, one an epoch; "sentence" for one sentence of any of them.
+      drop_words: the probability that a word is left out of a caption in training.
     """
 
     train: str
@@ -53,6 +82,9 @@ class DataConfig:
     max_skip_rate: float = 0.1
     crop_scale: tuple[float, float] = (0.9, 1.0)
     flip: bool = False
+    augment: AugmentConfig = AugmentConfig()
+    captions: Literal["random", "first", "all", "sentence"] = "random"
+    drop_words: float = 0.0
 
     def __post_init__(self):
         low, high = self.crop_scale
@@ -60,6 +92,8 @@ class DataConfig:
             raise UserError(f"crop_scale={self.crop_scale} must be two shares of the area, 0 < from <= to <= 1")
         check_at_least(self, 0, "train_vocabulary", "max_skip_rate")
         check_at_least(self, 1, "shuffle_window", "max_pixels")
+        if not 0 <= self.drop_words < 1:
+            raise UserError(f"drop_words={self.drop_words} must be at least 0 and below 1")
         if bool(self.vocabulary) == bool(self.train_vocabulary):
             raise UserError(
                 f"vocabulary={self.vocabulary!r}: give either data.vocabulary=PATH (OpenAI's "

@@ -116,7 +116,7 @@ class _Run:
         saved = self.workdir / "tokenizer.json"
         data = self.config.data
         if _begun(self.workdir) and saved.exists():
-            tokenizer = tokenizers.Tokenizer.from_json(saved.read_text())
+            tokenizer = tokenizers.from_json(saved.read_text())
         elif data.vocabulary:
             tokenizer = tokenizers.load(storage.resolve(data.vocabulary, data.root))
         else:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import pathlib
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
 
-from jaxclip.config import DataConfig
+from jaxclip.config import AugmentConfig, DataConfig
 from jaxclip.data import loader, order, tokenizers
 from jaxclip.data.loader import TrainingLoader
 from jaxclip.data.skips import SkipLog
 from jaxclip.data.sources import Record, Skip
 from jaxclip.errors import UserError
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIZE, CONTEXT = 8, 12
 CONFIG = DataConfig(train="numbered", train_vocabulary=600, crop_scale=(0.5, 1.0))
 
@@ -305,3 +309,48 @@ def test_a_vocabulary_is_trained_from_captions_all_over_the_source():
 def test_a_vocabulary_is_trained_on_captions_in_their_templates():
     found = loader.caption_sample(Numbered(1), ("a photo of {c}.", "{c}"))
     assert found == ["a photo of number 0.", "number 0"]
+
+
+def test_a_config_says_which_caption_is_taken():
+    several = {i: Record(np.zeros((9, 9, 3), np.uint8), ("red. Blue.", "left", "right"), f"many/{i}") for i in range(9)}
+
+    def seen(choice: str) -> list[str]:
+        config = dataclasses.replace(CONFIG, captions=choice)
+        return captions(training(Numbered(9, several), config=config).rows(0, 27)[1])
+
+    assert set(seen("first")) == {"red . blue ."}
+    assert set(seen("random")) == {"red . blue .", "left", "right"}
+    assert set(seen("sentence")) == {"red .", "blue .", "left", "right"}
+    # Three epochs: each of a record's captions once.
+    assert sorted(seen("all")) == sorted(["red . blue .", "left", "right"] * 9)
+
+
+def test_words_are_dropped_where_a_config_says_so():
+    long = {i: Record(np.zeros((9, 9, 3), np.uint8), ("red left right of blue",), f"long/{i}") for i in range(9)}
+    whole, part = (
+        captions(training(Numbered(9, long), config=dataclasses.replace(CONFIG, drop_words=p)).rows(0, 90)[1])
+        for p in (0.0, 0.5)
+    )
+    assert set(whole) == {"red left right of blue"}
+    kept = [len(caption.split()) for caption in part]
+    assert 1 == min(kept) < max(kept) <= 5 and 2 < sum(kept) / 90 < 3
+
+
+def test_pictures_are_augmented_where_a_config_says_so():
+    config = dataclasses.replace(CONFIG, augment=AugmentConfig(gray=1.0))
+    coloured, grey = training(Numbered(9)).rows(0, 9)[0], training(Numbered(9), config=config).rows(0, 9)[0]
+    assert (grey == grey[..., :1]).all() and not (coloured == coloured[..., :1]).all()
+    with pytest.raises(UserError, match="data.augment.gray: p=2.0"):
+        training(Numbered(9), config=dataclasses.replace(CONFIG, augment=AugmentConfig(gray=2.0)))
+
+
+def test_a_reader_that_is_left_in_the_middle_does_not_keep_the_process_from_ending():
+    program = """
+import sys
+sys.path.insert(0, "tests")
+from test_loader import Numbered, training
+batches = training(Numbered(50), 8).batches(0, 10**6)
+print(next(batches)["image"].shape)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert ran.returncode == 0 and ran.stdout == "(8, 8, 8, 3)\n"

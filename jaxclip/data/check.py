@@ -80,14 +80,14 @@ def _pictures_per_second(source, tokenizer, arguments: argparse.Namespace) -> fl
     config = DataConfig(train=arguments.source, train_vocabulary=4096, max_skip_rate=1.0)
     batch = 64
     loader = TrainingLoader(source, tokenizer, config, arguments.image_size, arguments.context_length, batch, 0)
-    batches = loader.batches(0, 1 << 30)
-    next(batches)
-    began, count = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - began) < _TIMED_SECONDS or not count:
-        next(batches)
+    began, count = 0.0, -batch
+    for _ in loader.batches(0, 1 << 30):
         count += batch
-    batches.close()
-    return count / seconds
+        if not count:  # the first batch has the start-up in it
+            began = time.perf_counter()
+        elif time.perf_counter() - began > _TIMED_SECONDS:
+            break
+    return count / (time.perf_counter() - began)
 
 
 def _table(found, tokens: list[int], rate: float, arguments: argparse.Namespace, vocabulary: str):

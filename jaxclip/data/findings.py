@@ -1,4 +1,4 @@
-"""What a sample of a source's records turns out to be: read before training starts, and shown by `jaxclip.data.check`."""
+"""What a sample of a source's records turns out to be: read before training, and shown by `jaxclip.data.check`."""
 
 from __future__ import annotations
 

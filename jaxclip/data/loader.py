@@ -15,6 +15,7 @@ from PIL import Image
 
 from jaxclip.config import DataConfig
 from jaxclip.data import order, texts
+from jaxclip.data.augment import Augmentation, from_config
 from jaxclip.data.crops import center_crop, random_resized_crop
 from jaxclip.data.images import Unreadable, open_picture
 from jaxclip.data.mixture import chunk_numbers, is_chunked, may_replace, training_order
@@ -56,6 +57,11 @@ class TrainingLoader:
     process_index: int = 0
     process_count: int = 1
     skips: SkipLog = dataclasses.field(default_factory=SkipLog)
+    _augmentations: tuple[Augmentation, ...] = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Raises UserError for impossible augmentations."""
+        object.__setattr__(self, "_augmentations", from_config(self.config.augment))
 
     def batches(self, first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of the batches of steps first .. last - 1, read ahead.
@@ -119,14 +125,14 @@ class TrainingLoader:
 
     def rows(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The examples at `position` .. `position + count - 1` of the endless training sequence."""
-        positions, ids, epochs = self._places(position, count)
+        positions, ids, epochs = self.places(position, count)
         records = self.source.read(ids.tolist())
         images = np.empty((count, self.image_size, self.image_size, 3), np.uint8)
         captions, looked_at = [], count
         for row in range(count):
             record, record_id = records[row], int(ids[row])
             for attempt in range(_ATTEMPTS):
-                example = self._example(record, order.record_rng(self.seed, int(epochs[row]), record_id))
+                example = self._example(record, int(epochs[row]), record_id)
                 if not isinstance(example, Skip):
                     images[row], caption = example
                     captions.append(caption)
@@ -142,7 +148,7 @@ class TrainingLoader:
         tokens, ends = self.tokenizer(captions, self.context_length)
         return images, tokens, ends
 
-    def _places(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def places(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The positions, record ids and epochs of `count` rows, int64 [count] each.
 
         The rows of a batch of chunked records are sorted by chunk, so that each host's rows come from few chunks. The
@@ -173,21 +179,26 @@ class TrainingLoader:
 
         return batch
 
-    def _example(self, record: Record | Skip, rng: np.random.Generator) -> tuple[np.ndarray, str] | Skip:
+    def _example(self, record: Record | Skip, epoch: int, record_id: int) -> tuple[np.ndarray, str] | Skip:
         if isinstance(record, Skip):
             return record
+        config, rng = self.config, order.record_rng(self.seed, epoch, record_id)
         if not record.captions:
             return Skip("no caption", record.key)
         try:
             image = random_resized_crop(
-                record.image, self.image_size, rng, self.config.crop_scale, max_pixels=self.config.max_pixels
+                record.image, self.image_size, rng, config.crop_scale, max_pixels=config.max_pixels
             )
         except Unreadable as error:
             return Skip(str(error), record.key)
-        caption = texts.choose(record.captions, self.config.caption_templates, rng)
-        if self.config.flip and rng.random() < 0.5:
+        caption = texts.choose(record.captions, config.caption_templates, rng, config.captions, epoch, record_id)
+        if config.drop_words:
+            caption = texts.drop_words(caption, config.drop_words, rng)
+        if config.flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             caption = texts.swap_sides(caption)
+        for change in self._augmentations:
+            image = change(image, rng)
         return np.asarray(image), caption
 
 

@@ -148,6 +148,6 @@ def _open_one(text: str, root: str) -> Source:
         return Folder(path)
     raise UserError(
         f"{text!r} names no data: write shapes, shapes:SPLIT, tfds:NAME, folder:PATH, or files by their path, such as "
-        "PATH.tar, PATH/*.tar, PATH/{00000..00099}.tar, PATH/*.parquet, PATH/*.tfrecord, PATH/*.array_record, PATH.csv, "
-        "PATH.tsv; sources are mixed as in '0.7 * A + 0.3 * B'"
+        "PATH.tar, PATH/*.tar, PATH/{00000..00099}.tar, PATH/*.parquet, PATH/*.tfrecord, PATH/*.array_record, "
+        "PATH.csv, PATH.tsv; sources are mixed as in '0.7 * A + 0.3 * B'"
     )
