@@ -2,10 +2,10 @@
 
     python benchmarks/input_speed.py 'photos/*.tar' --vocabulary=bpe_simple_vocab_16e6.txt.gz --peer-python=PATH
 
-The photographs are read as they are and stored anew at a short side of 256 pixels (JPEG, quality 90). Both sides crop at
-random (0.9 to 1 of the area), resize with antialiasing to 224 x 224 RGB and tokenise the captions, with two threads here
-and two workers there; the sides take turns, and the best round of each counts. Then a consumer takes 80 % of the measured
-rate, and the share of its time that it waits for data is measured.
+The photographs are read as they are and stored anew at a short side of 256 pixels (JPEG, quality 90). Both sides crop
+at random (0.9 to 1 of the area), resize with antialiasing to 224 x 224 RGB and tokenise the captions, with two threads
+here and two workers there; the sides take turns, and the best round of each counts. Then a consumer takes 80 % of the
+measured rate, and the share of its time that it waits for data is measured.
 
 The peer's Python needs torch, torchvision, open_clip_torch and webdataset; without --peer-python it is left out.
 """

@@ -146,6 +146,38 @@ SOUND: dict[str, Make] = {
 }
 
 
+# Pictures that are dear: as large as allowed, or bombs in what stands beside the pixels. They may be used or refused.
+_ROW = b"\0" + bytes(8000)
+DEAR: dict[str, Callable[[], bytes]] = {
+    "64 megapixels grey": lambda: png(8000, 8000, rows=_ROW * 8000),
+    "64 megapixels rgb": lambda: png(8000, 8000, colour=2, rows=(b"\0" + bytes(24_000)) * 8000),
+    "64 megapixels rgba": lambda: png(8000, 8000, colour=6, rows=(b"\0" + bytes(32_000)) * 8000),
+    "64 megapixels of 16 bits": lambda: png(8000, 8000, depth=16, rows=(b"\0" + bytes(16_000)) * 8000),
+    "64 megapixels jpeg": lambda: encode(Image.new("RGB", (8000, 8000), "teal"), "JPEG"),
+    "64 megapixels progressive jpeg": lambda: encode(Image.new("RGB", (8000, 8000)), "JPEG", progressive=True),
+    "64 megapixels cmyk jpeg": lambda: encode(Image.new("CMYK", (8000, 8000)), "JPEG"),
+    "64 megapixels webp": lambda: encode(Image.new("RGB", (8000, 8000), "teal"), "WEBP", method=0),
+    "64 megapixels gif": lambda: encode(Image.new("P", (8000, 8000)), "GIF"),
+    "64 megapixels transparent gif": lambda: encode(Image.new("P", (8000, 8000)), "GIF", transparency=0),
+    "64 megapixels bilevel tiff": lambda: encode(Image.new("1", (8000, 8000)), "TIFF", compression="group4"),
+    "64 megapixels lzw tiff": lambda: encode(Image.new("RGB", (8000, 8000)), "TIFF", compression="tiff_lzw"),
+    "64 megapixels cut short": lambda: encode(Image.new("RGB", (8000, 8000), "teal"), "JPEG")[:200_000],
+    "profile bomb": lambda: png(
+        8, 8, rows=b"\0" * 72, more=png_chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(300_000_000), 9))
+    ),
+    "text bomb": lambda: png(
+        8, 8, rows=b"\0" * 72, more=png_chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(300_000_000), 9))
+    ),
+    "many chunks": lambda: png(8, 8, rows=b"\0" * 72, more=png_chunk(b"tEXt", b"x\0y") * 200_000),
+    "1,000 frames": lambda: encode(
+        Image.new("L", (64, 64)),
+        "GIF",
+        save_all=True,
+        append_images=[Image.new("L", (64, 64), 255 - i % 255) for i in range(999)],
+    ),
+}
+
+
 def write_shards(folder, kinds: int, good: int, seed: int = 0) -> tuple[list[str | None], str]:
     """Writes `kinds` records of every bad kind among `good` sound ones, in four shards, shuffled.
 

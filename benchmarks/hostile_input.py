@@ -1,0 +1,97 @@
+"""python benchmarks/hostile_input.py: what bad data costs, in seconds for the worst picture and in memory.
+
+1. Hostile pictures, 500 by default: those that cannot be used, damaged ones, and the dearest that are allowed.
+2. A training epoch over more than 10,000 bad records among as many good ones, in a process of its own.
+
+The records are those of tests/hostile.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+
+import numpy as np
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
+
+import hostile  # noqa: E402
+
+from jaxclip.config import DataConfig  # noqa: E402
+from jaxclip.data import crops, images, tokenizers  # noqa: E402
+from jaxclip.data.loader import TrainingLoader  # noqa: E402
+from jaxclip.data.sources import open_source  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--of-each-kind", type=int, default=300, help="bad records; 35 kinds")
+    parser.add_argument("--deliver", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")  # Pillow's
+    if options.deliver:
+        deliver(options.deliver)
+        return
+    pictures(options.pictures)
+    with tempfile.TemporaryDirectory() as folder:
+        reasons, pattern = hostile.write_shards(pathlib.Path(folder), options.of_each_kind, 10_000)
+        print(
+            f"\n{sum(reason is not None for reason in reasons):,} bad records among {reasons.count(None):,} good ones"
+        )
+        subprocess.run([sys.executable, __file__, "--deliver", pattern], check=True)
+
+
+def pictures(number: int) -> None:
+    """Training's crop of hostile pictures: how each kind ends, and the slowest of it."""
+    rng = np.random.default_rng(0)
+    print(f"{'picture':34} {'ends as':22} {'bytes':>12} {'seconds':>8}")
+    worst = 0.0
+    made = [(kind, make()) for kind, make in hostile.DEAR.items()]
+    kinds = [*hostile.PICTURES.items()]
+    while len(made) < number:
+        kind, (make, _) = kinds[len(made) % len(kinds)]
+        made.append((kind, make(rng) if len(made) % 3 else hostile.flip(make(rng) + b"\0", rng, 0, 4)))
+    slowest: dict[str, tuple[float, str, int]] = {}
+    for kind, data in made:
+        began = time.perf_counter()
+        try:
+            crops.random_resized_crop(data, 224, rng, (0.9, 1.0))
+            end = "used"
+        except images.Unreadable as error:
+            end = str(error)
+        seconds = time.perf_counter() - began
+        worst = max(worst, seconds)
+        slowest[kind] = max(slowest.get(kind, (0.0, "", 0)), (seconds, end, len(data)))
+    for kind, (seconds, end, size) in sorted(slowest.items(), key=lambda item: -item[1][0])[:20]:
+        print(f"{kind:34} {end:22} {size:>12,} {seconds:>8.3f}")
+    print(f"{len(made)} pictures, the slowest took {worst:.3f} s; the process took {peak():.0f} MiB at most")
+
+
+def deliver(pattern: str) -> None:
+    """One epoch of training batches."""
+    source = open_source(pattern)
+    tokenizer = tokenizers.train(["number 0123456789 long"] * 2, 600)
+    config = DataConfig(train=pattern, train_vocabulary=600, max_skip_rate=1.0)
+    loader = TrainingLoader(source, tokenizer, config, 224, 77, 256, 0)
+    began = time.perf_counter()
+    rows = sum(len(batch["image"]) for batch in loader.batches(0, len(source) // 256 + 1))
+    print(f"{rows:,} rows delivered in {time.perf_counter() - began:.0f} s; the process took {peak():.0f} MiB at most")
+    for reason, count in loader.skips.counts.most_common():
+        print(f"  {count:>7,} x {reason}, such as {loader.skips.example(reason)}")
+
+
+def peak() -> float:
+    """The most memory this process has had resident, in MiB."""
+    # Not getrusage: its figure outlives exec, so a child's would be its parent's.
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+if __name__ == "__main__":
+    main()
