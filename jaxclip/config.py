@@ -53,7 +53,7 @@ class DataConfig:
     """What is trained and validated on; see `data.sources.open_source` for the forms a source is written in.
 
     Attributes:
-      train: the source to train on.
+      train: the source to train on, or several: as text ("0.7 * A + 0.3 * B"), or as a list of (source, weight).
       eval: the source of the validation loss and of the report's pictures; empty for none.
       root: the folder that relative paths (of data, vocabulary and classes) start from.
       vocabulary: path of a published vocabulary; empty where one is trained.
@@ -71,7 +71,7 @@ class DataConfig:
       drop_words: the probability that a word is left out of a caption in training.
     """
 
-    train: str
+    train: str | tuple[tuple[str, float], ...]
     eval: str = ""
     root: str = ""
     vocabulary: str = ""
@@ -284,6 +284,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value not in args:
             raise UserError(f"{where}={value!r} must be one of {', '.join(map(repr, args))}")
         return value
+    if origin is types.UnionType:
+        if type(value) is str:  # each union there is has text first, and then a tuple
+            return value
+        if not isinstance(value, tuple | list):
+            raise UserError(f"{where}={value!r} must be text or a tuple")
+        return _convert(args[1], value, where)
     if origin is tuple:
         return _convert_tuple(args, value, where)
     if origin in (Mapping, dict) or isinstance(origin, type) and issubclass(origin, Mapping):

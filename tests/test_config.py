@@ -90,7 +90,7 @@ WRONG = [
     ("steps", True, "config.steps=True must be a whole number, not True or False"),
     ("steps", None, "config.steps=None must be a whole number, not NoneType"),
     ("data.flip", 1, "config.data.flip=1 must be True or False, not a whole number"),
-    ("data.train", ("a.tar",), "config.data.train=('a.tar',) must be text, not tuple"),
+    ("data.train", ("a.tar",), "config.data.train[0]='a.tar' must be a tuple"),
     ("optimizer.learning_rate", "1e-3", "config.optimizer.learning_rate='1e-3' must be a number, not text"),
     ("optimizer", 1e-3, "config.optimizer must hold keys (learning_rate, "),
     ("evals", ("seen",), "config.evals=('seen',) must hold keys"),
@@ -220,3 +220,12 @@ def test_to_dict_gives_what_json_can_hold():
     assert plain["evals"] == {"seen": EVALUATION | {"classes": "", "templates": ["a {c}"]}}
     assert plain["data"]["crop_scale"] == [0.9, 1.0]
     assert json.loads(json.dumps(plain)) == plain
+
+
+def test_a_list_of_sources_has_weights():
+    written = parse(DataConfig, {"train": [["a.tar", 0.7], ("b/*.csv", 3)], "train_vocabulary": 600})
+    assert written.train == (("a.tar", 0.7), ("b/*.csv", 3.0))
+    with pytest.raises(UserError, match=r"config.train\[0\]\[1\]='x' must be a number"):
+        parse(DataConfig, {"train": [["a.tar", "x"]], "train_vocabulary": 600})
+    with pytest.raises(UserError, match=r"config.train=3 must be text or a tuple"):
+        parse(DataConfig, {"train": 3, "train_vocabulary": 600})

@@ -79,6 +79,8 @@ def test_a_config_names_mixtures():
     weighted = open_source("0.25 * shapes:seen + .75 * shapes:unseen")
     assert isinstance(weighted, Mixture) and weighted.shares == (1, 3)
     assert weighted.class_names == open_source("shapes").class_names
+    listed = open_source([("shapes:seen", 0.25), ("shapes:unseen", 0.75)])
+    assert isinstance(listed, Mixture) and listed.shares == (1, 3)
 
 
 def test_a_plus_or_a_star_in_a_path_is_no_mixture(tmp_path: pathlib.Path):

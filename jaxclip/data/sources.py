@@ -69,11 +69,11 @@ class Source(Protocol):
     def read(self, ids: Sequence[int]) -> list[Record | Skip]: ...
 
 
-def open_source(text: str, *, root: str = "") -> Source:
+def open_source(text: str | Sequence[tuple[str, float]], *, root: str = "") -> Source:
     """Opens the source that a config names.
 
     Args:
-      text: one source, or several: `A + B` has every record of both once in an epoch, `0.7 * A + 0.3 * B` gives each
+      text: one source, or several: a list of (source, weight), or as text: `A + B` has every record of both once in an epoch, `0.7 * A + 0.3 * B` gives each
         its part of the training examples. A source is `shapes` or `shapes:SPLIT`; `tfds:NAME` or
         `tfds:NAME/CONFIG:VERSION`, either with `[SPLIT]` after it; `folder:PATH` or an existing folder; or files by
         their path, of which the suffix says the kind (tar, csv, tsv, parquet, tfrecord, array_record): one path, a
@@ -85,18 +85,19 @@ def open_source(text: str, *, root: str = "") -> Source:
     Raises:
       UserError: the text has none of these forms, or what it names cannot be used.
     """
-    terms = re.split(r"\s+\+\s+", text.strip())
-    if len(terms) == 1 and not _WEIGHTED.match(text):
-        return _open_one(text, root)
     from jaxclip.data.mixture import Mixture
 
-    weighted = [_WEIGHTED.match(term) for term in terms]
-    if any(weighted) and not all(weighted):
+    if not isinstance(text, str):
+        if not text:
+            raise UserError("an empty list names no data")
+        return Mixture([_open_one(name, root) for name, _ in text], [weight for _, weight in text])
+    terms = re.split(r"\s+\+\s+", text.strip())
+    weighted = [match for match in map(_WEIGHTED.match, terms) if match]
+    if weighted and len(weighted) < len(terms):
         raise UserError(f"{text!r}: give every source a weight, as in '0.7 * A + 0.3 * B', or none of them")
-    if not all(weighted):
-        return Mixture([_open_one(term, root) for term in terms])
-    parts = [(match[2], float(match[1])) for match in weighted if match]
-    return Mixture([_open_one(name, root) for name, _ in parts], [weight for _, weight in parts])
+    if weighted:
+        return open_source([(match[2], float(match[1])) for match in weighted], root=root)
+    return _open_one(text, root) if len(terms) == 1 else Mixture([_open_one(term, root) for term in terms])
 
 
 # The kind of a file by its name: x.tar, x.tfrecord, x.tfrecord-00000-of-00010, x.tfrecord-*.
