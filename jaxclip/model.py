@@ -15,8 +15,9 @@ from PIL import Image
 from jaxclip import checkpoint, methods
 from jaxclip import mesh as meshes
 from jaxclip.config import Config, MeshConfig, parse
-from jaxclip.data.images import Unreadable, center_crop, open_picture
-from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.data.crops import center_crop
+from jaxclip.data.images import Unreadable, open_picture
+from jaxclip.data.tokenizers import Tokenizer, from_json
 from jaxclip.errors import UserError
 from jaxclip.evaluate.embed import Encoder
 
@@ -101,5 +102,5 @@ def load(path: str | os.PathLike[str], *, batch_size: int = 64) -> Model:
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )
     params = checkpoint.load_params(folder, abstract)
-    tokenizer = Tokenizer.from_json(saved["tokenizer"])
+    tokenizer = from_json(saved["tokenizer"])
     return Model(config, params, tokenizer, Encoder(method, mesh, config.precision, tokenizer, batch_size))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import pathlib
+import shutil
+import tempfile
 
 import pytest
 from jaxtyping import install_import_hook
@@ -16,6 +19,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+# Indices of what tests write would pile up in the user's own cache.
+os.environ["JAXCLIP_CACHE"] = tempfile.mkdtemp(prefix="jaxclip-tests-")
+atexit.register(shutil.rmtree, os.environ["JAXCLIP_CACHE"], ignore_errors=True)
 
 # Has to stand before the first import of these packages: it rewrites them as they load.
 install_import_hook(["jaxclip.towers", "jaxclip.losses", "jaxclip.methods", "jaxclip.evaluate"], "beartype.beartype")

@@ -51,9 +51,12 @@ class ChunkCache(Generic[T]):
         with self._lock:
             future.set_result((chunk, size))
             self._bytes += size
-            for old, kept in list(self._chunks.items()):
-                if self._bytes <= self._most_bytes:
+            excess, dropped = self._bytes - self._most_bytes, []
+            for old, kept in self._chunks.items():
+                if excess <= 0:
                     break
                 if kept.done() and kept is not future:
-                    del self._chunks[old]
-                    self._bytes -= kept.result()[1]
+                    excess -= kept.result()[1]
+                    dropped.append(old)
+            for old in dropped:
+                self._bytes -= self._chunks.pop(old).result()[1]

@@ -1,0 +1,136 @@
+"""How long a source of a billion records takes to start, and how much memory it holds.
+
+    python benchmarks/billion_records.py FOLDER
+
+In FOLDER, which is removed again, are made shards and their index. Three shards are real, with records that are read;
+the others are files with nothing but holes, and so are their parts of the index: these have the size that they would
+have, but take no room on disk, and their records are empty. Then a fresh process opens the shards as training does,
+computes the ids of batches at far-apart steps, reads the real records and looks up the records of a whole batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+
+from jaxclip.data.order import Shuffled
+from jaxclip.data.sources import Record
+from jaxclip.data.storage import Files, cache_folder, fingerprint, list_files
+from jaxclip.data.tar import TarShards
+from jaxclip.data.tar_index import Facts, column_places, write_head, write_part
+from jaxclip.data.tar_scan import scan
+
+_BATCH = 32_768
+_STEPS = (0, 1, 1000, 30_517, 1_000_000, 1_000_000_000)
+_REAL_RECORDS = 1000  # in each real shard
+_RECORD_BYTES = 30_000  # of those that are not there
+_NAME_BYTES = 12
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=pathlib.Path, help="to be made, and removed at the end")
+    parser.add_argument("--records", type=int, default=1_000_000_000)
+    parser.add_argument("--shards", type=int, default=10_000, help="at least 4")
+    parser.add_argument("--began", type=float, help=argparse.SUPPRESS)  # the fresh process's; when it was started
+    options = parser.parse_args()
+    if options.began is not None:
+        _measure(options.folder, options.shards, options.began)
+        return
+    options.folder.mkdir()
+    try:
+        os.environ["JAXCLIP_CACHE"] = str(options.folder / "cache")
+        _make(options.folder, options.records, options.shards)
+        began = ["--began", repr(time.monotonic()), "--shards", str(options.shards)]
+        subprocess.run([sys.executable, __file__, str(options.folder), *began], check=True)
+    finally:
+        shutil.rmtree(options.folder)
+
+
+def _real_shards(shards: int) -> tuple[int, int, int]:
+    return 0, shards // 2, shards - 1
+
+
+def _make(folder: pathlib.Path, records: int, shards: int) -> None:
+    real = _real_shards(shards)
+    sizes = np.zeros((shards, 3), np.int64)
+    synthetic = np.setdiff1d(np.arange(shards), real)
+    missing = records - _REAL_RECORDS * len(real)
+    sizes[synthetic, 0] = missing // len(synthetic)
+    sizes[synthetic[0], 0] += missing % len(synthetic)
+    sizes[:, 1] = sizes[:, 0] * _NAME_BYTES
+    for number in range(shards):
+        path = folder / f"{number:06d}.tar"
+        if number in real:
+            _write_tar(path, number)
+        else:
+            path.touch()
+            os.truncate(path, int(sizes[number, 0]) * _RECORD_BYTES)
+    files = Files(list_files(str(folder / "*.tar")))
+    parts = {number: scan(files, number) for number in real}
+    for number, part in parts.items():
+        sizes[number] = part.sizes
+    facts = [
+        parts[number].facts if number in real else Facts(members=int(sizes[number, 0])) for number in range(shards)
+    ]
+    place = cache_folder("tar-index") / f"{fingerprint(files)}.index"
+    place.parent.mkdir(parents=True)
+    with place.open("wb") as file:
+        write_head(file, facts, sizes)
+        for number, column_place in enumerate(column_places(file.tell(), sizes)):
+            if number in real:
+                write_part(file, parts[number], column_place)  # the last shard is real: its part ends the file
+    print(
+        f"{sizes[:, 0].sum():,} records in {shards:,} shards; "
+        f"the index is a file of {place.stat().st_size / 1e9:.1f} GB, "
+        f"of which {place.stat().st_blocks * 512 / 1e6:.1f} MB are not holes"
+    )
+
+
+def _write_tar(path: pathlib.Path, number: int) -> None:
+    with tarfile.open(path, "w") as tar:
+        for row in range(_REAL_RECORDS):
+            for suffix, data in (("jpg", b"%d" % row * 200), ("txt", f"record {row} of shard {number}".encode())):
+                member = tarfile.TarInfo(f"{row:012d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def _measure(folder: pathlib.Path, shards: int, began: float) -> None:
+    """What the fresh process does."""
+    _say("modules imported", began)
+    opening = time.monotonic()
+    source = TarShards(str(folder / "*.tar"))
+    _say(f"{len(source):,} records open (in {time.monotonic() - opening:.2f} s)", began)
+    order = Shuffled(0, len(source))
+    for step in _STEPS:
+        ids, epochs = order(np.arange(step * _BATCH, (step + 1) * _BATCH))
+        assert ids.min() >= 0 and ids.max() < len(source)
+    _say(f"ids of {len(_STEPS)} batches of {_BATCH:,} at steps {_STEPS[0]} to {_STEPS[-1]:,} computed", began)
+    ends = source._index.record_ends
+    real = [int(ends[number]) - 1 - row for number in _real_shards(shards) for row in (0, 500, 999)]
+    records = source.read(real)
+    for number, record in zip(np.repeat(_real_shards(shards), 3), records, strict=True):
+        assert isinstance(record, Record) and record.captions[0].endswith(f"of shard {number}")
+    _say(f"{len(records)} records read, such as {records[0].key} {records[0].captions}", began)
+    source.read(ids.tolist())
+    _say(f"{len(ids):,} records all over the index looked up", began)
+
+
+def _say(what: str, began: float) -> None:
+    status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines())
+    now, most = (int(status[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
+    print(f"{time.monotonic() - began:6.2f} s  RSS {now:5.0f} MiB (at most {most:5.0f})  {what}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""python -m jaxclip.data.tokenizers SOURCE --out=tokenizer.json: trains a vocabulary from a source's captions."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxclip.data.sources import Record, Source, open_source
+from jaxclip.data.tokenizers import Tokenizer, clip, wordpiece
+from jaxclip.errors import UserError
+
+_TRAIN: dict[str, Callable[[Iterable[str], int], Tokenizer]] = {"clip": clip.train, "wordpiece": wordpiece.train}
+_BLOCK = 1024  # records read, and captions counted, at a time
+_CONTEXT = 77  # CLIP's
+_LONGEST = 1024  # a caption of more tokens counts as one of so many
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m jaxclip.data.tokenizers", description=__doc__)
+    parser.add_argument("source", help="as in a recipe's data.train, such as shapes or 'train-{00000..00099}.tar'")
+    parser.add_argument("--out", required=True, type=pathlib.Path, help="the file to write, for data.vocabulary")
+    parser.add_argument("--size", default=32768, type=int, help="ids at most (default: 32768)")
+    parser.add_argument(
+        "--kind", default="clip", choices=_TRAIN, help="clip: CLIP's BPE; wordpiece: BERT's, with [MASK]"
+    )
+    parser.add_argument("--limit", type=int, help="records to read, spread over the source (default: all)")
+    parser.add_argument("--root", default="", help="the folder that relative paths start from")
+    arguments = parser.parse_args(argv)
+    try:
+        _train(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    out: pathlib.Path = arguments.out
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out={out}: there is no folder {out.absolute().parent}")
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UserError(f"--limit={arguments.limit}: at least one record must be read")
+    source = open_source(arguments.source, root=arguments.root)
+    captions: list[str] = []
+    tokenizer = _TRAIN[arguments.kind](_kept(_captions(source, arguments.limit), captions), arguments.size)
+    if not captions:
+        raise UserError(f"{arguments.source}: none of the records read has a caption")
+    try:
+        out.write_text(tokenizer.to_json(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written: {error.strerror}") from error
+    lengths = _lengths(tokenizer, captions)
+    print(f"{out}: a vocabulary of {tokenizer.vocab_size:,}")
+    print(f"tokens per caption: {lengths.mean():.1f} on average, start and end included")
+    print(f"captions of more than {_CONTEXT} tokens: {(lengths > _CONTEXT).sum():,} of {len(captions):,}")
+
+
+def _kept(captions: Iterator[str], kept: list[str]) -> Iterator[str]:
+    """The captions as they come, each put into a list on its way."""
+    for caption in captions:
+        kept.append(caption)
+        yield caption
+
+
+def _captions(source: Source, limit: int | None) -> Iterator[str]:
+    """The captions of a source's readable records, in the order of their ids; shows how far it has got."""
+    count = len(source) if limit is None else min(limit, len(source))
+    ids = np.unique(np.linspace(0, len(source) - 1, count).astype(int))
+    with tqdm(total=len(ids), unit=" records", file=sys.stderr) as progress:
+        for start in range(0, len(ids), _BLOCK):
+            records = source.read(ids[start : start + _BLOCK].tolist())
+            for record in records:
+                if isinstance(record, Record):
+                    yield from record.captions
+            progress.update(len(records))
+
+
+def _lengths(tokenizer: Tokenizer, captions: Sequence[str]) -> np.ndarray:
+    """Tokens of each caption, int64 [captions]."""
+    blocks = (captions[start : start + _BLOCK] for start in range(0, len(captions), _BLOCK))
+    return np.concatenate([tokenizer(block, _LONGEST)[1] for block in blocks]).astype(int) + 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

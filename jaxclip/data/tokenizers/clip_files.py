@@ -1,0 +1,54 @@
+"""The files in which CLIP's vocabulary is published. What is wrong with one is a ValueError that says it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from jaxclip.data.tokenizers.clip import END, START, SYMBOLS, WORD_END, ClipTokenizer
+
+_OPENAI_MERGES = 49152 - 256 - 2  # OpenAI's file holds 262,144 merges, of which its tokenizer takes the first ones
+
+
+def is_clip(content: dict[str, Any]) -> bool:
+    """Whether a parsed tokenizer.json is CLIP's: a BPE with word ends and CLIP's start and end tokens."""
+    model = content["model"]
+    if model.get("type", "BPE") != "BPE" or model.get("end_of_word_suffix") != WORD_END:
+        return False
+    return {START, END} <= model["vocab"].keys() | {token["content"] for token in content.get("added_tokens", ())}
+
+
+def from_content(content: dict[str, Any]) -> ClipTokenizer:
+    """From Hugging Face's parsed tokenizer.json. Its words are split as CLIP's, whatever it says of that."""
+    model = content["model"]
+    added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    return ClipTokenizer(model["vocab"] | added, merges)
+
+
+def from_pair(vocabulary: str, merges: str) -> ClipTokenizer:
+    """From Hugging Face's vocab.json and merges.txt."""
+    return ClipTokenizer(json.loads(vocabulary), _merges(merges.rstrip().split("\n")))
+
+
+def from_merges(text: str) -> ClipTokenizer:
+    """From OpenAI's list of merges, of which the ids follow."""
+    merges = _merges(text.rstrip().split("\n")[: 1 + _OPENAI_MERGES])
+    tokens = [*SYMBOLS, *map("".join, merges), START, END]
+    return ClipTokenizer({token: i for i, token in enumerate(tokens)}, merges)
+
+
+def _merges(lines: list[str]) -> list[tuple[str, str]]:
+    """The merges of a file's lines: one that names the version, then one merge of two symbols a line."""
+    header, *lines = lines
+    if "#version" not in header:
+        raise ValueError("its first line has no '#version', and no line is '[UNK]'")
+    merges = []
+    for number, line in enumerate(lines, start=2):
+        pair = tuple(line.split())
+        if len(pair) != 2:
+            raise ValueError(f"line {number} is not two symbols")
+        merges.append(pair)
+    if merges and not any(right.endswith(WORD_END) for _, right in merges):
+        raise ValueError(f"none of its merges ends a word with {WORD_END}")
+    return merges

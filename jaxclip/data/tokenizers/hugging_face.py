@@ -1,0 +1,146 @@
+"""Any vocabulary that comes as a Hugging Face tokenizer.json: BPE, Unigram, WordPiece, WordLevel."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import models
+
+from jaxclip.data.tokenizers import cleaning
+from jaxclip.data.tokenizers.layout import lay_out
+from jaxclip.quiet import quiet_stderr
+
+# Letters that hardly any vocabulary has: a hieroglyph alone and in a word, and the last one for private use. A model
+# that has no token for what it does not know fails on these, and would on some caption.
+_UNHEARD_OF = "\U00013000 a\U00013000 \U0010fffd"
+
+
+class HuggingFaceTokenizer:
+    """The Tokenizer that a tokenizer.json describes, with its own normalisation and its own special tokens.
+
+    Its texts are padded and cut on the right, whatever the file says of that; the positions returned are those of the
+    last token, which is the last special one where the vocabulary ends texts with one.
+    """
+
+    def __init__(self, text: str, pad_token: str | None = None):
+        """Reads the text of a tokenizer.json.
+
+        Args:
+          text: what is in the file.
+          pad_token: what to pad with where the file does not say; by default the token whose letters spell "pad", or
+            else the one that ends every text, or else the only special one.
+
+        Raises:
+          ValueError: it is no such file, or nothing says what to pad with, or some texts have no ids.
+        """
+        backend = _parse(text)
+        backend.no_truncation()
+        self._before, self._after = _around(backend)
+        self._known = frozenset(backend.get_vocab(with_added_tokens=True).values())
+        if not self._known.issuperset(self._before + self._after):
+            raise ValueError("its post-processor adds ids that are not in its vocabulary")
+        self.vocab_size = max(self._known, default=-1) + 1
+        self.start_id = self._before[0] if self._before else None
+        self.end_id = self._after[-1] if self._after else None
+        special = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        self.mask_id = _spelled("mask", special)
+        self.pad_id = _pad_id(backend, special, self.end_id, pad_token)
+        if self.pad_id not in self._known:
+            raise ValueError(f"it pads with id {self.pad_id}, which is not in its vocabulary")
+        # The padding is stored with the rest, but it is not the backend that pads.
+        backend.enable_padding(pad_id=self.pad_id, pad_token=backend.id_to_token(self.pad_id))
+        self._json = backend.to_str()
+        backend.no_padding()
+        self._backend = backend
+        try:
+            backend.encode(_UNHEARD_OF, add_special_tokens=False)
+        except Exception as error:
+            raise ValueError(f"it has no token for what it does not know: {error}") from error
+
+    def __call__(self, texts: Sequence[str], context_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `Tokenizer` has it.
+
+        Raises UserError where context_length has no room for the special tokens.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts must be a sequence of strings, not one string")
+        read = [cleaning.encodable(cleaning.beginning(text, context_length)) for text in texts]
+        encodings = self._backend.encode_batch_fast(read, add_special_tokens=False)
+        ids = [encoding.ids for encoding in encodings]
+        return lay_out(ids, context_length, self.pad_id, self._before, self._after)
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The text of token ids [length] as the file's decoder spells it, without padding and what is put around it.
+
+        Raises KeyError for an id that is not in the vocabulary.
+        """
+        ids = np.asarray(tokens).tolist()
+        unknown = next((i for i in ids if i not in self._known), None)
+        if unknown is not None:
+            raise KeyError(unknown)
+        while ids[-1:] == [self.pad_id]:
+            ids.pop()
+        # Where the end token pads, it is gone by now.
+        after = self._after[:-1] if self.pad_id == self.end_id else self._after
+        if after and ids[-len(after) :] == after:
+            ids = ids[: -len(after)]
+        if ids[: len(self._before)] == self._before:
+            ids = ids[len(self._before) :]
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def to_json(self) -> str:
+        """All there is to it, as the text of a tokenizer.json."""
+        return self._json
+
+
+def _parse(text: str) -> tokenizers.Tokenizer:
+    # Where a damaged file makes the library panic in Rust, it says so on stderr, and what it raises is no Exception.
+    with quiet_stderr():
+        try:
+            return tokenizers.Tokenizer.from_str(text)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            reason = str(error)
+    raise ValueError(reason)
+
+
+def _around(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that the file's post-processor puts before and after a text: it is shown a text of one token."""
+    if backend.post_processor is None:
+        return [], []
+    token = tokenizers.Tokenizer(models.WordLevel({"x": 0}, unk_token="x")).encode("x")
+    shown = backend.post_processor.process(token, None, True)
+    if shown.special_tokens_mask.count(0) != 1:
+        raise ValueError("its post-processor does not keep a text in one piece")
+    place = shown.special_tokens_mask.index(0)
+    return shown.ids[:place], shown.ids[place + 1 :]
+
+
+def _spelled(word: str, special: dict[str, int]) -> int | None:
+    """The id of the special token whose letters spell a word: [PAD] and <pad> spell pad."""
+    return next((i for token, i in special.items() if re.sub("[^a-z]", "", token.lower()) == word), None)
+
+
+def _pad_id(backend: tokenizers.Tokenizer, special: dict[str, int], end_id: int | None, pad_token: str | None) -> int:
+    padding: dict[str, Any] | None = backend.padding
+    if padding is not None:
+        # The token says more than the number, which is 0 where whoever wrote the file gave none.
+        known = backend.token_to_id(padding["pad_token"])
+        return padding["pad_id"] if known is None else known
+    if pad_token is not None:
+        known = backend.token_to_id(pad_token)
+        if known is None:
+            raise ValueError(f"the pad token {pad_token!r} is not in its vocabulary")
+        return known
+    only = next(iter(special.values())) if len(special) == 1 else None
+    for choice in (_spelled("pad", special), end_id, only):
+        if choice is not None:
+            return choice
+    example = json.dumps({"pad_token": "</s>"})
+    raise ValueError(f"nothing says what to pad with: put a tokenizer_config.json such as {example} beside it")
