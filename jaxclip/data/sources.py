@@ -73,12 +73,12 @@ def open_source(text: str | Sequence[tuple[str, float]], *, root: str = "") -> S
     """Opens the source that a config names.
 
     Args:
-      text: one source, or several: a list of (source, weight), or as text: `A + B` has every record of both once in an epoch, `0.7 * A + 0.3 * B` gives each
-        its part of the training examples. A source is `shapes` or `shapes:SPLIT`; `tfds:NAME` or
-        `tfds:NAME/CONFIG:VERSION`, either with `[SPLIT]` after it; `folder:PATH` or an existing folder; or files by
-        their path, of which the suffix says the kind (tar, csv, tsv, parquet, tfrecord, array_record): one path, a
-        glob, or a range `PATH/{00000..00099}.tar`, on a local disk or with the scheme of remote storage (`gs://`,
-        `s3://`).
+      text: one source, or several: a list of (source, weight), or as text `0.7 * A + 0.3 * B`, which gives each its
+        part of the training examples; `A + B` has every record of both once in an epoch. A source is `shapes` or
+        `shapes:SPLIT`; `tfds:NAME` or `tfds:NAME/CONFIG:VERSION`, either with `[SPLIT]` after it; `folder:PATH` or an
+        existing folder; or files by their path, of which the suffix says the kind (tar, csv, tsv, parquet, tfrecord,
+        array_record): one path, a glob, or a range `PATH/{00000..00099}.tar`, on a local disk or with the scheme of
+        remote storage (`gs://`, `s3://`).
       root: the folder that relative paths start from and that TFDS data sets are looked for in first; by default the
         working directory and TFDS's own folder.
 
