@@ -116,7 +116,7 @@ def digest(batch: dict[str, np.ndarray]) -> str:
     return hashlib.sha256(b"".join(batch[name].tobytes() for name in sorted(batch))).hexdigest()
 
 
-@pytest.mark.parametrize("name", sources(10))
+@pytest.mark.parametrize("name", ["plain", "weighted"])  # the other orders are parts of the second
 def test_the_bytes_of_200_batches_are_the_same_on_any_hosts_and_after_any_restart(name):
     source, batch, steps = sources(700)[name], 16, 200
     expected = [digest(loaded) for loaded in loader(source, batch).batches(0, steps)]

@@ -129,10 +129,11 @@ class TrainingLoader:
         records = self.source.read(ids.tolist())
         images = np.empty((count, self.image_size, self.image_size, 3), np.uint8)
         captions, looked_at = [], count
+        keys = order.record_keys(self.seed, epochs, ids).tolist()
         for row in range(count):
             record, record_id = records[row], int(ids[row])
             for attempt in range(_ATTEMPTS):
-                example = self._example(record, int(epochs[row]), record_id)
+                example = self._example(record, keys[row], int(epochs[row]), record_id)
                 if not isinstance(example, Skip):
                     images[row], caption = example
                     captions.append(caption)
@@ -142,6 +143,7 @@ class TrainingLoader:
                 among = may_replace(self.source, record_id, attempt)
                 record_id = order.substitute(self.seed, int(positions[row]), attempt, among)
                 (record,) = self.source.read([record_id])
+                keys[row] = int(order.record_keys(self.seed, epochs[row], record_id))
             else:
                 raise UserError(f"data.train: {_ATTEMPTS} records in a row cannot be used: {self.skips}")
         self.skips.check_rate(looked_at)
@@ -179,10 +181,10 @@ class TrainingLoader:
 
         return batch
 
-    def _example(self, record: Record | Skip, epoch: int, record_id: int) -> tuple[np.ndarray, str] | Skip:
+    def _example(self, record: Record | Skip, key: int, epoch: int, record_id: int) -> tuple[np.ndarray, str] | Skip:
         if isinstance(record, Skip):
             return record
-        config, rng = self.config, order.record_rng(self.seed, epoch, record_id)
+        config, rng = self.config, order.record_rng(key)
         if not record.captions:
             return Skip("no caption", record.key)
         try:

@@ -161,6 +161,11 @@ def substitute(seed: int, position: int, attempt: int, among: range) -> int:
     return among.start + int(hash_ints(seed, position, attempt) % np.uint64(len(among)))
 
 
-def record_rng(seed: int, epoch: int, record: int) -> np.random.Generator:
-    """The randomness of one record in one epoch (crop, flip, choice of caption)."""
-    return np.random.Generator(np.random.Philox(key=hash_ints(seed, epoch, record)))
+def record_keys(seed: int, epochs: np.ndarray, records: np.ndarray) -> np.ndarray:
+    """What the randomness of each record in its epoch (crop, flip, choice of caption) starts from, uint64 [n]."""
+    return hash_ints(seed, epochs, records)
+
+
+def record_rng(key: int) -> np.random.Generator:
+    """The randomness that one of `record_keys` stands for."""
+    return np.random.Generator(np.random.Philox(key=key))
