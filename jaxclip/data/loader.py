@@ -27,6 +27,8 @@ from jaxclip.quiet import quiet_stderr
 
 # Rows read by one call of the pipeline: enough to batch reads and tokenising, few enough to share among threads.
 _CHUNK = 32
+# Rows that are ready before they are wanted, or two batches where that is more.
+_AHEAD = 512
 # Unreadable records in a row before the data, not the record, is to blame.
 _ATTEMPTS = 100
 
@@ -103,23 +105,26 @@ class TrainingLoader:
         threads = os.cpu_count() or 1
         dataset = tf.data.Dataset.range(first * chunks, last * chunks)
         dataset = dataset.map(load, num_parallel_calls=threads, deterministic=True)
-        dataset = dataset.batch(chunks, drop_remainder=True).map(join).prefetch(2)
+        dataset = dataset.batch(chunks, drop_remainder=True).map(join)
         options = tf.data.Options()
         options.threading.private_threadpool_size = threads
         reading = [dataset.with_options(options).as_numpy_iterator()]
         # A reader still at work when Python shuts down would wait for it, and it for the reader.
         atexit.register(reading.clear)
+        # A thread of its own fetches: the step's thread would wait its turn with the interpreter for every batch.
+        fetcher = concurrent.futures.ThreadPoolExecutor(1)
         try:
-            while reading:
-                batch = next(reading[0], None)
-                if batch is None:
-                    return
+            ahead = max(2, _AHEAD // rows)
+            pending = collections.deque(fetcher.submit(next, reading[0], None) for _ in range(ahead))
+            while (batch := pending.popleft().result()) is not None:
+                pending.append(fetcher.submit(next, reading[0], None))
                 yield batch
         except tf.errors.OpError:
             if failures:
                 raise failures[0] from None
             raise
         finally:
+            fetcher.shutdown(cancel_futures=True)
             reading.clear()
             atexit.unregister(reading.clear)
 

@@ -161,7 +161,7 @@ def substitute(seed: int, position: int, attempt: int, among: range) -> int:
     return among.start + int(hash_ints(seed, position, attempt) % np.uint64(len(among)))
 
 
-def record_keys(seed: int, epochs: np.ndarray, records: np.ndarray) -> np.ndarray:
+def record_keys(seed: int, epochs: int | np.ndarray, records: int | np.ndarray) -> np.ndarray:
     """What the randomness of each record in its epoch (crop, flip, choice of caption) starts from, uint64 [n]."""
     return hash_ints(seed, epochs, records)
 
