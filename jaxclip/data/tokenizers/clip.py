@@ -34,8 +34,8 @@ _WORD = (
     r"|\p{L}+|\p{N}|[^ \p{L}\p{N}\x{345}]+"
 )
 
-# How many pieces of text are remembered with their ids, and of how many characters at most: some 40 MB in all.
-_MOST_KEPT = 1 << 17
+# How many pieces of text are remembered with their ids, and of how many characters at most: some 100 MB in all.
+_MOST_KEPT = 1 << 19
 _LONGEST_KEPT = 32
 
 _TRAINING_CONTEXT = 77  # of a caption, a vocabulary is trained on what a row of this length would hold
