@@ -46,6 +46,8 @@ def main() -> None:
     if options.began is not None:
         _measure(options.folder, options.shards, options.began)
         return
+    if options.folder.exists():
+        parser.error(f"{options.folder} is there already: name a folder to be made")
     options.folder.mkdir()
     try:
         os.environ["JAXCLIP_CACHE"] = str(options.folder / "cache")
