@@ -27,7 +27,7 @@ def base() -> ConfigDict:
                 "vocabulary": "",
                 "train_vocabulary": 0,
                 "caption_templates": (),
-                "shuffle_window": 8192,
+                "shuffle_window": 4096,
                 "max_pixels": 64_000_000,
                 "max_skip_rate": 0.1,
                 "crop_scale": (0.9, 1.0),

@@ -77,7 +77,7 @@ class DataConfig:
     vocabulary: str = ""
     train_vocabulary: int = 0
     caption_templates: tuple[str, ...] = ()
-    shuffle_window: int = 8192
+    shuffle_window: int = 4096
     max_pixels: int = 64_000_000
     max_skip_rate: float = 0.1
     crop_scale: tuple[float, float] = (0.9, 1.0)
@@ -200,6 +200,8 @@ class Config:
     def __post_init__(self):
         check_at_least(self, 1, "batch_size", "microbatches", "log_every", "keep_checkpoints")
         check_at_least(self, 0, "steps", "epochs", "eval_every", "checkpoint_every", "seed")
+        if self.seed >= 1 << 32:
+            raise UserError(f"seed={self.seed} must be below 2^32")
         if not self.steps and not self.epochs:
             raise UserError("steps=0: give steps, or epochs with steps=0")
 

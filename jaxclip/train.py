@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import math
@@ -18,8 +19,8 @@ from jax.experimental import multihost_utils
 
 from jaxclip import checkpoint, evaluate, methods, optimizer, report
 from jaxclip import mesh as meshes
-from jaxclip.config import Config, flatten, to_dict
-from jaxclip.data import findings, loader, skips, sources, storage, tokenizers
+from jaxclip.config import Config, flatten, parse, to_dict
+from jaxclip.data import findings, loader, mixture, skips, sources, storage, tokenizers
 from jaxclip.errors import UserError
 from jaxclip.evaluate.embed import Encoder
 from jaxclip.evaluate.gallery import gallery
@@ -29,7 +30,7 @@ from jaxclip.step import Step, TrainState
 
 # Keys that may differ when a run goes on: its length, how often it does things, and the data.
 MAY_CHANGE = ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "profile_steps")
-MAY_CHANGE_UNDER = ("data.train", "data.eval", "data.root", "data.vocabulary", "evals")
+MAY_CHANGE_UNDER = ("data.train", "data.eval", "data.root", "data.vocabulary", "data.max_skip_rate", "evals")
 
 
 class Preempted(Exception):
@@ -92,7 +93,10 @@ class _Run:
             config.seed,
             jax.process_index(),
             jax.process_count(),
-            skips.SkipLog(config.data.max_skip_rate),
+            # A chunk that is bad as a whole comes up within one window.
+            skips.SkipLog(
+                config.data.max_skip_rate, 4 * config.data.shuffle_window if mixture.is_chunked(self.source) else 1000
+            ),
         )
         self.skips = skips.SkipLog()
         self.checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
@@ -294,7 +298,11 @@ def check_resumable(config: Config, workdir: pathlib.Path) -> None:
     path = workdir / "config.json"
     if not path.exists() or not _begun(workdir):
         return
-    before, now = flatten(json.loads(path.read_text())), flatten(to_dict(config))
+    written, now = json.loads(path.read_text()), flatten(to_dict(config))
+    with contextlib.suppress(UserError):  # a key of another version's
+        # Keys that the run did not know yet had what is their default now.
+        written = to_dict(parse(Config, written))
+    before = flatten(written)
     for key in sorted(before.keys() | now.keys()):
         if key in MAY_CHANGE or any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE_UNDER):
             continue

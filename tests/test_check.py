@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -141,7 +142,9 @@ def test_the_command_prints_a_table_and_writes_the_sheet(shard, capsys, monkeypa
         (["missing.tar"], "is not there"),
         (["pairs.tar", "--sample=0"], "must be at least 1"),
         (["pairs.tar", "--output=/no/such/folder/x.html"], "there is no folder"),
+        (["pairs.tar", "--output=/tmp"], "is a folder"),
         (["pairs.tar", "--vocabulary=missing.gz"], "missing.gz"),
+        (["~nobody-of-this-name/x.tar"], "no such user"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(shard, arguments, said, capsys):
@@ -156,3 +159,13 @@ def test_a_source_without_a_usable_record_is_an_error(tmp_path, capsys):
     assert check.main([str(tmp_path / "bad.tar"), "--output", str(output)]) == 2
     ended = capsys.readouterr()
     assert "1 x not a picture" in ended.out and "none of 1 sampled records" in ended.err
+
+
+def test_tokens_are_counted_up_to_the_padding(shard, capsys, monkeypatch):
+    monkeypatch.setattr(check, "_TIMED_SECONDS", 0.0)
+    model = pathlib.Path(__file__).parent / "data" / "siglip_form.model"
+    output = str(shard.with_name("sheet.html"))
+    assert check.main([str(shard), "--vocabulary", str(model), "--output", output, "--image-size=16"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("tokens"))
+    # "the caption of number 1": letter by letter at most, and the end.
+    assert 5 <= int(re.search(r"median (\d+)", line)[1]) <= 26 and "0 of 5 are cut" in line

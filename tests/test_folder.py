@@ -39,6 +39,18 @@ def test_subfolders_are_classes_in_the_order_of_their_names(tmp_path):
     assert source.chunk_ends is None
 
 
+def test_classes_are_numbered_by_their_bare_names(tmp_path):
+    for name in ("red", "red fox", "red-eye", "red.old"):
+        fill(tmp_path / name, a_dot_jpg=name.encode())
+    assert list(Folder(str(tmp_path)).class_names) == ["red", "red fox", "red-eye", "red.old"]
+    assert [(one.image, one.captions[0]) for one in read(tmp_path)] == [
+        (name.encode(), name) for name in sorted(["red", "red fox", "red-eye", "red.old"], key=lambda name: name + "/")
+    ]
+    assert sorted((one.label, one.captions[0]) for one in read(tmp_path)) == list(
+        enumerate(["red", "red fox", "red-eye", "red.old"])
+    )
+
+
 def test_a_text_beside_a_picture_is_its_caption(tmp_path):
     fill(tmp_path, a_dot_jpg=b"A", a_dot_txt=b" a cat\n", b_dot_jpg=b"B", c_dot_jpg=b"C", c_dot_txt=b"\n")
     fill(tmp_path, a_dot_b_dot_jpg=b"D", a_dot_b_dot_txt=b"caf\xe9", e_dot_txt=b"no picture")

@@ -354,3 +354,14 @@ print(next(batches)["image"].shape)
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert ran.returncode == 0 and ran.stdout == "(8, 8, 8, 3)\n"
+
+
+def test_what_stands_in_for_a_record_does_not_count_towards_the_rate():
+    # One chunk of ten is bad as a whole, so that nine in ten stand-ins are too; but only a tenth of the records.
+    ends = np.arange(1, 11) * 100
+    bad = {i: Skip("unreadable shard", f"numbered/{i}") for i in range(100)}
+    config = dataclasses.replace(CONFIG, max_skip_rate=0.11)
+    loader = training(Numbered(1000, bad, chunk_ends=ends), 50, config, skips=SkipLog(0.11, 1000))
+    for step in range(60):
+        loader.rows(step * 50, 50)
+    assert loader.skips.counts["unreadable shard"] > 8 * 300

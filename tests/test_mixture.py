@@ -99,3 +99,21 @@ def test_a_plus_or_a_star_in_a_path_is_no_mixture(tmp_path: pathlib.Path):
 def test_a_wrong_mixture_is_told(text, said):
     with pytest.raises(UserError, match=said):
         open_source(text)
+
+
+def test_a_sample_is_spread_over_a_source():
+    assert mixture.spread(Named("a", 100), 5) == [0, 24, 49, 74, 99]
+    assert mixture.spread(Named("a", 3), 50) == [0, 1, 2]
+
+
+def test_a_sample_of_a_chunked_source_comes_from_few_chunks():
+    ends = np.cumsum(np.random.default_rng(0).integers(0, 100, 500))
+    ids = mixture.spread(Named("a", int(ends[-1]), ends), 320)
+    assert 200 < len(ids) <= 320 and ids == sorted(set(ids)) and ids[0] >= 0 and ids[-1] < ends[-1]
+    assert len(np.unique(np.searchsorted(ends, ids, side="right"))) <= 16
+
+
+def test_a_sample_of_a_mixture_has_some_of_each():
+    mixed = Mixture([Named("a", 1000), Named("b", 10, np.array([5, 10]))])
+    ids = mixture.spread(mixed, 100)
+    assert 90 < sum(index < 1000 for index in ids) <= 100 and any(index >= 1000 for index in ids)

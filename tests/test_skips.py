@@ -11,7 +11,7 @@ from jaxclip.errors import UserError
 def looked_at(skips: SkipLog, good: int, bad: int) -> None:
     for number in range(bad):
         skips.add("not a picture", f"a.tar:{number}")
-    skips.check_rate(good + bad)
+    skips.check_rate(good + bad, bad)
 
 
 def test_a_share_up_to_the_limit_goes_on_for_ever():
@@ -43,3 +43,16 @@ def test_few_records_are_not_judged():
     looked_at(SkipLog(0.0), 0, 999)
     with pytest.raises(UserError):
         looked_at(SkipLog(0.0), 999, 1)
+
+
+def test_what_a_key_says_cannot_harm_a_terminal():
+    skips = SkipLog()
+    skips.add("missing file", "t.csv:\x1b[31m\x07\ud800.png")
+    assert str(skips) == "1 x missing file (such as t.csv:\ufffd[31m\ufffd\ufffd.png)"
+
+
+def test_larger_blocks_forgive_a_bad_run():
+    skips = SkipLog(0.1, block=10_000)
+    for bad in (0, 900, 0):
+        for _ in range(5):
+            looked_at(skips, 1000 - bad // 5, bad // 5)

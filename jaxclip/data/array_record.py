@@ -16,7 +16,7 @@ from jaxclip.data.storage import is_remote, list_files
 from jaxclip.errors import UserError
 
 _OPEN_FILES = 128  # kept open between reads; the usual limit for a process is 1024
-_CACHE = 1 << 30  # bytes of decompressed groups
+_CACHE = 2 << 30  # bytes of decompressed groups
 _PROBES = 64  # examples looked into before files without a known feature are refused
 
 

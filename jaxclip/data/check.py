@@ -12,6 +12,8 @@ import statistics
 import sys
 import time
 
+import numpy as np
+
 from jaxclip.errors import UserError
 
 _TIMED_SECONDS = 4.0
@@ -37,11 +39,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from jaxclip.data import contact_sheet, findings, sources, storage, tokenizers
+    from jaxclip.data import contact_sheet, findings, skips, sources, storage, tokenizers
 
     if arguments.sample < 1 or arguments.image_size < 1 or arguments.context_length < 2:
         raise UserError("--sample and --image-size must be at least 1, and --context-length at least 2")
     output = pathlib.Path(arguments.output)
+    if output.is_dir():
+        raise UserError(f"--output={output} is a folder: name a file")
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output={output}: there is no folder {output.absolute().parent}")
     source = sources.open_source(arguments.source, root=arguments.root)
@@ -57,9 +61,12 @@ def _check(arguments: argparse.Namespace) -> int:
         tokens, rate = [], 0.0
     of = pathlib.Path(arguments.vocabulary).name if arguments.vocabulary else "a vocabulary trained on these captions"
     table = _table(found, tokens, rate, arguments, of)
-    output.write_text(contact_sheet.page(arguments.source, table, found, tokens), encoding="utf-8")
+    try:
+        output.write_text(contact_sheet.page(arguments.source, table, found, tokens), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
     for name, value in [*table, ("contact sheet", str(output.absolute()))]:
-        print(f"{name:<13}  {value}")
+        print(f"{name:<13}  {skips.printable(value)}")
     if not found.examples:
         raise UserError(f"{arguments.source}: none of {found.looked_at} sampled records can be trained on")
     return 0
@@ -67,8 +74,11 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _count_tokens(found, tokenizer, context_length: int) -> list[int]:
     """The tokens of each example's first caption, start and end included, up to one more than the context holds."""
-    _, ends = tokenizer([example.captions[0] for example in found.examples], context_length + 1)
-    return [int(end) + 1 for end in ends]
+    tokens, _ = tokenizer([example.captions[0] for example in found.examples], context_length + 1)
+    # Up to the padding. Where texts end with what they are padded with (SigLIP's c4), the end is one of those.
+    ends_as_padded = tokenizer.end_id == tokenizer.pad_id
+    lengths = [int(np.max(np.flatnonzero(row != tokenizer.pad_id), initial=-1)) + 1 for row in tokens]
+    return [min(length + ends_as_padded, context_length + 1) for length in lengths]
 
 
 def _pictures_per_second(source, tokenizer, arguments: argparse.Namespace) -> float:

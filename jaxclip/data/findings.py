@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.data.images import MAX_PIXELS, Unreadable, open_picture
-from jaxclip.data.skips import SkipLog
+from jaxclip.data.mixture import spread
+from jaxclip.data.skips import SkipLog, printable
 from jaxclip.data.sources import Record, Skip, Source
 from jaxclip.errors import UserError
 
@@ -59,7 +60,7 @@ class Findings:
 def look_at(source: Source, sample: int, max_pixels: int = MAX_PIXELS) -> Findings:
     """Reads and decodes `sample` records spread evenly over a source; without a caption, one cannot be trained on."""
     findings = Findings(len(source))
-    ids = np.unique(np.linspace(0, len(source) - 1, sample).astype(np.int64)).tolist()
+    ids = spread(source, sample)
     for start in range(0, len(ids), _READ):
         for record in source.read(ids[start : start + _READ]):
             findings.looked_at += 1
@@ -67,7 +68,7 @@ def look_at(source: Source, sample: int, max_pixels: int = MAX_PIXELS) -> Findin
                 findings.examples.append(_example(record, max_pixels))
             except Unreadable as error:
                 findings.skips.add(str(error), record.key)
-                findings.at_fault[record.key.partition(":")[0]] += 1
+                findings.at_fault[printable(record.key.partition(":")[0])] += 1
     return findings
 
 

@@ -41,12 +41,13 @@ class Folder:
         self._names: list[str] = []  # paths from the folder on
         self._texts = bytearray()  # for each, whether there is a text beside it
         self._labels = array.array("l")  # and its class; -1 for none
-        classes: dict[str, int] = {}
         try:
-            for folder, names in _remote(path) if is_remote(path) else _local(path):
-                top = folder.partition("/")[0]
-                label = classes.setdefault(top, len(classes)) if top else -1
-                self._add(folder, sorted(names), label)
+            found = list(_remote(path) if is_remote(path) else _local(path))
+            # By the bare names, as everybody numbers them: "red" before "red fox", which "red/" is not.
+            tops = sorted({folder.partition("/")[0] for folder, _ in found} - {""})
+            classes = {top: number for number, top in enumerate(tops)}
+            for folder, names in found:
+                self._add(folder, sorted(names), classes.get(folder.partition("/")[0], -1))
         except OSError as error:
             raise UserError(f"{error.filename or path} cannot be listed: {error.strerror or error}") from error
         if not self._names:
@@ -113,11 +114,13 @@ def _local(path: str) -> Iterator[tuple[str, list[str]]]:
 
 def _remote(path: str) -> Iterator[tuple[str, list[str]]]:
     """As `_local`, of a remote folder."""
-    storage = filesystem(path)
     try:
+        storage = filesystem(path)
         storage.invalidate_cache()  # or what was added since the folder was first listed would not be there
         start = len(storage._strip_protocol(path).rstrip("/")) + 1
         names = [name[start:] for name in storage.find(path)]
+    except UserError:
+        raise
     except Exception as error:  # each storage library has errors of its own
         raise OSError(f"{type(error).__name__}: {error}") from error
     folders: dict[str, list[str]] = {}

@@ -16,9 +16,10 @@ from PIL import Image
 from jaxclip.config import DataConfig
 from jaxclip.data import order, texts
 from jaxclip.data.augment import Augmentation, from_config
+from jaxclip.data.chunk_cache import ChunkCache
 from jaxclip.data.crops import center_crop, random_resized_crop
 from jaxclip.data.images import Unreadable, open_picture
-from jaxclip.data.mixture import chunk_numbers, is_chunked, may_replace, training_order
+from jaxclip.data.mixture import chunk_numbers, is_chunked, may_replace, spread, training_order
 from jaxclip.data.skips import SkipLog
 from jaxclip.data.sources import Record, Skip, Source
 from jaxclip.data.tokenizers import Tokenizer
@@ -29,6 +30,7 @@ from jaxclip.quiet import quiet_stderr
 _CHUNK = 32
 # Rows that are ready before they are wanted, or two batches where that is more.
 _AHEAD = 512
+_KEPT_ORDERS = 64 << 20  # bytes of steps' orders, 24 a row
 # Unreadable records in a row before the data, not the record, is to blame.
 _ATTEMPTS = 100
 
@@ -133,7 +135,7 @@ class TrainingLoader:
         positions, ids, epochs = self.places(position, count)
         records = self.source.read(ids.tolist())
         images = np.empty((count, self.image_size, self.image_size, 3), np.uint8)
-        captions, looked_at = [], count
+        captions, unusable = [], 0
         keys = order.record_keys(self.seed, epochs, ids).tolist()
         for row in range(count):
             record, record_id = records[row], int(ids[row])
@@ -144,14 +146,14 @@ class TrainingLoader:
                     captions.append(caption)
                     break
                 self.skips.add(example.reason, example.key)
-                looked_at += 1
+                unusable += not attempt
                 among = may_replace(self.source, record_id, attempt)
                 record_id = order.substitute(self.seed, int(positions[row]), attempt, among)
                 (record,) = self.source.read([record_id])
                 keys[row] = int(order.record_keys(self.seed, epochs[row], record_id))
             else:
                 raise UserError(f"data.train: {_ATTEMPTS} records in a row cannot be used: {self.skips}")
-        self.skips.check_rate(looked_at)
+        self.skips.check_rate(count, unusable)
         tokens, ends = self.tokenizer(captions, self.context_length)
         return images, tokens, ends
 
@@ -176,15 +178,18 @@ class TrainingLoader:
 
     @functools.cached_property
     def _batch(self):
-        @functools.lru_cache(maxsize=8)
-        def batch(step: int) -> np.ndarray:
+        kept: ChunkCache[np.ndarray] = ChunkCache(_KEPT_ORDERS)
+
+        def lay_out(step: int) -> tuple[np.ndarray, int]:
             """Positions, ids and epochs of a step's whole batch, sorted by chunk: int64 [3, batch_size]."""
             positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
             ids, epochs = self._order(positions)
             by_chunk = np.argsort(chunk_numbers(self.source, ids), kind="stable")
-            return np.stack([positions, ids, epochs])[:, by_chunk]
+            places = np.stack([positions, ids, epochs])[:, by_chunk]
+            return places, places.nbytes
 
-        return batch
+        # Worked out once, by the first of the threads that read a step's rows.
+        return lambda step: kept.get(step, lambda: lay_out(step))
 
     def _example(self, record: Record | Skip, key: int, epoch: int, record_id: int) -> tuple[np.ndarray, str] | Skip:
         if isinstance(record, Skip):
@@ -247,7 +252,7 @@ def caption_sample(source: Source, templates: Sequence[str], limit: int = 8192) 
     Each caption comes in every template: a vocabulary of bare class names would spell the words around them out, letter
     by letter, and the class would fall behind the end of the context.
     """
-    ids = np.unique(np.linspace(0, len(source) - 1, limit).astype(int)).tolist()
+    ids = spread(source, limit)
     captions: list[str] = []
     for start in range(0, len(ids), _CHUNK):
         for record in source.read(ids[start : start + _CHUNK]):

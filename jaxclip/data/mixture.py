@@ -15,6 +15,7 @@ from jaxclip.data.sources import Record, Skip, Source
 from jaxclip.errors import UserError
 
 _ATTEMPTS_IN_CHUNK = 8
+_CHUNKS_SAMPLED = 16
 
 
 class Mixture:
@@ -107,6 +108,25 @@ def may_replace(source: Source, index: int, attempt: int) -> range:
         return range(len(source))
     chunk = int(np.searchsorted(source.chunk_ends, index, side="right"))
     return range(int(source.chunk_ends[chunk - 1]) if chunk else 0, int(source.chunk_ends[chunk]))
+
+
+def spread(source: Source, count: int) -> list[int]:
+    """Ids of about `count` records spread over a source, growing; of a chunked one in few chunks, as many in each."""
+    if isinstance(source, Mixture):
+        shares = [max(1, count * len(part) // len(source)) for part in source.sources]
+        parts = [spread(part, share) for part, share in zip(source.sources, shares, strict=True)]
+        return [source.ids_of(number).start + index for number, part in enumerate(parts) for index in part]
+    if source.chunk_ends is None:
+        return np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64)).tolist()
+    ends = source.chunk_ends
+    chunks = np.unique(np.linspace(0, len(ends) - 1, _CHUNKS_SAMPLED).astype(np.int64))
+    starts = np.where(chunks > 0, ends[chunks - 1], 0)
+    within = [
+        np.linspace(start, end - 1, -(-count // len(chunks)))
+        for start, end in zip(starts, ends[chunks], strict=True)
+        if end > start
+    ]
+    return np.unique(np.concatenate(within).astype(np.int64)).tolist()
 
 
 def is_chunked(source: Source) -> bool:

@@ -13,11 +13,11 @@ from jaxclip.data.chunk_cache import ChunkCache
 from jaxclip.data.fields import LARGEST_CAPTION, LARGEST_PICTURE
 from jaxclip.data.parquet_index import LARGEST_GROUP, Columns, load_index, open_file
 from jaxclip.data.sources import Record, Skip
-from jaxclip.data.storage import list_files
+from jaxclip.data.storage import is_remote, list_files
 
 _log = logging.getLogger(__name__)
 
-_CACHE = 1 << 30  # bytes of decoded row groups, where the largest take less
+_CACHE = 2 << 30  # bytes of decoded row groups, where the largest take less
 _BATCH = 32  # rows decoded at a time
 
 
@@ -86,11 +86,15 @@ class Parquet:
             if columns is None:
                 return Skip("unreadable shard", key)
             return columns.record(row, key)
-        except IndexError:  # the file told more rows than there are
+        except (IndexError, OSError):  # the file told more rows than there are; or it cannot be read at the moment
             return Skip("unreadable shard", key)
 
     def _read_group(self, number: int, group: int) -> tuple[_Group | None, int]:
-        """A row group and its size in bytes; None where it cannot be read, which is not tried for each of its rows."""
+        """A row group and its size in bytes; None where it is damaged, which is not found out for each of its rows.
+
+        Raises:
+          OSError: the file cannot be read, which may pass.
+        """
         import pyarrow
 
         batches, size = [], 0
@@ -106,6 +110,11 @@ class Parquet:
                     if size > LARGEST_GROUP:
                         return None, 0
             return _Group(pyarrow.Table.from_batches(batches), self._columns), size
+        except OSError as error:
+            # Of a local file an OSError without a number is pyarrow's word for damaged content.
+            if error.errno is not None or is_remote(self._files[number].path):
+                raise
+            return None, 0
         except Exception:  # pyarrow's errors have no common class with those of each storage library
             return None, 0
 

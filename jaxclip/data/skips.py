@@ -7,8 +7,10 @@ import threading
 
 from jaxclip.errors import UserError
 
-# The share of unusable records is judged on so many at a time: 1,000 tell 10 % from 13 %.
-_BLOCK = 1000
+
+def printable(text: str) -> str:
+    """Text from data without what could harm a terminal or a log: control characters, and bytes in no encoding."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 class SkipLog:
@@ -18,38 +20,39 @@ class SkipLog:
       counts: by reason.
     """
 
-    def __init__(self, limit: float = 1.0) -> None:
+    def __init__(self, limit: float = 1.0, block: int = 1000) -> None:
         """Args:
-        limit: the greatest share of unusable records among each 1,000 that are looked at.
+        limit: the greatest share of unusable records among each `block` that come up.
+        block: 1,000 tell 10 % from 13 %.
         """
         self.counts: collections.Counter[str] = collections.Counter()
         self._examples: dict[str, str] = {}
         self._lock = threading.Lock()
-        self._limit = limit
-        self._looked_at = self._skipped = 0  # in the block that is being filled
+        self._limit, self._block = limit, block
+        self._came_up = self._unusable = 0  # in the block that is being filled
 
     def add(self, reason: str, key: str) -> None:
         """Counts a record that cannot be used."""
         with self._lock:
             self.counts[reason] += 1
-            self._skipped += 1
-            self._examples.setdefault(reason, key)
+            self._examples.setdefault(reason, printable(key))
 
-    def check_rate(self, looked_at: int) -> None:
-        """Counts records that were looked at, the skipped ones included.
+    def check_rate(self, came_up: int, unusable: int) -> None:
+        """Notes records whose turn came up, and how many of them cannot be used. What stands in for one is no turn.
 
         Raises:
-          UserError: of the last 1,000 a larger share than the limit was skipped.
+          UserError: since a block was last full, a larger share than the limit could not be used.
         """
         with self._lock:
-            self._looked_at += looked_at
-            looked_at, skipped = self._looked_at, self._skipped
-            if looked_at < _BLOCK:
+            self._came_up += came_up
+            self._unusable += unusable
+            came_up, unusable = self._came_up, self._unusable
+            if came_up < self._block:
                 return
-            self._looked_at = self._skipped = 0
-        if skipped > self._limit * looked_at:
+            self._came_up = self._unusable = 0
+        if unusable > self._limit * came_up:
             raise UserError(
-                f"data.train: {skipped:,} of the last {looked_at:,} records cannot be used, more than "
+                f"data.train: {unusable:,} of the last {came_up:,} records cannot be used, more than "
                 f"data.max_skip_rate={self._limit} allows; in all {self}"
             )
 

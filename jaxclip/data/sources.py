@@ -116,7 +116,7 @@ def _open_one(text: str, root: str) -> Source:
         from jaxclip.data.tfds import Tfds
 
         return Tfds(text, root=root)
-    if name == "folder":
+    if name == "folder" and split:
         from jaxclip.data.folder import Folder
 
         return Folder(resolve(split, root))

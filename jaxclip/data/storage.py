@@ -18,7 +18,7 @@ from jaxclip.errors import UserError
 
 # What one request to remote storage fetches: long enough that the request's delay is small beside the transfer.
 REMOTE_BLOCK = 4 << 20
-# A shuffling window of 8,192 records of 200 kB, so that each block of it is fetched once.
+# A shuffling window of 4,096 records of 500 kB, so that each block of it is fetched once.
 _REMOTE_CACHE = 2 << 30
 _OPEN_FILES = 128  # kept open between reads; the usual limit for a process is 1024
 
@@ -54,7 +54,10 @@ def resolve(path: str, root: str) -> str:
         return path
     if is_remote(root) and not path.startswith(("/", "~")):
         return f"{root.rstrip('/')}/{path}"
-    return str(pathlib.Path(root).expanduser() / pathlib.Path(path).expanduser())
+    try:
+        return str(pathlib.Path(root).expanduser() / pathlib.Path(path).expanduser())
+    except RuntimeError as error:
+        raise UserError(f"{path} (from {root or 'the working directory'}): there is no such user's folder") from error
 
 
 def cache_folder(kind: str) -> pathlib.Path:
@@ -166,6 +169,8 @@ def filesystem(path: str):
         raise UserError(f"{path}: a package for {scheme}:// storage is not installed: {error}") from error
     except ValueError as error:
         raise UserError(f"{path}: fsspec knows no {scheme}:// storage") from error
+    except Exception as error:  # each storage library has errors of its own
+        raise UserError(f"{path}: {scheme}:// storage cannot be used: {error}") from error
 
 
 def _fetch_block(file: File, block: int) -> tuple[bytes, int]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
+from jaxclip.data.mixture import spread
 from jaxclip.data.sources import Record, Source, open_source
 from jaxclip.data.tokenizers import Tokenizer, clip, wordpiece
 from jaxclip.errors import UserError
@@ -71,10 +72,10 @@ def _kept(captions: Iterator[str], kept: list[str]) -> Iterator[str]:
 def _captions(source: Source, limit: int | None) -> Iterator[str]:
     """The captions of a source's readable records, in the order of their ids; shows how far it has got."""
     count = len(source) if limit is None else min(limit, len(source))
-    ids = np.unique(np.linspace(0, len(source) - 1, count).astype(int))
+    ids = range(len(source)) if count == len(source) else spread(source, count)
     with tqdm(total=len(ids), unit=" records", file=sys.stderr) as progress:
         for start in range(0, len(ids), _BLOCK):
-            records = source.read(ids[start : start + _BLOCK].tolist())
+            records = source.read(ids[start : start + _BLOCK])
             for record in records:
                 if isinstance(record, Record):
                     yield from record.captions

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable
 
+from jaxclip.data.storage import is_remote
 from jaxclip.data.tokenizers import clip_files, sentence_piece, wordpiece
 from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from jaxclip.data.tokenizers.tokenizer import Tokenizer
@@ -33,7 +34,9 @@ def load(path: str | os.PathLike[str]) -> Tokenizer:
     Raises:
       UserError: there is no such file, or it is damaged, or it is none of these.
     """
-    path = pathlib.Path(path).expanduser()
+    if is_remote(os.fspath(path)):
+        raise UserError(f"{path}: copy the vocabulary to a local file and name that")
+    path = pathlib.Path(os.fspath(path)).expanduser()
     if not os.path.exists(path):
         raise UserError(f"no tokenizer vocabulary at {path}; {_ACCEPTED}")
     folder = path if path.is_dir() else path.parent

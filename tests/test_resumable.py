@@ -1,0 +1,53 @@
+"""What may change when a run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from configs import quickstart
+from jaxclip.config import Config, DataConfig, parse, to_dict
+from jaxclip.errors import UserError
+from jaxclip.train import check_resumable
+
+
+@pytest.fixture
+def run(tmp_path: pathlib.Path) -> tuple[Config, pathlib.Path]:
+    """A config, and the folder of a run of it that has a checkpoint."""
+    config = parse(Config, quickstart.get_config())
+    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    return config, tmp_path
+
+
+def changed(config: Config, **data) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
+
+
+def test_a_run_goes_on_with_its_own_config_and_with_other_data(run):
+    config, workdir = run
+    check_resumable(config, workdir)
+    check_resumable(dataclasses.replace(config, steps=7, log_every=3), workdir)
+    check_resumable(changed(config, train="other.tar", max_skip_rate=0.9), workdir)
+
+
+@pytest.mark.parametrize(("key", "value"), [("flip", True), ("shuffle_window", 7), ("captions", "first")])
+def test_a_key_that_changes_the_batches_may_not_change(run, key, value):
+    config, workdir = run
+    with pytest.raises(UserError, match=f"config.data.{key} is "):
+        check_resumable(changed(config, **{key: value}), workdir)
+
+
+def test_keys_that_a_run_did_not_know_have_their_defaults(run):
+    config, workdir = run
+    written = to_dict(config)
+    for key in ("captions", "augment", "shuffle_window"):
+        assert written["data"][key] == to_dict(DataConfig(train="x", train_vocabulary=600))[key]
+        del written["data"][key]
+    (workdir / "config.json").write_text(json.dumps(written))
+    check_resumable(config, workdir)
+    with pytest.raises(UserError, match="config.data.captions is 'first' and the run in .* has 'random'"):
+        check_resumable(changed(config, captions="first"), workdir)
