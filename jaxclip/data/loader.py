@@ -8,7 +8,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -177,7 +177,7 @@ class TrainingLoader:
         return training_order(self.source, self.seed, self.config.shuffle_window)
 
     @functools.cached_property
-    def _batch(self):
+    def _batch(self) -> Callable[[int], np.ndarray]:
         kept: ChunkCache[np.ndarray] = ChunkCache(_KEPT_ORDERS)
 
         def lay_out(step: int) -> tuple[np.ndarray, int]:
