@@ -61,7 +61,7 @@ class DataConfig:
       caption_templates: phrases with a `{c}` that captions are wrapped in at random in training; empty for none.
       shuffle_window: how many records are shuffled among each other where the order of storage matters (remote files,
         Parquet); anywhere else all are.
-      max_pixels: pictures whose header says they have more are passed over in training; evaluation's limit is 64 million.
+      max_pixels: pictures whose header says they have more are passed over in training (in evaluation: 64 million).
       max_skip_rate: the share of records that cannot be used above which training stops; see docs/data.md.
       crop_scale: the share of a picture's area that a training crop covers, from and to.
       flip: mirror every other picture in training, "left" and "right" changing places in its caption.
