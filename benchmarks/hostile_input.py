@@ -1,14 +1,18 @@
 """python benchmarks/hostile_input.py: what bad data costs, in seconds for the worst picture and in memory.
 
 1. Hostile pictures, 500 by default: those that cannot be used, damaged ones, and the dearest that are allowed.
-2. A training epoch over more than 10,000 bad records among as many good ones, in a process of its own.
+2. Hostile tars, each opened and read to its end.
+3. A training epoch over more than 10,000 bad records among as many good ones, in a process of its own.
 
-The records are those of tests/hostile.py.
+The records are those of tests/hostile.py, the tars those of tests/hostile_tars.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
+import logging
+import os
 import pathlib
 import subprocess
 import sys
@@ -21,11 +25,13 @@ import numpy as np
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
 
 import hostile  # noqa: E402
+from hostile_tars import ARCHIVES  # noqa: E402
 
 from jaxclip.config import DataConfig  # noqa: E402
 from jaxclip.data import crops, images, tokenizers  # noqa: E402
 from jaxclip.data.loader import TrainingLoader  # noqa: E402
-from jaxclip.data.sources import open_source  # noqa: E402
+from jaxclip.data.sources import Skip, open_source  # noqa: E402
+from jaxclip.errors import UserError  # noqa: E402
 
 
 def main() -> None:
@@ -39,6 +45,7 @@ def main() -> None:
         deliver(options.deliver)
         return
     pictures(options.pictures)
+    tars()
     with tempfile.TemporaryDirectory() as folder:
         reasons, pattern = hostile.write_shards(pathlib.Path(folder), options.of_each_kind, 10_000)
         print(
@@ -71,6 +78,28 @@ def pictures(number: int) -> None:
     for kind, (seconds, end, size) in sorted(slowest.items(), key=lambda item: -item[1][0])[:20]:
         print(f"{kind:34} {end:22} {size:>12,} {seconds:>8.3f}")
     print(f"{len(made)} pictures, the slowest took {worst:.3f} s; the process took {peak():.0f} MiB at most")
+
+
+def tars() -> None:
+    """Opening and reading hostile tars: how they end, and the slowest of them."""
+    logging.disable()
+    ends: collections.Counter[str] = collections.Counter()
+    slowest = (0.0, "")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["JAXCLIP_CACHE"] = f"{folder}/cache"
+        for name, archive in ARCHIVES.items():
+            path = pathlib.Path(folder) / "hostile.tar"
+            path.write_bytes(archive)
+            began = time.perf_counter()
+            try:
+                source = open_source(str(path))
+                found = source.read(range(len(source)))
+                ends["some records skipped" if any(isinstance(one, Skip) for one in found) else "records read"] += 1
+            except UserError:
+                ends["refused"] += 1
+            slowest = max(slowest, (time.perf_counter() - began, name))
+    print(f"\n{len(ARCHIVES)} tars, the slowest took {slowest[0]:.3f} s ({slowest[1]})")
+    print("; ".join(f"{end}: {count}" for end, count in ends.most_common()))
 
 
 def deliver(pattern: str) -> None:
