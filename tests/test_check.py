@@ -161,6 +161,14 @@ def test_a_source_without_a_usable_record_is_an_error(tmp_path, capsys):
     assert "1 x not a picture" in ended.out and "none of 1 sampled records" in ended.err
 
 
+def test_a_source_that_a_run_would_refuse_is_an_error(shard, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(check, "_TIMED_SECONDS", 0.0)
+    arguments = [str(shard), "--output", str(tmp_path / "sheet.html"), "--image-size=16"]
+    assert check.main([*arguments, "--max-skip-rate=0.001"]) == 2
+    assert "1 of 6 sampled records cannot be used, more than data.max_skip_rate=0.001" in capsys.readouterr().err
+    assert check.main([*arguments, "--max-skip-rate=0.2"]) == 0
+
+
 def test_tokens_are_counted_up_to_the_padding(shard, capsys, monkeypatch):
     monkeypatch.setattr(check, "_TIMED_SECONDS", 0.0)
     model = pathlib.Path(__file__).parent / "data" / "siglip_form.model"

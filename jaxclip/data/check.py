@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--vocabulary", help="counts its tokens (default: one trained on the sample's captions)")
     parser.add_argument("--context-length", type=int, default=77, help="tokens of a text (default: 77)")
     parser.add_argument("--image-size", type=int, default=224, help="pixels of a training crop (default: 224)")
+    parser.add_argument("--max-skip-rate", type=float, default=0.1, help="data.max_skip_rate of the run (default: 0.1)")
     parser.add_argument("--output", default="check.html", help="the contact sheet (default: check.html)")
     arguments = parser.parse_args(argv)
     try:
@@ -67,8 +68,7 @@ def _check(arguments: argparse.Namespace) -> int:
         raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
     for name, value in [*table, ("contact sheet", str(output.absolute()))]:
         print(f"{name:<13}  {skips.printable(value)}")
-    if not found.examples:
-        raise UserError(f"{arguments.source}: none of {found.looked_at} sampled records can be trained on")
+    findings.judge(found, arguments.source, arguments.max_skip_rate)
     return 0
 
 

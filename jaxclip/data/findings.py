@@ -95,7 +95,11 @@ def preflight(source: Source, name: str, max_pixels: int = MAX_PIXELS, max_skip_
     Raises:
       UserError: none of them can be used, or so few that the share in the whole source must be above the limit.
     """
-    findings = look_at(source, 64, max_pixels)
+    judge(look_at(source, 64, max_pixels), name, max_skip_rate)
+
+
+def judge(findings: Findings, name: str, max_skip_rate: float) -> None:
+    """Raises UserError as `preflight` does, of findings that are there."""
     looked_at, skipped = findings.looked_at, findings.skips.total
     if skipped == looked_at:
         raise UserError(f"{name}: none of {looked_at} sampled records can be used: {findings.skips}")
