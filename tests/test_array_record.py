@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from jaxclip.data import array_record
 from jaxclip.data.array_record import ArrayRecords
 from jaxclip.data.sources import Record, Skip
 from jaxclip.errors import UserError
@@ -49,6 +50,17 @@ def test_records_are_read_in_the_order_asked_for(tmp_path, options):
     assert captions(source, ids) == [str(i) for i in ids]
     assert [record.key for record in source.read(ids)] == [f"s-{i // 5}.array_record:{i % 5}" for i in ids]
     assert captions(source) == [str(n) for n in range(15)]
+
+
+def test_groups_that_memory_could_not_hold_are_refused(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.array_record", numbered(0, 64), "group_size:16")
+    monkeypatch.setattr(array_record, "_LARGEST_GROUP", path.stat().st_size // 3)
+    assert len(ArrayRecords(str(path))) == 64
+    monkeypatch.setattr(array_record, "_LARGEST_GROUP", path.stat().st_size // 5)
+    with pytest.raises(UserError, match="a.array_record has groups of 16 records, .* write it with group_size:1"):
+        ArrayRecords(str(path))
+    write(path, numbered(0, 64), "group_size:1")
+    assert len(ArrayRecords(str(path))) == 64
 
 
 def test_chunks_are_the_groups(tmp_path):

@@ -16,6 +16,7 @@ from jaxclip.data.storage import is_remote, list_files
 from jaxclip.errors import UserError
 
 _OPEN_FILES = 128  # kept open between reads; the usual limit for a process is 1024
+_LARGEST_GROUP = 8 << 30  # bytes
 _CACHE = 2 << 30  # bytes of decompressed groups
 _PROBES = 64  # examples looked into before files without a known feature are refused
 
@@ -37,7 +38,7 @@ class ArrayRecords:
 
         Raises:
           UserError: a file is remote, missing, or no ArrayRecord file; together they hold no record, or no picture, or
-            neither a caption nor a label.
+            neither a caption nor a label; a file's groups are too large.
         """
         if is_remote(pattern):
             raise UserError(f"{pattern}: ArrayRecord files are read from local disks only: copy them to one")
@@ -52,6 +53,13 @@ class ArrayRecords:
         self._features = Features()
         if not len(self):
             raise UserError(f"{pattern} holds no records: choose other files")
+        for file, (count, group_size) in zip(self._files, found, strict=True):
+            # Compressed pictures hardly shrink any more, so a group takes its share of the file in memory.
+            if group_size > 1 and file.size * min(group_size, count) > _LARGEST_GROUP * count:
+                raise UserError(
+                    f"{file.path} has groups of {group_size:,} records, more than {_LARGEST_GROUP >> 30} GiB each, which "
+                    "are held in memory: write it with group_size:1"
+                )
         self._features.check(self._probes(), pattern)
         self.chunk_ends = self._chunk_ends() if max(self._group_sizes) > 1 else None
 
