@@ -57,8 +57,8 @@ class ArrayRecords:
             # Compressed pictures hardly shrink any more, so a group takes its share of the file in memory.
             if group_size > 1 and file.size * min(group_size, count) > _LARGEST_GROUP * count:
                 raise UserError(
-                    f"{file.path} has groups of {group_size:,} records, more than {_LARGEST_GROUP >> 30} GiB each, which "
-                    "are held in memory: write it with group_size:1"
+                    f"{file.path} has groups of {group_size:,} records, more than {_LARGEST_GROUP >> 30} GiB each, "
+                    "and they are held in memory: write it with group_size:1"
                 )
         self._features.check(self._probes(), pattern)
         self.chunk_ends = self._chunk_ends() if max(self._group_sizes) > 1 else None
