@@ -8,6 +8,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 from jaxtyping import install_import_hook
@@ -50,3 +51,22 @@ def shared_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside the repository")
     return folder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> pathlib.Path:
+    """Where the indices of one test are kept."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("JAXCLIP_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def remote(tmp_path) -> Iterator[str]:
+    """A folder of remote storage, of one test alone."""
+    import fsspec
+
+    folder = f"memory://{tmp_path.name}"
+    fsspec.filesystem("memory").mkdir(folder)
+    yield folder
+    fsspec.filesystem("memory").rm(folder, recursive=True)

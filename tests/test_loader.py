@@ -365,3 +365,10 @@ def test_what_stands_in_for_a_record_does_not_count_towards_the_rate():
     for step in range(60):
         loader.rows(step * 50, 50)
     assert loader.skips.counts["unreadable shard"] > 8 * 300
+
+
+def test_too_many_unusable_records_stop_the_batches():
+    bad = {i: Skip("unreadable shard", f"numbered/{i}") for i in range(0, 100, 5)}
+    loader = training(Numbered(100, bad), 50, skips=SkipLog(0.1))
+    with pytest.raises(UserError, match="200 of the last 1,000 records cannot be used"):
+        list(loader.batches(0, 100))

@@ -16,13 +16,7 @@ from jaxclip.data.parquet import Parquet
 from jaxclip.data.sources import Record, Skip
 from jaxclip.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> pathlib.Path:
-    """Where indices are kept in these tests."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("JAXCLIP_CACHE", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def write(path: pathlib.Path, columns, *, names: list[str] | None = None, rows: int = 100, **options) -> pathlib.Path:

@@ -16,15 +16,6 @@ from jaxclip.errors import UserError
 
 
 @pytest.fixture
-def remote(tmp_path) -> str:
-    """A folder of remote storage, of this test alone."""
-    folder = f"memory://{tmp_path.name}"
-    fsspec.filesystem("memory").mkdir(folder)
-    yield folder
-    fsspec.filesystem("memory").rm(folder, recursive=True)
-
-
-@pytest.fixture
 def requests(monkeypatch) -> list[tuple[int, int]]:
     """The ranges of bytes that are fetched from memory:// storage."""
     ranges = []

@@ -19,13 +19,7 @@ from jaxclip.data.storage import Files, list_files
 from jaxclip.data.tar import TarShards
 from jaxclip.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> pathlib.Path:
-    """Where indices are kept in these tests."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("JAXCLIP_CACHE", str(folder))
-    return folder
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

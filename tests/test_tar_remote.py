@@ -13,22 +13,7 @@ from jaxclip.data.storage import REMOTE_BLOCK
 from jaxclip.data.tar import TarShards
 from jaxclip.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> pathlib.Path:
-    """Where indices are kept in these tests."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("JAXCLIP_CACHE", str(folder))
-    return folder
-
-
-@pytest.fixture
-def remote(tmp_path) -> str:
-    """A folder of remote storage, of this test alone."""
-    folder = f"memory://{tmp_path.name}"
-    fsspec.filesystem("memory").mkdir(folder)
-    yield folder
-    fsspec.filesystem("memory").rm(folder, recursive=True)
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from jaxclip.errors import UserError
 
 def printable(text: str) -> str:
     """Text from data without what could harm a terminal or a log: control characters, and bytes in no encoding."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 class SkipLog:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxclip.data.picture_file import LARGEST_CAPTION, LARGEST_PICTURE
+from jaxclip.data.fields import LARGEST_CAPTION, LARGEST_PICTURE, captions
 from jaxclip.data.sources import Record, Skip
 from jaxclip.data.storage import Files, is_remote, list_files
 from jaxclip.data.tar_build import load_index
-from jaxclip.data.tar_scan import IMAGE_EXTENSIONS, printable
+from jaxclip.data.tar_scan import IMAGE_EXTENSIONS, shown
 from jaxclip.data.tar_walk import BLOCK
 from jaxclip.errors import UserError
 
@@ -66,7 +66,7 @@ class TarShards:
 
     def _record(self, index: int) -> Record | Skip:
         row = self._index.row(index)
-        key = f"{self._files[row.shard].name}:{printable(row.name)}"
+        key = f"{self._files[row.shard].name}:{shown(row.name)}"
         # The sizes are the headers' word: nothing is read, nor memory taken, on the word of a hostile one.
         if row.picture[1] > LARGEST_PICTURE:
             return Skip("picture file too large", key)
@@ -126,8 +126,7 @@ class TarShards:
 def _captions(data: bytes, *, is_json: bool) -> tuple[str, ...]:
     """The captions in a .txt or .json member; empty where it holds none or there is no member."""
     if not is_json:
-        text = data.decode("utf-8", errors="replace").strip()
-        return (text,) if text else ()
+        return captions([data])
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError):

@@ -6,6 +6,7 @@ import array
 
 import numpy as np
 
+from jaxclip.data.skips import printable
 from jaxclip.data.storage import REMOTE_BLOCK, Files
 from jaxclip.data.tar_index import NAMED_EXTENSIONS, ROW, Facts, Part
 from jaxclip.data.tar_walk import BLOCK, FlawError, walk
@@ -60,7 +61,7 @@ def scan(files: Files, number: int) -> Part:
             pictureless=pictureless,
             irregular=irregular,
             has_text_or_label=_has_text_or_label(rows),
-            extensions=tuple(printable(extension) or "(none)" for extension in extensions),
+            extensions=tuple(shown(extension) or "(none)" for extension in extensions),
             flaws=((0, flaw, members),) if flaw or not members else (),
         ),
         rows=rows,
@@ -69,10 +70,9 @@ def scan(files: Files, number: int) -> Part:
     )
 
 
-def printable(name: bytes) -> str:
+def shown(name: bytes) -> str:
     """A name out of a tar as text that cannot harm a terminal or a log."""
-    text = name.decode("utf-8", errors="replace")
-    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return printable(name.decode("utf-8", errors="replace"))
 
 
 class _Runs:
