@@ -1,7 +1,7 @@
 """CLIP ViT-L/14@336px with its published figures (Radford et al. 2021, section 2.5): one epoch at 336 pixels.
 
-The published model is a trained ViT-L/14 that goes on at 336 pixels; this recipe trains from scratch, or from a run of
-its own resolution (--config.init_from=WORKDIR). Needs --config.data.vocabulary=PATH, OpenAI's
+The published model is a trained ViT-L/14 that goes on at 336 pixels: --config.init_from=PATH, a run's workdir or public
+weights, whose position embeddings are resized. Needs --config.data.vocabulary=PATH, OpenAI's
 bpe_simple_vocab_16e6.txt.gz.
 """
 

@@ -8,8 +8,6 @@ from typing import Any
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
-from jaxclip.errors import UserError
-
 _STATE, _MODEL = "state", "model"
 
 
@@ -60,19 +58,15 @@ class Checkpoints:
         self._checkpointer.close()
 
 
-def find(path: pathlib.Path) -> pathlib.Path:
-    """The folder of one checkpoint: `path` itself, or the newest in a run's workdir.
-
-    Raises:
-      UserError: there is none.
-    """
+def find(path: pathlib.Path) -> pathlib.Path | None:
+    """The folder of one checkpoint: `path` itself, or the newest in a run's workdir; None where there is none."""
     if (path / _MODEL).is_dir():
         return path
     for folder in (path / "checkpoints", path):
         steps = [child for child in folder.glob("*") if child.name.isdigit() and (child / _MODEL).is_dir()]
         if steps:
             return max(steps, key=lambda child: int(child.name))
-    raise UserError(f"{path}: no checkpoint here; give a run's workdir or one of the folders in its checkpoints/")
+    return None
 
 
 def load_model(path: pathlib.Path) -> dict[str, Any]:
@@ -80,18 +74,31 @@ def load_model(path: pathlib.Path) -> dict[str, Any]:
     return ocp.load_checkpointables(path.absolute(), {_MODEL: None})[_MODEL]
 
 
-def load_params(path: pathlib.Path, abstract_params: Any) -> Any:
-    """The parameters alone, laid out as `abstract_params` says."""
+def load_variables(path: pathlib.Path, params: Any, stats: Any) -> tuple[Any, Any]:
+    """The parameters and the batch statistics alone, laid out as these abstract ones are."""
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-        loaded = ocp.load_checkpointables(path.absolute(), {_STATE: {"params": abstract_params}})
-    return loaded[_STATE]["params"]
+        loaded = ocp.load_checkpointables(path.absolute(), {_STATE: _with_stats({"params": params}, stats)})
+    return loaded[_STATE]["params"], loaded[_STATE].get("stats", {})
+
+
+def save_variables(path: pathlib.Path, params: Any, stats: Any, model: dict[str, Any]) -> None:
+    """Writes a checkpoint that can be used but not trained on from: weights, and JSON values as `Checkpoints.save`."""
+    state = _with_stats({"params": params}, stats)
+    ocp.save_checkpointables(path.absolute(), {_STATE: state, _MODEL: model})
 
 
 def _pack(state: Any) -> dict[str, Any]:
-    return {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": state.key}
+    packed = {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": state.key}
+    return _with_stats(packed, state.stats)
+
+
+def _with_stats(packed: dict[str, Any], stats: Any) -> dict[str, Any]:
+    # Most models have none, and their checkpoints no place for them.
+    return packed | ({"stats": stats} if stats else {})
 
 
 def _unpack(loaded: dict[str, Any], like: Any) -> Any:
+    loaded = {"stats": {}} | dict(loaded)
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(type(like)(**loaded)))

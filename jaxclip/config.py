@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -21,6 +22,14 @@ def check_at_least(config: Any, minimum: float, *names: str) -> None:
         if not value >= minimum:
             must = "not be negative" if minimum == 0 else f"be at least {minimum}"
             raise UserError(f"{name}={value} must {must}")
+
+
+def check_pattern(config: Any, name: str) -> None:
+    """Raises UserError where the key's value is not a regular expression."""
+    try:
+        re.compile(getattr(config, name))
+    except re.error as error:
+        raise UserError(f"{name}={getattr(config, name)!r} is not a regular expression: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +55,28 @@ class AugmentConfig:
     gray: float = 0.0
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelsConfig:
+    """From a picture to what an image tower takes; it belongs to the weights as much as the tower does.
+
+    Attributes:
+      mean, std: of the channels red, green and blue, in [0, 1], that the pixels are normalised by; CLIP's by default
+        (OpenAI's clip/clip.py).
+      resize: at evaluation: "crop", the short side to the model's size and then the centre (CLIP); "squash", both sides
+        to the model's size whatever the picture's shape (SigLIP).
+      interpolation: at evaluation, antialiased.
+    """
+
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    resize: Literal["crop", "squash"] = "crop"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+    def __post_init__(self):
+        if not all(value > 0 for value in self.std):
+            raise UserError(f"std={self.std} must be above 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +163,8 @@ class OptimizerConfig:
     Attributes:
       learning_rate: the peak, reached after `warmup_steps` of linear growth, then a cosine to 0.
       clip_norm: the global norm that gradients are clipped to; 0 for no clipping.
+      frozen: a regular expression; parameters in whose path it is found ("^image/") stay as they are, without gradient
+        or optimizer state, and so do the batch statistics of their layers. Empty for none.
     """
 
     learning_rate: float
@@ -141,9 +174,11 @@ class OptimizerConfig:
     eps: float = 1e-6
     weight_decay: float = 0.2
     clip_norm: float = 0.0
+    frozen: str = ""
 
     def __post_init__(self):
         check_at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "clip_norm")
+        check_pattern(self, "frozen")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
@@ -174,7 +209,9 @@ class Config:
       log_every, eval_every, checkpoint_every: in steps; 0 for only at the end.
       keep_checkpoints: how many of the last checkpoints stay on disk.
       profile_steps: first and last step of a profiler trace; (0, 0) for none.
-      init_from: a run's workdir or checkpoint whose parameters to start from; empty for a fresh start.
+      init_from: what to start from: a run's workdir, a checkpoint, or weights that `jaxclip.load` opens; empty for a
+        fresh start.
+      init_only: a regular expression; only parameters in whose path it is found ("^image/") are taken from there.
       method: the method's own keys and its `name`, the module's name in `jaxclip.methods`.
       evals: evaluations by name; where there are none, retrieval on `data.eval`.
     """
@@ -194,12 +231,14 @@ class Config:
     keep_checkpoints: int = 3
     profile_steps: tuple[int, int] = (0, 0)
     init_from: str = ""
+    init_only: str = ""
     mesh: MeshConfig = MeshConfig()
     evals: Mapping[str, EvaluationConfig] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_at_least(self, 1, "batch_size", "microbatches", "log_every", "keep_checkpoints")
         check_at_least(self, 0, "steps", "epochs", "eval_every", "checkpoint_every", "seed")
+        check_pattern(self, "init_only")
         if self.seed >= 1 << 32:
             raise UserError(f"seed={self.seed} must be below 2^32")
         if not self.steps and not self.epochs:
@@ -286,8 +325,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value not in args:
             raise UserError(f"{where}={value!r} must be one of {', '.join(map(repr, args))}")
         return value
+    if origin is types.UnionType and dataclasses.is_dataclass(args[0]):
+        return _convert_named(args, value, where)
     if origin is types.UnionType:
-        if type(value) is str:  # each union there is has text first, and then a tuple
+        if type(value) is str:  # each other union there is has text first, and then a tuple
             return value
         if not isinstance(value, tuple | list):
             raise UserError(f"{where}={value!r} must be text or a tuple")
@@ -307,6 +348,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             f"{where}={value!r} must be {_NAMES[hint]}, not {_NAMES.get(type(value), type(value).__name__)}"
         )
     return value
+
+
+def _convert_named(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    """One of several dataclasses: the one whose field `name` has the value's; the first where it has none."""
+    names = {next(field.default for field in dataclasses.fields(kind) if field.name == "name"): kind for kind in kinds}
+    if not hasattr(value, "items"):
+        raise UserError(f"{where}={value!r} must hold keys")
+    name = dict(value.items()).get("name", next(iter(names)))
+    if name not in names:
+        raise UserError(f"{where}.name={name!r} must be one of {', '.join(map(repr, names))}")
+    return parse(names[name], value, where)
 
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

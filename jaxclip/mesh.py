@@ -17,11 +17,12 @@ from jaxclip.errors import UserError
 BATCH = PartitionSpec(("data", "fsdp"))
 
 # First match wins. Paths are those of the parameters; the optimizer's moments carry the same names behind a prefix.
-# Kernels of the blocks are stacked: [layers, inputs, outputs].
+# Kernels of the blocks are stacked, [layers, inputs, outputs]; those of convolutions [height, width, inputs, outputs].
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks/\w+_kernel$", PartitionSpec(None, "fsdp", None)),
-    (r"(token_embedding|projection|patch_kernel)$", PartitionSpec("fsdp", None)),
-    (r"(scale|bias|positions|class_embedding)$", PartitionSpec()),
+    (r"layer\d_\d+/\w+_kernel$|image/conv\d_kernel$", PartitionSpec(None, None, None, "fsdp")),
+    (r"(token_embedding|projection|_kernel)$", PartitionSpec("fsdp", None)),
+    (r"(scale|bias|positions|class_embedding|segments|probe|mean|var)$", PartitionSpec()),
 )
 
 
@@ -108,3 +109,24 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
         raise ValueError(f"no sharding rule matches {name} {leaf.shape}")
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def placed(mesh: Mesh, params: Any, stats: Any, dtype: Any = "float32") -> tuple[Any, Any]:
+    """Abstract parameters and batch statistics with their shardings.
+
+    Args:
+      mesh: the devices.
+      params, stats: trees of shapes.
+      dtype: of the parameters; scalars and batch statistics are float32 whatever it is.
+    """
+
+    def place(tree: Any, dtype: Any) -> Any:
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(
+                leaf.shape, dtype if leaf.ndim else "float32", sharding=sharding
+            ),
+            tree,
+            state_shardings(mesh, tree),
+        )
+
+    return place(params, dtype), place(stats, "float32")

@@ -29,12 +29,31 @@ def decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_decayed, params)
 
 
+def frozen_paths(params: Any, pattern: str) -> Any:
+    """A tree of booleans: which parameters a recipe's `optimizer.frozen` finds; none where it is empty."""
+
+    def is_frozen(path: tuple, _: jax.Array) -> bool:
+        return bool(pattern) and bool(re.search(pattern, jax.tree_util.keystr(path, simple=True, separator="/")))
+
+    return jax.tree_util.tree_map_with_path(is_frozen, params)
+
+
 def create(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Gradient clipping where asked, AdamW with decoupled decay (Loshchilov and Hutter 2019), the schedule."""
+    """Gradient clipping where asked, AdamW with decoupled decay (Loshchilov and Hutter 2019), the schedule.
+
+    Frozen parameters are not updated and have no moments.
+    """
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    return optax.chain(
+    adamw = optax.chain(
         *clip,
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(schedule(config, steps)),
+    )
+    if not config.frozen:
+        return adamw
+    labels = {False: "trained", True: "frozen"}
+    return optax.partition(
+        {"trained": adamw, "frozen": optax.set_to_zero()},
+        lambda params: jax.tree.map(labels.get, frozen_paths(params, config.frozen)),
     )

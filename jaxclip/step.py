@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip import mesh as meshes
 from jaxclip.caching import check_separable, in_parts
-from jaxclip.methods import Method, bind, init_params
+from jaxclip.methods import Method, batch_stats, bind, init_variables, joined
+from jaxclip.optimizer import frozen_paths
+from jaxclip.towers.batch_norm import BatchNorm
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state", "key"], meta_fields=[])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["step", "params", "stats", "opt_state", "key"], meta_fields=[]
+)
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """Everything a step carries to the next, and everything a checkpoint holds.
@@ -25,14 +31,21 @@ class TrainState:
     Attributes:
       step: int32, steps done.
       params: nested dict of float32 arrays.
+      stats: nested dict of the running averages that batch normalisation keeps; empty for most models.
       opt_state: the optimizer's.
       key: the run's random key; each step folds its number in.
     """
 
     step: jax.Array
     params: Any
+    stats: Any
     opt_state: Any
     key: jax.Array
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """All that the model computes with."""
+        return joined(self.params, self.stats)
 
 
 def compute_dtype(precision: str, platform: str) -> Any:
@@ -50,8 +63,8 @@ class Step:
       init: (seed) -> a sharded TrainState.
       train: (state, batch) -> (state, metrics). The state's buffers are donated. Metrics are float32 scalars: `loss`,
         `grad_norm`, `param_norm` and the method's own.
-      model: (params) -> the method's model over them.
-      validate: (params, batch) -> metrics without an update or randomness.
+      model: (variables) -> the method's model over them.
+      validate: (variables, batch) -> metrics without an update or randomness.
 
     Raises:
       UserError: `microbatches` is more than 1 and the method's model has batch statistics.
@@ -64,10 +77,12 @@ class Step:
         mesh: Mesh,
         precision: str = "auto",
         microbatches: int = 1,
+        frozen: str = "",
     ):
         if microbatches > 1:
             check_separable(method)
         self.microbatches = microbatches
+        self.frozen = frozen
         self.method = method
         self.optimizer = optimizer
         self.mesh = mesh
@@ -85,36 +100,61 @@ class Step:
         self.train = jax.jit(
             self._train, in_shardings=(shardings, batch), out_shardings=(shardings, replicated), donate_argnums=0
         )
-        self.validate = jax.jit(self._validate, in_shardings=(shardings.params, batch), out_shardings=replicated)
+        self.validate = jax.jit(self._validate, in_shardings=(shardings.variables, batch), out_shardings=replicated)
 
     def _init(self, key: jax.Array) -> TrainState:
         init_key, run_key = jax.random.split(key)
-        params = init_params(self.method, init_key)
-        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), run_key)
+        params, stats = init_variables(self.method, init_key)
+        return TrainState(jnp.zeros((), jnp.int32), params, stats, self.optimizer.init(params), run_key)
 
     def _train(self, state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        (loss, metrics), grads = jax.value_and_grad(self.loss, has_aux=True)(state.params, batch, key)
+        (loss, (metrics, stats)), grads = jax.value_and_grad(self.loss, has_aux=True)(
+            state.params, state.stats, batch, key
+        )
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = self.method.clamp(optax.apply_updates(state.params, updates))
         metrics |= {"loss": loss, "grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(state.params)}
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+        return TrainState(state.step + 1, params, stats, opt_state, state.key), metrics
 
-    def _validate(self, params: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        loss, metrics = self.loss(params, batch, None)
+    def _validate(self, variables: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        loss, (metrics, _) = self.loss(variables, {}, batch, None)
         return metrics | {"loss": loss}
 
-    def loss(self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, dict]:
+    def loss(
+        self, params: Any, stats: Any, batch: Mapping[str, jax.Array], key: jax.Array | None
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+        """The loss, and with it the metrics and the new batch statistics."""
         rows = len(next(iter(batch.values())))
         # One key per record: what is random about it does not depend on the micro-batch it falls into.
         keys = None if key is None else jax.random.split(key, rows)
         constrain = meshes.constrain_batch(self.mesh)
+        params = jax.tree.map(
+            lambda leaf, frozen: jax.lax.stop_gradient(leaf) if frozen else leaf,
+            params,
+            frozen_paths(params, self.frozen),
+        )
+        model = self.model(joined(params, stats))
+        if self.frozen:
+            _lock(model, self.frozen)
 
-        def embed(part: tuple[Mapping[str, jax.Array], jax.Array | None]) -> dict[str, jax.Array]:
+        def embed(part: tuple[Mapping[str, jax.Array], jax.Array | None], model: nnx.Module) -> dict[str, jax.Array]:
             records, keys = part
-            return self.method.embed(self.model(params), records, keys=keys, dtype=self.dtype, constrain=constrain)
+            return self.method.embed(model, records, keys=keys, dtype=self.dtype, constrain=constrain)
 
         # A validation batch may be smaller than a training one: in as many parts then as divide it.
         parts = max(n for n in range(1, self.microbatches + 1) if rows % (n * self.mesh.size) == 0 or n == 1)
-        embedded = embed((batch, keys)) if parts == 1 else in_parts(embed, (batch, keys), parts, self.mesh)
-        return self.method.loss(self.model(params), jax.tree.map(constrain, embedded), mesh=self.mesh)
+        if parts == 1:
+            embedded = embed((batch, keys), model)
+        else:
+            # The parts have a model each: one that lives outside the loop must not be touched inside.
+            embedded = in_parts(lambda part: embed(part, self.model(params)), (batch, keys), parts, self.mesh)
+        loss, metrics = self.method.loss(model, jax.tree.map(constrain, embedded), mesh=self.mesh)
+        return loss, (metrics, batch_stats(model))
+
+
+def _lock(model: nnx.Module, frozen: str) -> None:
+    """Keeps the frozen layers' batch statistics out of training: they are part of what must not change."""
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, BatchNorm) and re.search(frozen, "/".join(map(str, (*path, "scale")))):
+            module.locked = True

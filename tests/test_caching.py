@@ -63,7 +63,7 @@ def gradients(devices: int, microbatches: int) -> tuple[dict[str, float], dict[s
     params = jax.device_put(first_params(), jax.tree.map(lambda leaf: leaf.sharding, step.abstract_state.params))
     rows = jax.device_put(batch(), meshes.batch_sharding(step.mesh))
     function = jax.jit(jax.value_and_grad(step.loss, has_aux=True))
-    (loss, metrics), found = function(params, rows, jax.random.key(5))
+    (loss, (metrics, _)), found = function(params, {}, rows, jax.random.key(5))
     paths = jax.tree_util.tree_leaves_with_path(found)
     return (
         {name: float(value) for name, value in (metrics | {"loss": loss}).items()},

@@ -152,7 +152,7 @@ WRONG_METHOD = [
     ("image", ABSENT, "config.method.image is missing"),
     ("embed_dim", 0, "config.method.embed_dim=0 must be at least 1"),
     ("image.width", 64.0, "config.method.image.width=64.0 must be a whole number"),
-    ("image.patch_size", 5, "config.method.image.image_size=32 must be a multiple of patch_size=5"),
+    ("image.patch_size", 33, "config.method.image.image_size=32 must be at least patch_size=33"),
     ("image.patch_size", 0, "config.method.image.patch_size=0 must be at least 1"),
     ("image.heads", 0, "config.method.image.heads=0 must be at least 1"),
     ("image.heads", 3, "config.method.image.width=64 must be a multiple of heads=3"),

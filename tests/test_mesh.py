@@ -125,7 +125,11 @@ def test_moments_lie_where_their_parameters_lie():
 
 
 def test_every_rule_is_of_use():
-    paths = names(jax.eval_shape(lambda: methods.init_params(methods.from_config(TINY.to_dict()), jax.random.key(0))))
+    resnet = {"name": "modified_resnet", "image_size": 32, "width": 8, "layers": (1, 1, 1, 1)}
+    tiny = TINY.to_dict()
+    paths: dict = {}
+    for method in (tiny, tiny | {"image": resnet}):
+        paths |= names(methods.joined(*methods.abstract_variables(methods.from_config(method))))
     paths.pop("logit_scale")
     first = {next(n for n, (pattern, _) in enumerate(meshes.RULES) if re.search(pattern, path)) for path in paths}
     assert first == set(range(len(meshes.RULES)))
@@ -192,7 +196,7 @@ def gradients(devices: int, fsdp: int):
 
 @functools.cache
 def fresh_params(method):
-    return jax.tree.map(np.asarray, jax.jit(methods.init_params, static_argnums=0)(method, jax.random.key(0)))
+    return jax.tree.map(np.asarray, jax.jit(methods.init_variables, static_argnums=0)(method, jax.random.key(0))[0])
 
 
 def apart(found, expected) -> float:

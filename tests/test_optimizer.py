@@ -59,7 +59,7 @@ def test_the_schedule_rises_and_then_only_falls():
 
 
 def test_gains_and_biases_and_the_temperature_are_not_decayed_and_all_else_is():
-    params = jax.eval_shape(lambda: methods.init_params(methods.from_config(TINY), jax.random.key(0)))
+    params = jax.eval_shape(lambda: methods.init_variables(methods.from_config(TINY), jax.random.key(0))[0])
     leaves = jax.tree_util.tree_leaves_with_path(optimizer.decayed(params))
     names = {True: set(), False: set()}
     for path, decayed in leaves:

@@ -88,7 +88,7 @@ def final_state(workdir: pathlib.Path) -> dict[str, bytes]:
     checkpoints = Checkpoints(workdir / "checkpoints", config.keep_checkpoints)
     state = checkpoints.restore(step.abstract_state)
     checkpoints.close()
-    state = state.__class__(state.step, state.params, state.opt_state, jax.random.key_data(state.key))
+    state = state.__class__(state.step, state.params, state.stats, state.opt_state, jax.random.key_data(state.key))
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
 

@@ -54,7 +54,7 @@ def first_params():
 def fresh(step: Step, **params) -> TrainState:
     """A state before the first step, laid on the step's mesh; `params` replace parameters at the top."""
     values = jax.tree.map(jnp.array, first_params() | params)
-    state = TrainState(jnp.zeros((), jnp.int32), values, step.optimizer.init(values), jax.random.key(7))
+    state = TrainState(jnp.zeros((), jnp.int32), values, {}, step.optimizer.init(values), jax.random.key(7))
     return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, step.abstract_state))
 
 

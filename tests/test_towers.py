@@ -18,7 +18,8 @@ from flax import nnx
 
 from jaxclip import methods
 from jaxclip.towers import TextConfig, TextTransformer, ViT, ViTConfig
-from jaxclip.towers.layers import LayerNorm, Transformer, published_text_init
+from jaxclip.towers.layers import LayerNorm
+from jaxclip.towers.transformer import BlockConfig, Transformer, published_text_init
 
 EMBED = 16
 # 9 patches and 10 tokens.
@@ -31,6 +32,11 @@ TEXT = TextConfig(vocab_size=50, context_length=7, width=32, layers=2, heads=4, 
 
 # recipe: (image tower, text tower), from the published models. The whole has one more, the temperature.
 COUNTS = {
+    "rn50": (38_316_896, 63_690_240),
+    "rn101": (56_259_936, 63_428_096),
+    "rn50x4": (87_137_080, 91_163_520),
+    "rn50x16": (167_328_912, 123_650_304),
+    "rn50x64": (420_380_352, 202_877_952),
     "vit_b32": (87_849_216, 63_428_096),
     "vit_b16": (86_192_640, 63_428_096),
     "vit_l14": (303_966_208, 123_650_304),
@@ -42,11 +48,18 @@ COUNTS = {
 def test_the_recipes_have_the_published_models_numbers_of_parameters(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     method = methods.from_config(config.method.to_dict())
-    params = jax.eval_shape(lambda: methods.init_params(method, jax.random.key(0)))
+    params, _ = methods.abstract_variables(method)
     counts = {part: sum(leaf.size for leaf in jax.tree.leaves(tree)) for part, tree in params.items()}
     image, text = COUNTS[name]
     assert counts == {"image": image, "text": text, "logit_scale": 1}
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_siglip_has_the_published_models_number_of_parameters():
+    config = importlib.import_module("configs.siglip_b16").get_config()
+    params, _ = methods.abstract_variables(methods.from_config(config.method.to_dict()))
+    # open_clip's ViT-B-16-SigLIP.
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 203_155_970
 
 
 # ---------------------------------------------------------------------------------- the reference in NumPy
@@ -202,8 +215,10 @@ def test_a_text_is_read_at_its_end_and_not_at_its_largest_id():
 @functools.cache
 def run_transformer(scan: bool, remat: str):
     """Value, gradients and the gradient's program of a transformer that runs its blocks so."""
-    init = published_text_init(32, LAYERS)
-    graph, params = made_up(lambda: Transformer(32, LAYERS, 4, init, scan=scan, remat=remat, rngs=nnx.Rngs(5)))
+    init = published_text_init(32, LAYERS, 128)
+    graph, params = made_up(
+        lambda: Transformer(BlockConfig(32, 4), LAYERS, init, scan=scan, remat=remat, rngs=nnx.Rngs(5))
+    )
     rng = np.random.default_rng(6)
     x, weights = rng.standard_normal((2, 4, 6, 32)).astype(np.float32)
 
@@ -390,7 +405,7 @@ def fresh_parameters() -> dict[str, np.ndarray]:
         }
     )
     leaves = jax.tree_util.tree_leaves_with_path(
-        jax.jit(methods.init_params, static_argnums=0)(method, jax.random.key(11))
+        jax.jit(methods.init_variables, static_argnums=0)(method, jax.random.key(11))[0]
     )
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 

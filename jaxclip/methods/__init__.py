@@ -15,7 +15,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxclip.config import parse
+from jaxclip.config import PixelsConfig, parse, to_dict
 from jaxclip.errors import UserError
 
 
@@ -33,6 +33,11 @@ class Method(Protocol):
         """Tokens of the texts it takes."""
         ...
 
+    @property
+    def pixels(self) -> PixelsConfig:
+        """How pictures are prepared for it."""
+        ...
+
     def init(self, rngs: nnx.Rngs) -> nnx.Module:
         """The model, freshly initialised."""
         ...
@@ -48,8 +53,9 @@ class Method(Protocol):
     ) -> dict[str, jax.Array]:
         """What the loss needs of each record, [batch, ...] arrays: all the work that records do not share.
 
-        It may be called on parts of the batch (gradient caching), so a record's values must not depend on the others.
-        `keys` [batch] is the randomness of each record, None in validation.
+        It may be called on parts of the batch (gradient caching), so a record's values must not depend on the others;
+        where the model has batch statistics they may, and it is called on whole batches only, updating the statistics
+        in place. `keys` [batch] is the randomness of each record, None in validation.
         """
         ...
 
@@ -81,12 +87,36 @@ def from_config(config: Mapping[str, Any]) -> Any:
     return parse(importlib.import_module(f"{__name__}.{name}").Method, keys, "config.method")
 
 
-def init_params(method: Method, key: jax.Array) -> dict[str, Any]:
-    """Fresh parameters, as a nested dict of arrays."""
-    return nnx.to_pure_dict(nnx.split(method.init(nnx.Rngs(params=key)))[1])
+def to_config(method: Method) -> dict[str, Any]:
+    """The config that `from_config` makes this method of, as plain JSON values."""
+    return {"name": type(method).__module__.rpartition(".")[2]} | to_dict(method)
+
+
+def init_variables(method: Method, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A fresh model's parameters and its batch statistics, as nested dicts of arrays; most have none of the latter."""
+    _, params, stats = nnx.split(method.init(nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+
+
+def abstract_variables(method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The shapes and dtypes of what `init_variables` gives."""
+    return jax.eval_shape(lambda: init_variables(method, jax.random.key(0)))
+
+
+def joined(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters and batch statistics in one nested dict, which is all of a model's variables."""
+    both = dict(params)
+    for key, value in stats.items():
+        both[key] = joined(both[key], value) if key in both else value
+    return both
+
+
+def batch_stats(model: nnx.Module) -> dict[str, Any]:
+    """The batch statistics of a model, as a nested dict of arrays."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
 def bind(method: Method) -> Callable[[Any], nnx.Module]:
-    """A function from parameters to the method's model over them."""
+    """A function from variables (parameters joined with batch statistics) to the method's model over them."""
     graph, _ = nnx.split(nnx.eval_shape(lambda: method.init(nnx.Rngs(params=0))))
-    return lambda params: nnx.merge(graph, nnx.State(params))
+    return lambda variables: nnx.merge(graph, nnx.State(variables))

@@ -13,14 +13,15 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from jaxclip.config import check_at_least
+from jaxclip.config import PixelsConfig, check_at_least
+from jaxclip.errors import UserError
 from jaxclip.losses.contrastive import softmax_contrastive
-from jaxclip.towers.text import TextConfig, TextTransformer
-from jaxclip.towers.vit import ViT, ViTConfig
+from jaxclip.towers.bert import BertConfig
+from jaxclip.towers.modified_resnet import ModifiedResNetConfig
+from jaxclip.towers.resnet import ResNetConfig
+from jaxclip.towers.text import TextConfig
+from jaxclip.towers.vit import ViTConfig
 
-# Channel means and deviations of the published models' inputs (OpenAI's clip/clip.py), of pixels in [0, 1].
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_LOGIT_SCALE = math.log(100.0)
 
 
@@ -34,8 +35,9 @@ class CLIP(nnx.Module):
     """Two towers and a temperature."""
 
     def __init__(self, method: Method, *, rngs: nnx.Rngs):
-        self.image = ViT(method.image, method.embed_dim, rngs=rngs)
-        self.text = TextTransformer(method.text, method.embed_dim, rngs=rngs)
+        self.pixels = method.pixels
+        self.image = method.image.init(method.embed_dim, rngs=rngs)
+        self.text = method.text.init(method.embed_dim, rngs=rngs)
         self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / 0.07), jnp.float32))
 
     def encode_image(
@@ -43,13 +45,18 @@ class CLIP(nnx.Module):
         images: UInt8[Array, "batch height width 3"],
         *,
         dtype: Any,
+        train: bool = False,
         drop_keys: Key[Array, "batch"] | None = None,
         constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
     ) -> Float[Array, "batch embed"]:
-        """Unit embeddings of 8-bit RGB pictures, which are normalised here, on the device."""
-        mean, std = jnp.asarray(IMAGE_MEAN), jnp.asarray(IMAGE_STD)
+        """Unit embeddings of 8-bit RGB pictures, which are normalised here, on the device.
+
+        `train` normalises batches by their own statistics, where the tower has such layers, and updates the running
+        ones.
+        """
+        mean, std = jnp.asarray(self.pixels.mean), jnp.asarray(self.pixels.std)
         pixels = ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
-        return unit(self.image(pixels, drop_keys=drop_keys, constrain=constrain))
+        return unit(self.image(pixels, train=train, drop_keys=drop_keys, constrain=constrain))
 
     def encode_text(
         self,
@@ -65,14 +72,24 @@ class CLIP(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """CLIP's keys in a config: the two towers and the width of the space they share."""
+    """CLIP's keys in a config.
 
-    image: ViTConfig
-    text: TextConfig
+    Attributes:
+      image: the image tower; its `name` says which, the vision transformer where there is none.
+      text: the text tower, likewise; CLIP's transformer where there is no `name`.
+      embed_dim: width of the space they share.
+      pixels: from pictures to what the image tower takes.
+    """
+
+    image: ViTConfig | ModifiedResNetConfig | ResNetConfig
+    text: TextConfig | BertConfig
     embed_dim: int
+    pixels: PixelsConfig = PixelsConfig()
 
     def __post_init__(self):
         check_at_least(self, 1, "embed_dim")
+        if isinstance(self.image, ViTConfig) and not self.image.projection and self.embed_dim != self.image.width:
+            raise UserError(f"embed_dim={self.embed_dim} must be image.width={self.image.width}: no image.projection")
 
     @property
     def image_size(self) -> int:
@@ -100,11 +117,13 @@ class Method:
         Args:
           model: as `init` made it.
           batch: `image` uint8 [batch, height, width, 3], `text` int32 [batch, context], `text_end` int32 [batch].
-          keys: [batch] random keys for patch dropping; None keeps every patch.
+          keys: [batch] random keys for patch dropping in training; None, in evaluation, keeps every patch and leaves
+            batch statistics alone.
           dtype: what the towers compute in.
           constrain: pins the sharding of activations.
         """
-        images = model.encode_image(batch["image"], dtype=dtype, drop_keys=keys, constrain=constrain)
+        train = keys is not None
+        images = model.encode_image(batch["image"], dtype=dtype, train=train, drop_keys=keys, constrain=constrain)
         texts = model.encode_text(batch["text"], batch["text_end"], dtype=dtype, constrain=constrain)
         return {"image": images.astype(dtype), "text": texts.astype(dtype)}
 

@@ -102,13 +102,14 @@ def compile_step(config: Config, topology: Topology) -> Plan:
     mesh = mesh_for(config, topology)
     method = methods.from_config(config.method)
     # The length of the schedule is a constant in the program, of which nothing here depends.
-    step = Step(method, optimizer.create(config.optimizer, 100_000), mesh, config.precision, config.microbatches)
+    tx = optimizer.create(config.optimizer, 100_000)
+    step = Step(method, tx, mesh, config.precision, config.microbatches, config.optimizer.frozen)
     sharding = meshes.batch_sharding(mesh)
     shapes = method.example_batch(config.batch_size)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
     state = step.abstract_state
     parts = {
-        "parameters": _bytes_on_one(state.params),
+        "parameters": _bytes_on_one(state.variables),
         "optimizer state": _bytes_on_one(state.opt_state),
         "batch": _bytes_on_one(batch),
     }

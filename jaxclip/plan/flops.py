@@ -22,11 +22,11 @@ def model_flops(step: Step, batch: Any) -> float:
       batch: shapes of the global batch.
     """
 
-    def embed(params: Any, batch: Any) -> Any:
+    def embed(variables: Any, batch: Any) -> Any:
         keys = jax.random.split(jax.random.key(0), len(next(iter(batch.values()))))
-        return step.method.embed(step.model(params), batch, keys=keys, dtype=step.dtype, constrain=lambda x: x)
+        return step.method.embed(step.model(variables), batch, keys=keys, dtype=step.dtype, constrain=lambda x: x)
 
-    jaxpr = jax.make_jaxpr(embed)(step.abstract_state.params, batch)
+    jaxpr = jax.make_jaxpr(embed)(step.abstract_state.variables, batch)
     return 3.0 * _products(jaxpr.jaxpr)
 
 

@@ -1,9 +1,14 @@
-"""CLIP's vision transformer (Radford et al. 2021, section 2.4; OpenAI's clip/model.py `VisionTransformer`)."""
+"""The vision transformers of CLIP and of SigLIP.
+
+CLIP's (Radford et al. 2021, section 2.4; OpenAI's clip/model.py `VisionTransformer`) is read at a class token; SigLIP's
+(Zhai et al. 2023; google-research/big_vision, models/vit.py) pools its patches by attention.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +17,23 @@ from jaxtyping import Array, Float, Key
 
 from jaxclip.config import check_at_least
 from jaxclip.errors import UserError
-from jaxclip.towers.layers import LayerNorm, Remat, Transformer, linear, normal, published_image_init, uniform
+from jaxclip.towers.layers import Activation, LayerNorm, Remat, linear, normal, uniform, zeros
+from jaxclip.towers.pooling import MapHead
+from jaxclip.towers.transformer import BlockConfig, Transformer, check_block, published_image_init
 
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
     """Attributes:
     image_size: pixels of the square input picture.
-    patch_size: pixels of a square patch; divides `image_size`.
-    width, layers, heads: of the transformer.
-    scan, remat: how its blocks run, see `layers.Transformer`.
+    patch_size: pixels of a square patch; what `image_size` has more than a multiple of it is not seen.
+    width, heads, mlp_width, activation, eps: of the blocks, see `transformer.BlockConfig`.
+    layers: how many blocks.
+    pool: "class", the state of a class token that goes before the patches; "map", attention pooling of the patches.
+    ln_pre: a layer normalisation before the first block.
+    patch_bias: of the patch embedding.
+    projection: to the shared space; without it the embedding is as wide as the tower.
+    scan, remat: how the blocks run, see `transformer.Transformer`.
     patch_drop: the share of patches left out in training (FLIP, Li et al. 2023, section 3), 0 for none.
     """
 
@@ -30,59 +42,82 @@ class ViTConfig:
     width: int
     layers: int
     heads: int
+    mlp_width: int = 0
+    activation: Activation = "quick_gelu"
+    eps: float = 1e-5
+    pool: Literal["class", "map"] = "class"
+    ln_pre: bool = True
+    patch_bias: bool = False
+    projection: bool = True
     scan: bool = True
     remat: Remat = "none"
     patch_drop: float = 0.0
+    name: Literal["vit"] = "vit"
 
     def __post_init__(self):
-        check_at_least(self, 1, "image_size", "patch_size", "width", "layers", "heads")
-        if self.image_size % self.patch_size:
-            raise UserError(f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}")
-        if self.width % self.heads:
-            raise UserError(f"width={self.width} must be a multiple of heads={self.heads}")
+        check_at_least(self, 1, "image_size", "patch_size", "layers")
+        if self.image_size < self.patch_size:
+            raise UserError(f"image_size={self.image_size} must be at least patch_size={self.patch_size}")
+        check_block(self.block)
         if not 0 <= self.patch_drop < 1:
             raise UserError(f"patch_drop={self.patch_drop} must be at least 0 and below 1")
 
     @property
+    def block(self) -> BlockConfig:
+        return BlockConfig(self.width, self.heads, self.mlp_width, self.activation, self.eps)
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.image_size // self.patch_size
+
+    @property
     def patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+        return self.grid**2
+
+    def init(self, embed_dim: int, *, rngs: nnx.Rngs) -> ViT:
+        """The tower, freshly initialised; `embed_dim` is the width of its embeddings."""
+        return ViT(self, embed_dim, rngs=rngs)
 
 
 def patchify(images: Float[Array, "batch height width 3"], patch: int) -> Float[Array, "batch patches values"]:
-    """Cuts pictures into rows of `patch` x `patch` x 3 values, patches in reading order."""
+    """Cuts pictures into rows of `patch` x `patch` x 3 values, patches in reading order; a rest is cut off."""
     batch, height, width, channels = images.shape
+    images = images[:, : height // patch * patch, : width // patch * patch]
     x = images.reshape(batch, height // patch, patch, width // patch, patch, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
 
 
 class ViT(nnx.Module):
-    """Patches, class token, positions, ln_pre, blocks, ln_post on the class token, bias-free projection."""
+    """Patches, class token, positions, ln_pre, blocks, ln_post, pooling, projection; in part as the config says."""
 
     def __init__(self, config: ViTConfig, embed_dim: int, *, rngs: nnx.Rngs):
-        width = config.width
+        width, block = config.width, config.block
         values = config.patch_size**2 * 3
+        tokens = config.patches + (config.pool == "class")
         self.config = config
         # A convolution whose stride is its size is a matrix product over patches, which every backend does fast.
         self.patch_kernel = nnx.Param(uniform(values**-0.5)(rngs.params(), (values, width)))
-        self.class_embedding = nnx.Param(normal(width**-0.5)(rngs.params(), (width,)))
-        self.positions = nnx.Param(normal(width**-0.5)(rngs.params(), (config.patches + 1, width)))
-        self.ln_pre = LayerNorm(width)
-        self.transformer = Transformer(
-            width,
-            config.layers,
-            config.heads,
-            published_image_init(width),
-            scan=config.scan,
-            remat=config.remat,
-            rngs=rngs,
-        )
-        self.ln_post = LayerNorm(width)
-        self.projection = nnx.Param(normal(width**-0.5)(rngs.params(), (width, embed_dim)))
+        if config.patch_bias:
+            self.patch_bias = nnx.Param(zeros(rngs.params(), (width,)))
+        if config.pool == "class":
+            self.class_embedding = nnx.Param(normal(width**-0.5)(rngs.params(), (width,)))
+        self.positions = nnx.Param(normal(width**-0.5)(rngs.params(), (tokens, width)))
+        if config.ln_pre:
+            self.ln_pre = LayerNorm(width, config.eps)
+        init = published_image_init(width, block.hidden)
+        self.transformer = Transformer(block, config.layers, init, scan=config.scan, remat=config.remat, rngs=rngs)
+        self.ln_post = LayerNorm(width, config.eps)
+        if config.pool == "map":
+            self.map_head = MapHead(block, init, rngs=rngs)
+        if config.projection:
+            self.projection = nnx.Param(normal(width**-0.5)(rngs.params(), (width, embed_dim)))
 
     def __call__(
         self,
         images: Float[Array, "batch height width 3"],
         *,
+        train: bool = False,
         drop_keys: Key[Array, "batch"] | None = None,
         constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
     ) -> Float[Array, "batch embed"]:
@@ -90,6 +125,7 @@ class ViT(nnx.Module):
 
         Args:
           images: [batch, image_size, image_size, 3] in the dtype to compute in.
+          train: of the towers' common signature; nothing here depends on it.
           drop_keys: [batch] random keys, where given: each picture keeps a random (1 - patch_drop) of its patches. One
             key per picture, so that what is dropped does not depend on which others are in the call.
           constrain: pins the sharding of activations at the blocks' edges.
@@ -97,20 +133,22 @@ class ViT(nnx.Module):
         Returns:
           [batch, embed], not normalised.
         """
-        dtype = images.dtype
-        x = patchify(images, self.config.patch_size)
+        config, dtype = self.config, images.dtype
+        x = patchify(images, config.patch_size)
         positions = self.positions[...].astype(dtype)
-        if drop_keys is not None and self.config.patch_drop:
-            keep = max(1, round(self.config.patches * (1 - self.config.patch_drop)))
-            noise = jax.vmap(lambda key: jax.random.uniform(key, (self.config.patches,)))(drop_keys)
+        first, positions = jnp.split(positions, [positions.shape[0] - config.patches])
+        if drop_keys is not None and config.patch_drop:
+            keep = max(1, round(config.patches * (1 - config.patch_drop)))
+            noise = jax.vmap(lambda key: jax.random.uniform(key, (config.patches,)))(drop_keys)
             kept = jnp.argsort(noise, axis=1)[:, :keep]
             # Dropped before the patch embedding: the work on patches that are not kept is saved too.
             x = jnp.take_along_axis(x, kept[:, :, None], axis=1)
-            x = linear(x, self.patch_kernel[...]) + positions[1:][kept]
-        else:
-            x = linear(x, self.patch_kernel[...]) + positions[1:]
-        first = self.class_embedding[...].astype(dtype) + positions[0]
-        x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
-        x = constrain(self.ln_pre(x))
+            positions = positions[kept]
+        x = linear(x, self.patch_kernel[...], self.patch_bias[...] if config.patch_bias else None) + positions
+        if config.pool == "class":
+            first = first + self.class_embedding[...].astype(dtype)
+            x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
+        x = constrain(self.ln_pre(x) if config.ln_pre else x)
         x = self.transformer(x, constrain=constrain)
-        return linear(self.ln_post(x[:, 0]), self.projection[...])
+        x = self.ln_post(x[:, 0]) if config.pool == "class" else self.map_head(self.ln_post(x))
+        return linear(x, self.projection[...]) if config.projection else x

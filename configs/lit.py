@@ -1,0 +1,28 @@
+"""LiT: a text tower learns to read an image tower that is locked (Zhai et al. 2022, Locked-image text tuning).
+
+Needs --config.init_from=WEIGHTS, of which only the image tower is taken, and --config.data.vocabulary=PATH. As it stands
+the image tower is OpenAI's ViT-B/16; for another give its shape by config.method.image, a plain ResNet-50 of
+torchvision's for example. Batch, length, context, rate and clipping are those of big_vision's lit_coco.py; its data too.
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.base()
+    config.batch_size = 4096
+    config.steps = 5000
+    config.eval_every = 1000
+    config.init_only = "^image/"
+    config.data.train = "tfds:coco_captions"
+    config.data.flip = True
+    config.optimizer.frozen = "^image/"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 150
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.clip_norm = 1.0
+    config.method = common.clip(
+        image_size=224, patch_size=16, width=768, layers=12, text_width=768, text_layers=12, embed_dim=512
+    )
+    config.method.text.context_length = 16
+    return config

@@ -1,0 +1,12 @@
+"""CLIP RN101 as published (Radford et al. 2021, tables 18 to 20): batch 32,768, 32 epochs, AdamW.
+
+Needs --config.data.vocabulary=PATH, OpenAI's bpe_simple_vocab_16e6.txt.gz. The data, tfds:coco_captions where nothing
+else is named, takes the place of the unpublished set of 400 million pairs.
+"""
+
+from configs import common
+
+
+def get_config():
+    method = common.clip_resnet(image_size=224, width=64, layers=(3, 4, 23, 3), text_width=512, embed_dim=512)
+    return common.paper_resnet(5e-4, method)

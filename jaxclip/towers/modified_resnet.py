@@ -1,0 +1,153 @@
+"""CLIP's ResNet (Radford et al. 2021, section 2.4; OpenAI's clip/model.py `ModifiedResNet`).
+
+It differs from `resnet.ResNet` by three convolutions for a stem, average pools in place of strides behind it, and
+attention in place of the last mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from jaxclip.config import check_at_least
+from jaxclip.errors import UserError
+from jaxclip.towers.batch_norm import BatchNorm
+from jaxclip.towers.layers import Remat, linear, normal, uniform
+from jaxclip.towers.resnet import Stages, average_pool, check_layers, conv
+
+
+@dataclasses.dataclass(frozen=True)
+class ModifiedResNetConfig:
+    """Attributes:
+    image_size: pixels of the square input picture, a multiple of 32.
+    width: channels after the stem, even; the last stage gives 32 times as many.
+    layers: bottlenecks of each of the four stages.
+    remat: what the backward pass recomputes of each bottleneck, see `resnet.ResNetConfig`.
+    """
+
+    image_size: int
+    width: int
+    layers: tuple[int, int, int, int]
+    remat: Remat = "none"
+    name: Literal["modified_resnet"] = "modified_resnet"
+
+    def __post_init__(self):
+        check_at_least(self, 1, "image_size", "width")
+        check_layers(self.layers)
+        if self.image_size % 32:
+            raise UserError(f"image_size={self.image_size} must be a multiple of 32, by which the tower shrinks it")
+        if self.width % 2:
+            raise UserError(f"width={self.width} must be even: the stem begins with half of it")
+
+    @property
+    def heads(self) -> int:
+        """Of the attention pool, of 64 channels each."""
+        return self.width // 2
+
+    def init(self, embed_dim: int, *, rngs: nnx.Rngs) -> ModifiedResNet:
+        """The tower, freshly initialised."""
+        return ModifiedResNet(self, embed_dim, rngs=rngs)
+
+
+def torch_uniform(key: jax.Array, shape: Any) -> jax.Array:
+    """Initialiser: uniform within 1 / sqrt(fan in), torch.nn.Conv2d's own."""
+    return uniform(math.prod(shape[:-1]) ** -0.5)(key, shape)
+
+
+class AttentionPool(nnx.Module):
+    """Attention of the mean of all pixels to itself and to the pixels, and a linear map to the embedding.
+
+    Args:
+      pixels: how many there are.
+      width: channels of a pixel.
+      heads: of the attention; divides `width`.
+      embed_dim: of the result.
+    """
+
+    def __init__(self, pixels: int, width: int, heads: int, embed_dim: int, *, rngs: nnx.Rngs):
+        def kernel(outputs: int) -> nnx.Param:
+            return nnx.Param(normal(width**-0.5)(rngs.params(), (width, outputs)))
+
+        def bias(outputs: int) -> nnx.Param:
+            return nnx.Param(uniform(width**-0.5)(rngs.params(), (outputs,)))
+
+        self.heads = heads
+        self.positions = nnx.Param(normal(width**-0.5)(rngs.params(), (pixels + 1, width)))
+        self.q_kernel, self.q_bias = kernel(width), bias(width)
+        self.k_kernel, self.k_bias = kernel(width), bias(width)
+        self.v_kernel, self.v_bias = kernel(width), bias(width)
+        self.out_kernel, self.out_bias = kernel(embed_dim), bias(embed_dim)
+
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch embed"]:
+        dtype = x.dtype
+        batch, channels = x.shape[0], x.shape[-1]
+        head = channels // self.heads
+        x = x.reshape(batch, -1, channels)
+        x = jnp.concatenate([jnp.mean(x, axis=1, keepdims=True), x], axis=1) + self.positions[...].astype(dtype)
+        q = linear(x[:, 0], self.q_kernel[...], self.q_bias[...]).reshape(batch, self.heads, head)
+        # With one query it is cheaper to take the query through the keys' kernel than every token, and to mix the
+        # tokens before the values' kernel than after. The keys' bias adds the same to all logits of a query, which
+        # the softmax does not see: it is there for the published weights alone.
+        k_kernel, v_kernel = (
+            kernel[...].astype(dtype).reshape(channels, self.heads, head) for kernel in (self.k_kernel, self.v_kernel)
+        )
+        q = jnp.einsum("bhd,chd->bhc", q * head**-0.5, k_kernel)
+        logits = jnp.einsum("bhc,bnc->bhn", q, x, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
+        mixed = jnp.einsum("bhn,bnc->bhc", weights, x)
+        values = jnp.einsum("bhc,chd->bhd", mixed, v_kernel).reshape(batch, channels) + self.v_bias[...].astype(dtype)
+        return linear(values, self.out_kernel[...], self.out_bias[...])
+
+
+class ModifiedResNet(Stages):
+    """Three 3x3 convolutions, average pool, four stages, attention pool, which gives the embedding."""
+
+    def __init__(self, config: ModifiedResNetConfig, embed_dim: int, *, rngs: nnx.Rngs):
+        self.config = config
+        width = config.width
+        self.conv1_kernel = nnx.Param(torch_uniform(rngs.params(), (3, 3, 3, width // 2)))
+        self.bn1 = BatchNorm(width // 2)
+        self.conv2_kernel = nnx.Param(torch_uniform(rngs.params(), (3, 3, width // 2, width // 2)))
+        self.bn2 = BatchNorm(width // 2)
+        self.conv3_kernel = nnx.Param(torch_uniform(rngs.params(), (3, 3, width // 2, width)))
+        self.bn3 = BatchNorm(width)
+        super().__init__(width, config.layers, pooled=True, init=torch_uniform, remat=config.remat, rngs=rngs)
+        for stage, blocks in enumerate(config.layers):
+            for number in range(blocks):
+                # Every bottleneck begins as its shortcut.
+                last = getattr(self, f"layer{stage + 1}_{number}").bn3
+                last.scale[...] = jnp.zeros_like(last.scale[...])
+        pixels = (config.image_size // 32) ** 2
+        self.attention_pool = AttentionPool(pixels, 32 * width, config.heads, embed_dim, rngs=rngs)
+
+    def __call__(
+        self,
+        images: Float[Array, "batch height width 3"],
+        *,
+        train: bool = False,
+        drop_keys: Key[Array, "batch"] | None = None,
+        constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
+    ) -> Float[Array, "batch embed"]:
+        """Embeds normalised pictures.
+
+        Args:
+          images: [batch, image_size, image_size, 3] in the dtype to compute in.
+          train: whether BatchNorm uses the batch's statistics, and moves its running averages.
+          drop_keys: unused, part of the image towers' common signature: there are no patches to drop.
+          constrain: pins the sharding of activations at the stages' edges.
+
+        Returns:
+          [batch, embed], not normalised.
+        """
+        x = jax.nn.relu(self.bn1(conv(images, self.conv1_kernel[...], stride=2), train))
+        x = jax.nn.relu(self.bn2(conv(x, self.conv2_kernel[...]), train))
+        x = jax.nn.relu(self.bn3(conv(x, self.conv3_kernel[...]), train))
+        x = self.stages(constrain(average_pool(x, 2)), train=train, constrain=constrain)
+        return self.attention_pool(x)
