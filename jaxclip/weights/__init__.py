@@ -1,0 +1,1 @@
+"""Public weights in and out: the files, the layouts of each family, and the way between them and jaxclip."""

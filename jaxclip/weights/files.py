@@ -1,0 +1,73 @@
+"""Files of weights mapped into memory, the tensors that are views of them, and what is said of a file that is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import pathlib
+import stat
+
+import numpy as np
+
+from jaxclip.errors import UserError
+
+MOST_DIMENSIONS = 32  # of a tensor; NumPy has 64
+COPY_AGAIN = "download or copy it again"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapped:
+    """A tensor whose values stand in a mapped file as memory holds them.
+
+    Attributes:
+      content: the file's; it stays mapped for as long as an array that was read from it lives.
+      start: where in it the values begin.
+      shape: of the tensor.
+      dtype: of the tensor, little-endian.
+      order: "C" where the last dimension varies fastest, "F" where the first does.
+    """
+
+    content: mmap.mmap
+    start: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    order: str = "C"
+
+    def read(self) -> np.ndarray:
+        """The values, as a view of the file that cannot be written to."""
+        return np.ndarray(self.shape, self.dtype, self.content, self.start, order="F" if self.order == "F" else "C")
+
+
+def map_file(path: pathlib.Path) -> mmap.mmap:
+    """The content of a file that is not empty, mapped read only.
+
+    Raises UserError where there is none, or it is a folder, a pipe or a device, or it is empty or cannot be opened.
+    """
+    try:
+        # Before it is opened: opening a pipe waits for whoever writes to it.
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise UserError(f"{path} is a folder; name the file of weights in it")
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{path} is not a regular file; name a file of weights")
+        if found.st_size == 0:
+            raise UserError(f"{path} is empty; {COPY_AGAIN}")
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot open {path}: {reason}; check the name and whether it may be read") from None
+
+
+def pytorch(path: pathlib.Path) -> UserError:
+    """What is said of a file that torch wrote with pickle."""
+    return UserError(
+        f"{path} is a PyTorch file, which can run code when opened; convert it where torch is installed: "
+        f"python tools/torch_to_safetensors.py {path} DST.safetensors, or take the model's .safetensors"
+    )
+
+
+def some(names: list[str]) -> str:
+    """The first few of many names, for a message."""
+    shown = ", ".join(name if len(name) <= 80 else f"{name[:80]}..." for name in names[:5])
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
