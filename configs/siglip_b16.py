@@ -1,7 +1,7 @@
 """SigLIP B/16 (Zhai et al. 2023): the sigmoid loss, attention pooling, texts of 64 tokens read whole; batch 32,768.
 
-Needs --config.data.vocabulary=PATH, the SentencePiece model of 32,000 tokens that SigLIP's weights come with, or another
-with method.text.vocab_size. The data, tfds:coco_captions where nothing else is named, takes the place of WebLI.
+Needs --config.data.vocabulary=PATH, the SentencePiece model of 32,000 tokens that SigLIP's weights come with, or
+another with method.text.vocab_size. The data, tfds:coco_captions where nothing else is named, takes the place of WebLI.
 """
 
 from configs import common

@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxclip import checkpoint, methods
 from jaxclip import mesh as meshes
-from jaxclip.config import Config, MeshConfig, parse
-from jaxclip.data.crops import center_crop
+from jaxclip import methods
+from jaxclip.config import MeshConfig, PixelsConfig
+from jaxclip.data.crops import prepare
 from jaxclip.data.images import Unreadable, open_picture
-from jaxclip.data.tokenizers import Tokenizer, from_json
 from jaxclip.errors import UserError
 from jaxclip.evaluate.embed import Encoder
+from jaxclip.evaluate.zero_shot import class_embeddings
+from jaxclip.weights.answers import Answers
+from jaxclip.weights.opening import Weights, open_weights
+from jaxclip.weights.positions import at_size, read_at_size
 
 Picture = Image.Image | np.ndarray | str | os.PathLike[str]
 
@@ -28,79 +31,149 @@ class Model:
     """A model with its tokenizer and picture preparation; made by `load`.
 
     Attributes:
-      config: of the run that trained it.
-      logit_scale: what cosines are multiplied by before a softmax.
+      config: of the run that trained it, a `jaxclip.config.Config`; None for weights from elsewhere.
+      method: what it is: towers, sizes, preprocessing.
+      logit_scale: what cosines are multiplied by before a softmax, or before the bias is added.
+      logit_bias: what is added then by a model trained by the sigmoid loss; 0 for any other.
     """
 
-    def __init__(self, config: Config, params: Any, tokenizer: Tokenizer, encoder: Encoder):
-        self.config = config
+    def __init__(self, weights: Weights, params: Any, variables: Any, encoder: Encoder):
+        self.config = weights.config
+        self.method = encoder.method
         self.logit_scale = float(jnp.exp(params["logit_scale"]))
-        self._params = params
-        self._tokenizer = tokenizer
+        self.logit_bias = float(params.get("logit_bias", 0.0))
+        self._variables = variables
         self._encoder = encoder
 
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self._variables))
+        method = self.method
+        return (
+            f"<jaxclip model: {method.image.name} at {method.image_size} pixels, {method.text.name} of "
+            f"{method.context_length} tokens, {method.embed_dim} dimensions, {count:,} numbers>"
+        )
+
     def preprocess(self, image: Picture) -> np.ndarray:
-        """A path, PIL picture or uint8 array [h, w, 3] resized and centre-cropped: uint8 [size, size, 3]."""
+        """A path, PIL picture or uint8 array [h, w, 3], as the model is shown it: uint8 [size, size, 3]."""
         if isinstance(image, Image.Image):
             picture = image.convert("RGB")
         elif isinstance(image, np.ndarray):
             picture = open_picture(image)
         else:
             try:
-                picture = open_picture(pathlib.Path(image).read_bytes())
-            except Unreadable as error:
-                raise UserError(f"{image}: {error}") from None
-        return center_crop(picture, self._encoder.method.image_size)
+                picture = open_picture(pathlib.Path(image).expanduser().read_bytes())
+            except (Unreadable, OSError) as error:
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                raise UserError(f"{image}: {reason}") from None
+        return prepare(picture, self.method.image_size, self.method.pixels)
 
-    def tokenize(self, texts: Sequence[str]) -> np.ndarray:
+    def tokenize(self, texts: str | Sequence[str]) -> np.ndarray:
         """Token ids, int32 [n, context]."""
-        return self._tokenizer(texts, self._encoder.method.context_length)[0]
+        return self._encoder.tokenizer(_list(texts, str), self.method.context_length)[0]
 
-    def encode_image(self, images: Sequence[Picture]) -> np.ndarray:
-        """Unit embeddings of any number of pictures, float32 [n, width]."""
-        _check_list(images, "pictures")
-        size = self._encoder.method.image_size
-        prepared = np.zeros((len(images), size, size, 3), np.uint8)
-        for row, image in enumerate(images):
-            prepared[row] = self.preprocess(image)
-        return self._encoder.images(self._params, prepared)
+    def encode_image(self, images: Picture | Sequence[Picture] | np.ndarray) -> np.ndarray:
+        """Unit embeddings of any number of pictures, float32 [n, width].
 
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit embeddings of any number of strings, float32 [n, width]."""
-        _check_list(texts, "texts")
-        return self._encoder.texts(self._params, list(texts))
+        Args:
+          images: a list of paths, PIL pictures and uint8 arrays [h, w, 3] in any mixture, one of these alone, or an
+            array [n, h, w, 3].
+        """
+        pictures = _list(images, (str, os.PathLike, Image.Image))
+        if isinstance(images, np.ndarray) and images.ndim == 3:
+            pictures = [images]
+        size = self._encoder.batch_size
+        outputs = []
+        # A batch at a time, so that any number of files takes the memory of one batch.
+        for start in range(0, max(1, len(pictures)), size):
+            prepared = [self.preprocess(image) for image in pictures[start : start + size]]
+            shape = (len(prepared), self.method.image_size, self.method.image_size, 3)
+            outputs.append(self._encoder.images(self._variables, np.asarray(prepared, np.uint8).reshape(shape)))
+        return np.concatenate(outputs)
+
+    def encode_text(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Unit embeddings of any number of strings, or of one, float32 [n, width]."""
+        return self._encoder.texts(self._variables, _list(texts, str))
+
+    def similarity(self, images: Any, texts: Any) -> np.ndarray:
+        """The logits of pictures against texts, float32 [pictures, texts]: scaled cosines, and the bias of a SigLIP.
+
+        Args:
+          images, texts: as `encode_image` and `encode_text` take them, or the embeddings that these gave.
+        """
+        is_embedded = [isinstance(x, np.ndarray) and x.ndim == 2 and x.dtype == np.float32 for x in (images, texts)]
+        image = images if is_embedded[0] else self.encode_image(images)
+        text = texts if is_embedded[1] else self.encode_text(texts)
+        return (self.logit_scale * (image @ text.T) + self.logit_bias).astype(np.float32)
+
+    def classify(
+        self, images: Any, labels: Sequence[str], templates: Sequence[str] = ("a photo of a {c}.",)
+    ) -> np.ndarray:
+        """How probable each label is for each picture, float32 [pictures, labels]; the sum over labels is 1.
+
+        Zero-shot classification (Radford et al. 2021, section 3.1.4): a label's embedding is the mean of those of its
+        phrases. Of a model trained by the sigmoid loss, too, the probabilities are a softmax over the labels.
+
+        Args:
+          images: as `encode_image` takes them, or embeddings that it gave.
+          labels: names of the classes.
+          templates: phrases with {c} where the name goes.
+
+        Raises:
+          UserError: no labels, or a template without {c}.
+        """
+        labels, templates = _list(labels, str), _list(templates, str)
+        if not labels or not templates:
+            raise UserError("classify: give at least one label and one template")
+        for template in templates:
+            if "{c}" not in template:
+                raise UserError(f"classify: the template {template!r} has no {{c}} to put the label in")
+        classes = class_embeddings(self._encoder, self._variables, labels, templates)
+        logits = self.similarity(images, classes.astype(np.float32)) - self.logit_bias
+        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponents / exponents.sum(axis=1, keepdims=True)
 
     def evaluation_parts(self) -> tuple[Encoder, Any]:
-        """The encoder and the parameters, as `jaxclip.evaluate` takes them."""
-        return self._encoder, self._params
+        """The encoder and the variables, as `jaxclip.evaluate` takes them."""
+        return self._encoder, self._variables
 
 
-def _check_list(items: Any, what: str) -> None:
-    # A string is a sequence of strings too, and would be taken letter by letter.
-    if isinstance(items, str | bytes):
-        raise TypeError(f"give a list of {what}, not one: [{items!r}]")
+def _list(items: Any, single: Any) -> list[Any]:
+    """Several things, or one alone, as a list."""
+    return [items] if isinstance(items, single) else list(items)
 
 
-def load(path: str | os.PathLike[str], *, batch_size: int = 64) -> Model:
-    """Opens the model in a run's workdir (its newest checkpoint) or in one checkpoint's folder.
+def load(
+    path: str | os.PathLike[str],
+    *,
+    image_size: int | None = None,
+    context_length: int | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    batch_size: int = 64,
+    activation: str | None = None,
+    preprocess: str | PixelsConfig | None = None,
+    heads: int | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+) -> Model:
+    """Opens a model: a run of ours, or public weights.
 
     Args:
-      path: the folder.
+      path: a run's workdir (its newest checkpoint), one checkpoint's folder, a Hugging Face folder of a CLIPModel or
+        SiglipModel, an open_clip folder, OpenAI's or open_clip's .safetensors, or a big_vision .npz.
+      image_size: pixels of the pictures, where they are to be others than in training: position embeddings are resized.
+      context_length: tokens of the texts, likewise.
+      dtype: of the parameters. The towers compute in bfloat16 if it is, else in what suits the device.
       batch_size: how many pictures or texts are embedded at a time.
+      activation, preprocess, heads, tokenizer: what public weights may not say, see `weights.answers.Answers`; an error
+        asks for what is missing.
 
     Raises:
-      UserError: there is no checkpoint.
+      UserError: it is none of these, something in it is wrong, or something must be asked for.
     """
-    folder = checkpoint.find(pathlib.Path(path))
-    saved = checkpoint.load_model(folder)
-    config = parse(Config, saved["config"])
-    method = methods.from_config(config.method)
+    weights = open_weights(path, Answers(activation, preprocess, heads, tokenizer))
+    method = at_size(weights.method, image_size, context_length)
     mesh = meshes.create(MeshConfig(), jax.local_devices() if jax.process_count() == 1 else None)
-    abstract = jax.eval_shape(lambda: methods.init_params(method, jax.random.key(0)))
-    shardings = meshes.state_shardings(mesh, abstract)
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
-    )
-    params = checkpoint.load_params(folder, abstract)
-    tokenizer = from_json(saved["tokenizer"])
-    return Model(config, params, tokenizer, Encoder(method, mesh, config.precision, tokenizer, batch_size))
+    params, stats = read_at_size(weights, method, mesh, dtype)
+    precision = "bfloat16" if dtype == "bfloat16" else weights.config.precision if weights.config else "auto"
+    assert weights.tokenizer is not None
+    encoder = Encoder(method, mesh, precision, weights.tokenizer, batch_size)
+    return Model(weights, params, methods.joined(params, stats), encoder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
 import json
 import math
 import pathlib
@@ -27,6 +26,7 @@ from jaxclip.evaluate.gallery import gallery
 from jaxclip.evaluate.validation import validation_loss
 from jaxclip.monitor import MetricLog, Progress, Throughput
 from jaxclip.step import Step, TrainState
+from jaxclip.weights import starting
 
 # Keys that may differ when a run goes on: its length, how often it does things, and the data.
 MAY_CHANGE = ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "profile_steps")
@@ -81,7 +81,9 @@ class _Run:
             self.mesh,
             config.precision,
             config.microbatches,
+            config.optimizer.frozen,
         )
+        check_frozen(self.step)
         self.encoder = Encoder(self.method, self.mesh, config.precision, self.tokenizer)
         self.training = loader.TrainingLoader(
             self.source,
@@ -144,10 +146,8 @@ class _Run:
             f"{self.config.batch_size} pairs, in {self.workdir}"
         )
         if self.config.init_from:
-            folder = checkpoint.find(pathlib.Path(self.config.init_from))
-            params = checkpoint.load_params(folder, self.step.abstract_state.params)
-            state = dataclasses.replace(state, params=params)
-            said += f", starting from {folder}"
+            state, taken = starting.start_from(self.config, self.method, self.mesh, self.tokenizer, state)
+            said += f", {taken:,} of them from {self.config.init_from}"
         return state, said
 
     def loop(self) -> None:
@@ -182,7 +182,7 @@ class _Run:
             self.progress.say(f"all {self.steps} steps are done already")
         for result in self._evaluate(self.steps):
             self.progress.say(evaluate.summary(result))
-        pictures = gallery(self.encoder, self.state.params, self.eval_source) if self.eval_source else None
+        pictures = gallery(self.encoder, self.state.variables, self.eval_source) if self.eval_source else None
         for log in (self.training.skips, self.skips, *(evaluation.skips for evaluation in self.evaluations)):
             if log.total:
                 self.progress.say(f"skipped {log.total:,} records: {log}")
@@ -224,7 +224,12 @@ class _Run:
         if evaluating and self.eval_source:
             with self._paused():
                 figures |= validation_loss(
-                    self.step, self.state.params, self.eval_source, self.tokenizer, self.config.batch_size, self.skips
+                    self.step,
+                    self.state.variables,
+                    self.eval_source,
+                    self.tokenizer,
+                    self.config.batch_size,
+                    self.skips,
                 )
         if self.metrics:
             self.metrics.write(step, figures)
@@ -238,7 +243,7 @@ class _Run:
         with self._paused():
             folder = self.workdir / "evals" / str(step)
             names = {"model": f"{self.config.method['name']}", "pretrained": f"{self.workdir.name}@{step}"}
-            results = evaluate.run_all(self.evaluations, self.encoder, self.state.params, folder, names)
+            results = evaluate.run_all(self.evaluations, self.encoder, self.state.variables, folder, names)
             if self.metrics and results:
                 self.metrics.write_evaluations(step, results)
             return results
@@ -287,6 +292,16 @@ class _StopSignal:
 
     def asked(self, step: int) -> bool:
         return multihost_utils.reached_preemption_sync_point(step) if self._several else self._told.is_set()
+
+
+def check_frozen(step: Step) -> None:
+    """Raises UserError where the recipe freezes parameters and finds none, or leaves none to train."""
+    found = jax.tree.leaves(optimizer.frozen_paths(step.abstract_state.params, step.frozen))
+    if step.frozen and not any(found) or all(found):
+        which = "every" if all(found) else "no"
+        raise UserError(
+            f"config.optimizer.frozen={step.frozen!r} is found in {which} parameter's path, such as image/positions"
+        )
 
 
 def check_resumable(config: Config, workdir: pathlib.Path) -> None:

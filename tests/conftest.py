@@ -53,6 +53,14 @@ def shared_data() -> pathlib.Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def peer_python() -> str:
+    """The Python that PEER_PYTHON names, in which the peers are installed; skips where it names none."""
+    if "PEER_PYTHON" not in os.environ:
+        pytest.skip("set PEER_PYTHON to a Python that has torch, open_clip_torch and transformers")
+    return os.environ["PEER_PYTHON"]
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> pathlib.Path:
     """Where the indices of one test are kept."""

@@ -14,7 +14,6 @@ from jaxclip import checkpoint, methods, optimizer
 from jaxclip import mesh as meshes
 from jaxclip.checkpoint import Checkpoints
 from jaxclip.config import MeshConfig, OptimizerConfig
-from jaxclip.errors import UserError
 from jaxclip.step import Step, TrainState
 
 CLIP = {

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from jaxclip.config import AugmentConfig, DataConfig
+from jaxclip.config import AugmentConfig, DataConfig, PixelsConfig
 from jaxclip.data import loader, order, tokenizers
 from jaxclip.data.loader import TrainingLoader
 from jaxclip.data.skips import SkipLog
@@ -273,7 +273,7 @@ def test_captions_are_wrapped_in_the_recipes_templates():
 @pytest.mark.parametrize("length", [1, 31, 33, 64 * (os.cpu_count() or 1) * 2 + 100])
 def test_examples_come_in_the_order_of_their_ids(length):
     ids = np.random.default_rng(0).permutation(length).tolist()
-    found = list(loader.examples(Numbered(length), ids, SIZE, SkipLog()))
+    found = list(loader.examples(Numbered(length), ids, SIZE, PixelsConfig(), SkipLog()))
     assert [number for number, _, _ in found] == ids
     assert all(image.shape == (SIZE, SIZE, 3) and image.dtype == np.uint8 for _, image, _ in found)
     assert [record.captions for _, _, record in found] == [(f"number {i}",) for i in ids]
@@ -281,7 +281,7 @@ def test_examples_come_in_the_order_of_their_ids(length):
 
 def test_examples_stand_empty_where_a_picture_cannot_be_read_and_are_counted():
     skips = SkipLog()
-    found = list(loader.examples(Numbered(20, BAD), range(20), SIZE, skips))
+    found = list(loader.examples(Numbered(20, BAD), range(20), SIZE, PixelsConfig(), skips))
     assert [number for number, image, record in found if image is None and record is None] == [3, 8, 14]
     # A picture without a caption can be classified all the same.
     assert found[9][2].captions == ()
@@ -289,12 +289,12 @@ def test_examples_stand_empty_where_a_picture_cannot_be_read_and_are_counted():
 
 
 def test_examples_do_not_depend_on_chance():
-    first, second = (list(loader.examples(Numbered(10), range(10), SIZE, SkipLog())) for _ in range(2))
+    first, second = (list(loader.examples(Numbered(10), range(10), SIZE, PixelsConfig(), SkipLog())) for _ in range(2))
     assert all((one[1] == other[1]).all() for one, other in zip(first, second, strict=True))
 
 
 def test_no_ids_give_no_examples():
-    assert list(loader.examples(Numbered(3), [], SIZE, SkipLog())) == []
+    assert list(loader.examples(Numbered(3), [], SIZE, PixelsConfig(), SkipLog())) == []
 
 
 def test_a_vocabulary_is_trained_from_captions_all_over_the_source():

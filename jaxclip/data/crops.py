@@ -7,15 +7,18 @@ import math
 import numpy as np
 from PIL import Image
 
+from jaxclip.config import PixelsConfig
 from jaxclip.data.images import MAX_PIXELS, Encoded, open_picture
 
 # A picture this many times longer than wide is cropped before it is resized: a strip of 1 x 60,000 pixels,
 # resized whole to a short side of 224, would take 9 GB.
 _LONGEST = 32
 
+_WINDOWS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
-def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """CLIP's evaluation transform: the short side resized to `size` (antialiased bicubic), then the centre.
+
+def center_crop(image: Image.Image, size: int, window: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+    """CLIP's evaluation transform: the short side resized to `size` (antialiased), then the centre.
 
     The rounding is torchvision's (`Resize` then `CenterCrop`), so the pixels equal those of open_clip's and OpenAI's
     preprocessing, except for pictures over 32 times longer than wide, whose centre is cut out first.
@@ -23,6 +26,7 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
     Args:
       image: an RGB picture.
       size: side of the result in pixels.
+      window: what it is resized with, antialiased.
 
     Returns:
       uint8 [size, size, 3].
@@ -32,15 +36,23 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
     if long > _LONGEST * short:
         left, top = (width - short) / 2, (height - short) / 2
         box = (left, top, left + short, top + short)
-        return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+        return np.asarray(image.resize((size, size), window, box=box))
     if short != size:
         resized_long = int(size * long / short)
         width, height = (size, resized_long) if width <= height else (resized_long, size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image = image.resize((width, height), window)
     left, top = round((width - size) / 2.0), round((height - size) / 2.0)
     if (width, height) != (size, size):
         image = image.crop((left, top, left + size, top + size))
     return np.asarray(image)
+
+
+def prepare(image: Image.Image, size: int, config: PixelsConfig) -> np.ndarray:
+    """The square that a model is shown at evaluation, by its `resize` and `interpolation`: uint8 [size, size, 3]."""
+    window = _WINDOWS[config.interpolation]
+    if config.resize == "squash":
+        return np.asarray(image.resize((size, size), window))
+    return center_crop(image, size, window)
 
 
 def random_resized_crop(

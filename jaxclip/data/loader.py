@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from jaxclip.config import DataConfig
+from jaxclip.config import DataConfig, PixelsConfig
 from jaxclip.data import order, texts
 from jaxclip.data.augment import Augmentation, from_config
 from jaxclip.data.chunk_cache import ChunkCache
-from jaxclip.data.crops import center_crop, random_resized_crop
+from jaxclip.data.crops import prepare, random_resized_crop
 from jaxclip.data.images import Unreadable, open_picture
 from jaxclip.data.mixture import chunk_numbers, is_chunked, may_replace, spread, training_order
 from jaxclip.data.skips import SkipLog
@@ -215,9 +215,9 @@ class TrainingLoader:
 
 
 def examples(
-    source: Source, ids: Sequence[int], image_size: int, skips: SkipLog
+    source: Source, ids: Sequence[int], image_size: int, pixels: PixelsConfig, skips: SkipLog
 ) -> Iterator[tuple[int, np.ndarray | None, Record | None]]:
-    """Records in the order of `ids`, prepared for evaluation (short side resized, centre crop), read ahead by threads.
+    """Records in the order of `ids`, prepared for evaluation as `pixels` says, read ahead by threads.
 
     Yields:
       (id, uint8 [size, size, 3], record); None for picture and record where it cannot be read, which is counted.
@@ -229,7 +229,7 @@ def examples(
             try:
                 if isinstance(record, Skip):
                     raise Unreadable(record.reason)
-                loaded.append((record_id, center_crop(open_picture(record.image), image_size), record))
+                loaded.append((record_id, prepare(open_picture(record.image), image_size, pixels), record))
             except Unreadable as error:
                 skips.add(str(error), record.key)
                 loaded.append((record_id, None, None))

@@ -1,4 +1,4 @@
-"""python -m jaxclip.evaluate DIR: evaluates a trained model, by its own recipe or on data named here."""
+"""python -m jaxclip.evaluate PATH: evaluates a trained model, by its own recipe or on data named here."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ import sys
 
 from jaxclip.config import EvaluationConfig
 from jaxclip.errors import UserError
+from jaxclip.weights.answers import add_flags, from_flags
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m jaxclip.evaluate", description=__doc__)
-    parser.add_argument("path", help="a run's workdir, or one of the folders in its checkpoints/")
+    parser.add_argument("path", help="a run's workdir or checkpoint, or public weights, as jaxclip.load opens")
     parser.add_argument("--data", help="the source to evaluate on, such as val-00000.tar (default: the recipe's)")
     parser.add_argument("--classes", default="", help="JSON list of class names: zero-shot classification on --data")
     parser.add_argument("--template", action="append", help="a phrase with {c} for the class; may be given again")
     parser.add_argument("--name", help="name of the result (default: that of --data)")
     parser.add_argument("--root", help="the folder that relative paths start from (default: the recipe's)")
-    parser.add_argument("--output", help="folder for the results (default: evals/STEP in the workdir)")
+    parser.add_argument(
+        "--output", help="folder for the results (default: evals/STEP in the workdir, or evals/NAME here)"
+    )
+    add_flags(parser)
     arguments = parser.parse_args(argv)
     try:
         _evaluate(arguments)
@@ -31,13 +35,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from jaxclip import checkpoint, evaluate, model
+    from jaxclip import checkpoint, evaluate, methods, model
 
-    loaded = model.load(arguments.path, batch_size=256)
-    folder = checkpoint.find(pathlib.Path(arguments.path)).absolute()
-    data = loaded.config.data
-    configs = dict(loaded.config.evaluations())
-    root = data.root if arguments.root is None else arguments.root
+    answers = dataclasses.asdict(from_flags(arguments))
+    loaded = model.load(arguments.path, batch_size=256, **answers)
+    folder = checkpoint.find(pathlib.Path(arguments.path))
+    configs = dict(loaded.config.evaluations()) if loaded.config else {}
+    root = arguments.root or ""
+    if arguments.root is None and loaded.config:
+        root = loaded.config.data.root
     if arguments.data:
         name = arguments.name or pathlib.Path(arguments.data).name.split(".")[0].replace(":", "_")
         config = EvaluationConfig(
@@ -46,17 +52,28 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         configs = {name: dataclasses.replace(config, templates=tuple(arguments.template or config.templates))}
         root = arguments.root or ""
     if not configs:
-        raise UserError("the recipe names no evaluations; give --data=SOURCE, and --classes=FILE.json for zero-shot")
+        raise UserError(
+            "there is no recipe that names evaluations; give --data=SOURCE, and --classes=FILE.json for zero-shot"
+        )
     evaluations = [evaluate.Evaluation(name, config, root) for name, config in configs.items()]
     encoder, params = loaded.evaluation_parts()
-    output = pathlib.Path(arguments.output) if arguments.output else folder.parent.parent / "evals" / folder.name
-    names = {"model": str(loaded.config.method["name"]), "pretrained": f"{folder.parent.parent.name}@{folder.name}"}
+    output, pretrained = _names(pathlib.Path(arguments.path), folder)
+    output = pathlib.Path(arguments.output) if arguments.output else output
+    names = {"model": methods.to_config(loaded.method)["name"], "pretrained": pretrained}
     for result in evaluate.run_all(evaluations, encoder, params, output, names):
         print(evaluate.summary(result))
     for evaluation in evaluations:
         if evaluation.skips.total:
             print(f"{evaluation.name}: skipped {evaluation.skips.total} records: {evaluation.skips}", file=sys.stderr)
     print(f"results: {output.absolute()}")
+
+
+def _names(path: pathlib.Path, checkpoint: pathlib.Path | None) -> tuple[pathlib.Path, str]:
+    """Where results go if nothing else is said, and what the weights are called in them."""
+    if checkpoint is None or not checkpoint.name.isdigit():  # public weights, or converted ones
+        return pathlib.Path("evals") / path.absolute().name, path.absolute().name
+    workdir = checkpoint.absolute().parent.parent
+    return workdir / "evals" / checkpoint.name, f"{workdir.name}@{checkpoint.name}"
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ class Encoder:
             ids[start + process * share : min(start + (process + 1) * share, start + self.batch_size)]
             for start in range(0, len(ids), self.batch_size)
         ]
-        stream = examples(source, [i for rows in mine for i in rows], self.method.image_size, skips)
+        stream = examples(source, [i for rows in mine for i in rows], self.method.image_size, self.method.pixels, skips)
         found: list[tuple[int, int | None, list[str]]] = []
         outputs = []
         for number, rows in enumerate(mine):

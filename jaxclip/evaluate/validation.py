@@ -19,7 +19,7 @@ _MAX_BATCHES = 8
 
 
 def validation_loss(
-    step: Step, params: Any, source: Source, tokenizer: Tokenizer, batch_size: int, skips: SkipLog
+    step: Step, variables: Any, source: Source, tokenizer: Tokenizer, batch_size: int, skips: SkipLog
 ) -> dict[str, float]:
     """The mean loss and in-batch accuracy over up to eight batches spread over a source, first captions, no randomness.
 
@@ -27,7 +27,7 @@ def validation_loss(
     records, and never partly filled.
 
     Returns:
-      `validation_loss` in nats and `validation_accuracy`.
+      `validation_loss` in nats, and `validation_accuracy` where the method has one.
 
     Raises:
       UserError: the source has fewer records than there are devices, or no captions.
@@ -42,7 +42,7 @@ def validation_loss(
     ids = np.linspace(0, len(source) - 1, batches * size).astype(int).reshape(batches, size)
     mine = ids[:, first : first + share]
     method = step.method
-    stream = examples(source, mine.ravel().tolist(), method.image_size, skips)
+    stream = examples(source, mine.ravel().tolist(), method.image_size, method.pixels, skips)
     totals: dict[str, float] = {}
     image = np.zeros((method.image_size,) * 2 + (3,), np.uint8)
     caption = ""
@@ -58,8 +58,8 @@ def validation_loss(
         tokens, ends = tokenizer(captions, method.context_length)
         batch = {"image": np.stack(images), "text": tokens, "text_end": ends}
         sharding = meshes.batch_sharding(step.mesh)
-        metrics = step.validate(params, jax.make_array_from_process_local_data(sharding, batch))
-        totals["validation_loss"] = totals.get("validation_loss", 0.0) + float(metrics["loss"]) / batches
-        accuracy = float(metrics["batch_accuracy"]) / batches
-        totals["validation_accuracy"] = totals.get("validation_accuracy", 0.0) + accuracy
+        metrics = step.validate(variables, jax.make_array_from_process_local_data(sharding, batch))
+        for name, metric in (("validation_loss", "loss"), ("validation_accuracy", "batch_accuracy")):
+            if metric in metrics:
+                totals[name] = totals.get(name, 0.0) + float(metrics[metric]) / batches
     return totals

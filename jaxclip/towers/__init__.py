@@ -1,5 +1,8 @@
-"""Encoders: `vit.ViT` for pictures, `text.TextTransformer` for texts, and the `layers` they share."""
+"""Encoders of pictures (`vit`, `modified_resnet`, `resnet`) and of texts (`text`, `bert`), and what they share."""
 
+from jaxclip.towers.bert import BertConfig as BertConfig
+from jaxclip.towers.modified_resnet import ModifiedResNetConfig as ModifiedResNetConfig
+from jaxclip.towers.resnet import ResNetConfig as ResNetConfig
 from jaxclip.towers.text import TextConfig as TextConfig
 from jaxclip.towers.text import TextTransformer as TextTransformer
 from jaxclip.towers.vit import ViT as ViT

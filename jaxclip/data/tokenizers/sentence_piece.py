@@ -53,7 +53,7 @@ class SentencePieceTokenizer:
         self.pad_id = self.end_id if pad_id is None else pad_id
         if not 0 <= self.pad_id < self.vocab_size:
             raise ValueError(f"its ids are 0 to {self.vocab_size - 1}, and pad_id={self.pad_id} is none of them")
-        self._model = model
+        self.model = model
 
     def __call__(self, texts: Sequence[str], context_length: int) -> tuple[np.ndarray, np.ndarray]:
         """As `Tokenizer` has it; the second array is context_length - 1, where SigLIP reads a text's state."""
@@ -79,9 +79,13 @@ class SentencePieceTokenizer:
         ids = ids[: ids.index(self.end_id)] if self.end_id in ids else ids
         return self._backend.detokenize(np.array(ids, np.int32)).numpy().decode("utf-8", "replace")
 
+    def piece(self, token: int) -> str:
+        """How the vocabulary writes an id, such as "</s>"."""
+        return self._backend.id_to_string(token).numpy().decode()
+
     def to_json(self) -> str:
         """All there is to it: the model as base64, and the pad id."""
-        return json.dumps({"sentencepiece": base64.b64encode(self._model).decode(), "pad_id": self.pad_id})
+        return json.dumps({"sentencepiece": base64.b64encode(self.model).decode(), "pad_id": self.pad_id})
 
 
 def from_content(content: dict[str, Any]) -> SentencePieceTokenizer:

@@ -1,0 +1,62 @@
+"""python -m jaxclip.weights SRC DST --to=huggingface: a model from one form of weights into another."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+from typing import get_args
+
+from jaxclip.errors import UserError
+from jaxclip.weights.answers import add_flags, from_flags
+from jaxclip.weights.saving import Form
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m jaxclip.weights", description=__doc__)
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="a run's workdir or checkpoint, a Hugging Face or open_clip folder, a .safetensors, a big_vision .npz",
+    )
+    parser.add_argument("folder", metavar="DST", type=pathlib.Path, help="the folder to make")
+    parser.add_argument("--to", required=True, choices=get_args(Form), help="whose form to write")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the numbers written")
+    parser.add_argument("--image-size", type=int, help="pixels: position embeddings are resized to it")
+    parser.add_argument("--context-length", type=int, help="tokens: position embeddings are resized to it")
+    add_flags(parser)
+    arguments = parser.parse_args(argv)
+    # Nothing here is computed on an accelerator, whose memory may be smaller than the model.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        _convert(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    import jax
+
+    from jaxclip import mesh as meshes
+    from jaxclip.config import MeshConfig
+    from jaxclip.weights.opening import open_weights
+    from jaxclip.weights.positions import at_size, read_at_size
+    from jaxclip.weights.saving import save
+
+    weights = open_weights(arguments.source, from_flags(arguments))
+    method = at_size(weights.method, arguments.image_size, arguments.context_length)
+    mesh = meshes.create(MeshConfig(), jax.devices()[:1])
+    params, stats = read_at_size(weights, method, mesh, arguments.dtype)
+    assert weights.tokenizer is not None
+    save(arguments.folder, arguments.to, method, weights.tokenizer, params, stats)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{arguments.folder}: {count:,} parameters for {arguments.to}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""Weights of other projects, opened: whose they are, what model they are of, which tensor goes where."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jaxclip import mesh as meshes
+from jaxclip import methods
+from jaxclip.data import tokenizers
+from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.errors import UserError
+from jaxclip.methods.clip import Method
+from jaxclip.weights import big_vision, hugging_face, open_clip, pieces
+from jaxclip.weights.answers import Answers, Questions
+from jaxclip.weights.pieces import Piece
+from jaxclip.weights.tensors import Stored, open_tensors
+
+_ACCEPTED = (
+    "accepted are a run's workdir or checkpoint, a Hugging Face folder of a CLIPModel or SiglipModel, an open_clip "
+    "folder, OpenAI's or open_clip's .safetensors, and a big_vision .npz"
+)
+_MOST_JSON = 4 << 20  # bytes of a config
+_LARGEST = 1 << 24  # of any number in a model's description: a vocabulary of 16 million
+
+
+@dataclasses.dataclass(frozen=True)
+class ForeignWeights:
+    """Weights in files, of which nothing but the names, types and shapes has been read.
+
+    Attributes:
+      source: the path, for messages.
+      method: the method they are of.
+      tokenizer: theirs; None where the files have none and none was asked for.
+      config: that of the run that trained them, of which such files say nothing.
+    """
+
+    source: str
+    method: Method
+    tokenizer: Tokenizer | None
+    _tensors: Mapping[str, Stored]
+    _pieces: list[Piece]
+    config: None = None
+
+    def read(self, mesh: Mesh, dtype: Any = "float32") -> tuple[dict[str, Any], dict[str, Any]]:
+        """Parameters and batch statistics on the devices of a mesh, read one array at a time.
+
+        Args:
+          mesh: where they go, laid out by the rules of `jaxclip.mesh`.
+          dtype: of the parameters; scalars and batch statistics are float32 whatever it is.
+        """
+        abstract = meshes.placed(mesh, *methods.abstract_variables(self.method), dtype)
+        leaves = [pieces.flat(part) for part in abstract]
+        arrays = pieces.read(self._tensors, self._pieces, leaves[0] | leaves[1])
+        params, stats = ({path: arrays[path] for path in part} for part in leaves)
+        return pieces.nested(params), pieces.nested(stats)
+
+
+def open_foreign(path: str | os.PathLike[str], answers: Answers, *, tokenizer_needed: bool = True) -> ForeignWeights:
+    """Opens public weights.
+
+    Args:
+      path: a Hugging Face folder of a CLIPModel or SiglipModel, an open_clip folder, a .safetensors of OpenAI's or
+        open_clip's, or a big_vision .npz.
+      answers: what the files may not say.
+      tokenizer_needed: whether the vocabulary has to be known.
+
+    Raises:
+      UserError: it is none of these, something in it is wrong, or something must be asked for.
+    """
+    path = pathlib.Path(os.fspath(path)).expanduser()
+    if not path.exists():
+        raise UserError(f"{path}: there is nothing; {_ACCEPTED}")
+    questions = Questions(str(path), answers)
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir() and (path / "open_clip_config.json").is_file():
+        tensors = open_clip.names(
+            open_tensors(weight_file(path, "open_clip_model", "open_clip_pytorch_model", "model"))
+        )
+        described = open_clip.describe(str(path), tensors, read_json(path / "open_clip_config.json"), questions)
+        family: Any = open_clip
+    elif path.is_dir() and (path / "config.json").is_file():
+        tensors = hugging_face.names(open_tensors(weight_file(path, "model")))
+        preprocessor = path / "preprocessor_config.json"
+        described = hugging_face.describe(
+            str(path),
+            read_json(path / "config.json"),
+            read_json(preprocessor) if preprocessor.is_file() else None,
+            questions,
+        )
+        family = hugging_face
+    elif path.is_dir():
+        raise UserError(f"{path} has neither checkpoints/ nor open_clip_config.json nor config.json; {_ACCEPTED}")
+    else:
+        found = open_tensors(path)
+        if any(name.startswith(("vision_model.", "text_model.")) for name in found):
+            raise UserError(
+                f"{path} is of Hugging Face's form, and its config.json says what model it is: give the folder"
+            )
+        family = big_vision if any(name.split("/")[0] in ("params", "img", "txt") for name in found) else open_clip
+        tensors = family.names(found)
+        if family is big_vision:
+            described = big_vision.describe(str(path), tensors, questions)
+        else:
+            described = open_clip.describe(str(path), tensors, None, questions)
+    tokenizer = _tokenizer(folder if path.is_dir() else None, questions, tokenizer_needed)
+    questions.check()
+    method = build(str(path), described, len(tensors))
+    listed = big_vision.pieces(method, tensors) if family is big_vision else family.pieces(method)
+    shapes = {
+        name: leaf.shape for name, leaf in pieces.flat(methods.joined(*methods.abstract_variables(method))).items()
+    }
+    pieces.check(str(path), tensors, listed, shapes)
+    if tokenizer is not None and tokenizer.vocab_size > method.text.vocab_size:
+        raise UserError(
+            f"{path}: the vocabulary has {tokenizer.vocab_size} ids, and the text tower only {method.text.vocab_size}"
+        )
+    return ForeignWeights(str(path), method, tokenizer, tensors, listed)
+
+
+def build(source: str, described: Mapping[str, Any], tensors: int) -> Any:
+    """The method of a description, which may come from a stranger's file.
+
+    Raises:
+      UserError: it describes no model, or one that the number of tensors cannot be.
+    """
+    check_numbers(source, described, tensors)
+    try:
+        return methods.from_config(described)
+    except UserError as error:
+        raise UserError(f"{source}: {str(error).replace('config.method.', '')}") from None
+
+
+def check_numbers(source: str, described: Mapping[str, Any], tensors: int) -> None:
+    """Raises UserError where a description has a number that would take all memory before any tensor is looked at."""
+    for key, value in _numbers(described):
+        # Every layer has tensors of its own, except in a scanned npz, whose towers have no more than some dozens.
+        limit = max(tensors, 1000) if key == "layers" else _LARGEST
+        if value > limit:
+            raise UserError(f"{source}: it says {key} is {value:.6g}, which its {tensors} tensors cannot be")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a small JSON file.
+
+    Raises:
+      UserError: there is none.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_JSON + 1)
+        if len(data) > _MOST_JSON:
+            raise ValueError(f"more than {_MOST_JSON >> 20} MiB")
+        content = json.loads(data)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path} cannot be read as JSON ({reason}); copy it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; copy it again")
+    return content
+
+
+def has_tokenizer(folder: pathlib.Path) -> bool:
+    """Whether a folder has a tokenizer's files."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt"))
+
+
+def _numbers(described: Mapping[str, Any], where: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for key, value in described.items():
+        if isinstance(value, Mapping):
+            found += _numbers(value)
+        elif isinstance(value, tuple | list):
+            found += [(key, sum(item for item in value if isinstance(item, int | float)))]
+        elif isinstance(value, int | float):
+            found.append((key, value))
+    return found
+
+
+def weight_file(folder: pathlib.Path, *stems: str) -> pathlib.Path:
+    """The tensors of a folder: one file or an index of several."""
+    for stem in stems:
+        for name in (f"{stem}.safetensors", f"{stem}.safetensors.index.json"):
+            if (folder / name).is_file():
+                return folder / name
+    others = sorted(name for kind in ("*.bin", "*.pt", "*.pth") for name in folder.glob(kind))
+    if others:
+        return others[0]  # refused with what to do about it
+    raise UserError(f"{folder} has no {stems[0]}.safetensors: copy all of the folder")
+
+
+def _tokenizer(folder: pathlib.Path | None, questions: Questions, needed: bool) -> Tokenizer | None:
+    answer = questions.answers.tokenizer
+    if answer is not None:
+        return tokenizers.load(answer)
+    if folder is not None and has_tokenizer(folder):
+        return tokenizers.load(folder)
+    if needed:
+        questions.ask(
+            "tokenizer=PATH of its vocabulary (for OpenAI's and LAION's models bpe_simple_vocab_16e6.txt.gz, in the "
+            "folder clip/ of github.com/openai/CLIP)"
+        )
+    return None

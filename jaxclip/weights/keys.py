@@ -1,0 +1,78 @@
+"""The keys of a stranger's config, each looked at before it is believed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from jaxclip.errors import UserError
+
+T = TypeVar("T")
+
+_LARGEST = 1 << 24  # of any size: a vocabulary of 16 million
+_SHOWN = 80  # characters of a value in a message
+
+
+class Keys:
+    """A parsed JSON object whose values are asked for by type; whatever is wrong is a UserError that names the key."""
+
+    def __init__(self, source: str, values: Any, defaults: Mapping[str, Any], where: str = ""):
+        """Reads an object.
+
+        Args:
+          source: the file, for messages.
+          values: the object; UserError where it is none.
+          defaults: what keys that are not there have.
+          where: the dotted name of the object in the file, for messages.
+        """
+        if not isinstance(values, Mapping):
+            raise UserError(f"{source}: {where or 'it'} must hold keys, not {_shown(values)}")
+        self._source = source
+        self._where = f"{where}." if where else ""
+        self._values = {**defaults, **values}
+
+    def get(self, key: str) -> Any:
+        """The value as it is."""
+        if key not in self._values:
+            raise UserError(f"{self._source}: {self._where}{key} is missing")
+        return self._values[key]
+
+    def whole(self, key: str) -> int:
+        """A size: a whole number of at least 1."""
+        value = self.get(key)
+        if type(value) is not int or not 1 <= value <= _LARGEST:
+            raise self.wrong(key, f"a whole number from 1 to {_LARGEST}")
+        return value
+
+    def positive(self, key: str) -> float:
+        """A number above 0."""
+        value = self.get(key)
+        if not is_number(value) or not value > 0:
+            raise self.wrong(key, "a number above 0")
+        return float(value)
+
+    def choice(self, key: str, choices: Mapping[Any, T]) -> T:
+        """What stands for the value in `choices`, whose keys are the values there may be."""
+        value = self.get(key)
+        # 1 and True are one key to a dict, and a list is none.
+        found = [choices[choice] for choice in choices if type(choice) is type(value) and choice == value]
+        if not found:
+            raise self.wrong(key, " or ".join(map(_shown, choices)))
+        return found[0]
+
+    def wrong(self, key: str, must: str) -> UserError:
+        """What is said of a value that must be something else."""
+        return UserError(f"{self._source}: {self._where}{key}={_shown(self._values[key])} must be {must}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a number, finite and not so long that a float cannot hold it."""
+    return type(value) in (int, float) and -1e300 < value < 1e300 and math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON writes it, not long."""
+    text = json.dumps(value, default=str) if not isinstance(value, int) or abs(value) < 1 << 64 else "a long number"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,0 +1,83 @@
+"""Position embeddings for another resolution or context length than the weights were trained at."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxclip import mesh as meshes
+from jaxclip import methods
+from jaxclip.errors import UserError
+from jaxclip.weights import pieces
+from jaxclip.weights.opening import Weights
+
+# Paths of arrays with one row per patch, in reading order, after a row for the class token (or the mean) or none.
+_IMAGE = ("image/positions", "image/attention_pool/positions")
+_TEXT = ("text/positions",)
+
+
+def at_size(method: Any, image_size: int | None, context_length: int | None) -> Any:
+    """A two-tower method for other pictures and texts, where these are given.
+
+    Raises:
+      UserError: the towers cannot be of that size.
+    """
+    image, text = method.image, method.text
+    if image_size is not None:
+        image = dataclasses.replace(image, image_size=image_size)
+    if context_length is not None:
+        text = dataclasses.replace(text, context_length=context_length)
+    return dataclasses.replace(method, image=image, text=text)
+
+
+def read_at_size(weights: Weights, method: Any, mesh: Mesh, dtype: Any = "float32") -> tuple[Any, Any]:
+    """What `weights.read` gives, resized for a method that `at_size` made of the weights' own."""
+    params, stats = weights.read(mesh, dtype)
+    if method == weights.method:
+        return params, stats
+    wanted = pieces.flat(meshes.placed(mesh, *methods.abstract_variables(method), dtype)[0])
+    found = resized(pieces.flat(params), {path: leaf.shape for path, leaf in wanted.items()})
+    return pieces.nested({path: jax.device_put(found[path], leaf.sharding) for path, leaf in wanted.items()}), stats
+
+
+def resized(arrays: Mapping[str, jax.Array], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jax.Array]:
+    """Arrays by path, the position embeddings among them interpolated to the shapes asked for.
+
+    Image positions are resized on their grid by an antialiased bicubic kernel and text positions linearly along the
+    text, both as open_clip does (`resize_pos_embed`, `resize_text_pos_embed`); what is no position stays.
+
+    Args:
+      arrays: as read.
+      shapes: of the model that is to have them, by path; paths that are not there stay as they are.
+    """
+    result = dict(arrays)
+    for path, array in arrays.items():
+        shape = shapes.get(path, array.shape)
+        if shape == array.shape or shape[1:] != array.shape[1:]:
+            continue
+        if path in _IMAGE:
+            result[path] = _on_grid(array, shape[0])
+        elif path in _TEXT:
+            values = jax.image.resize(array.astype(jnp.float32), shape, "linear", antialias=False)
+            result[path] = values.astype(array.dtype)
+    return result
+
+
+def _on_grid(positions: jax.Array, rows: int) -> jax.Array:
+    """[1 + grid^2 or grid^2, width] to [rows, width]."""
+    first = positions.shape[0] - math.isqrt(positions.shape[0]) ** 2
+    grid, wanted = math.isqrt(positions.shape[0] - first), math.isqrt(rows - first)
+    if first not in (0, 1) or wanted**2 + first != rows:
+        raise UserError(
+            f"position embeddings of {positions.shape[0]} rows cannot be resized to {rows}: no square grids"
+        )
+    width = positions.shape[1]
+    square = positions[first:].astype(jnp.float32).reshape(grid, grid, width)
+    square = jax.image.resize(square, (wanted, wanted, width), "cubic", antialias=True)
+    return jnp.concatenate([positions[:first], square.reshape(-1, width).astype(positions.dtype)])

@@ -1,0 +1,82 @@
+"""Weights written in the forms that others open as their own."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+
+from jaxclip import checkpoint, methods
+from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.errors import UserError
+from jaxclip.weights import hugging_face, hugging_face_files, open_clip, pieces
+from jaxclip.weights.writing import write_tensors
+
+Form = Literal["jaxclip", "openclip", "huggingface"]
+
+
+def save(
+    folder: pathlib.Path,
+    form: Form,
+    method: Any,
+    tokenizer: Tokenizer,
+    params: Mapping[str, Any],
+    stats: Mapping[str, Any],
+) -> None:
+    """Writes a model into a new folder.
+
+    Args:
+      folder: made here; what is there already is not touched.
+      form: "jaxclip", a checkpoint for `jaxclip.load` and `config.init_from`; "openclip", for
+        `open_clip.create_model_and_transforms("local-dir:FOLDER")`; "huggingface", for `CLIPModel` or
+        `SiglipModel.from_pretrained(FOLDER)` and `AutoProcessor`.
+      method: the model's.
+      tokenizer: the model's.
+      params, stats: nested dicts of arrays.
+
+    Raises:
+      UserError: the form has no such model, the folder is there already, or it cannot be written.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} is there already; name a new folder")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if form == "jaxclip":
+            model = {"method": methods.to_config(method), "tokenizer": tokenizer.to_json()}
+            checkpoint.save_variables(unfinished, params, stats, model)
+        else:
+            unfinished.mkdir()
+            arrays = pieces.flat(params) | pieces.flat(stats)
+            _FORMS[form](unfinished, method, tokenizer, arrays)
+        unfinished.replace(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _save_open_clip(folder: pathlib.Path, method: Any, tokenizer: Tokenizer, arrays: Mapping[str, jax.Array]) -> None:
+    config = open_clip.config_of(method, tokenizer)
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    hugging_face_files.write_tokenizer(folder, method, tokenizer)
+    extras = [
+        (name, value.shape, value.dtype, lambda value=value: value) for name, value in open_clip.extras(method).items()
+    ]
+    # open_clip looks for one file.
+    write_tensors(folder, "open_clip_model", [*pieces.write(arrays, open_clip.pieces(method)), *extras], limit=1 << 62)
+
+
+def _save_hugging_face(
+    folder: pathlib.Path, method: Any, tokenizer: Tokenizer, arrays: Mapping[str, jax.Array]
+) -> None:
+    hugging_face_files.write_files(folder, method, tokenizer)
+    write_tensors(folder, "model", pieces.write(arrays, hugging_face.pieces(method)))
+
+
+_FORMS = {"openclip": _save_open_clip, "huggingface": _save_hugging_face}

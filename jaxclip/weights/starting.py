@@ -1,0 +1,167 @@
+"""Where a run starts that does not start fresh: `config.init_from`."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxclip import mesh as meshes
+from jaxclip import methods
+from jaxclip.config import Config, parse, to_dict
+from jaxclip.data import tokenizers
+from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.errors import UserError
+from jaxclip.towers.bert import BertConfig
+from jaxclip.towers.resnet import ResNetConfig
+from jaxclip.weights import bert, foreign, pieces, torchvision
+from jaxclip.weights.answers import Answers
+from jaxclip.weights.opening import open_weights
+from jaxclip.weights.positions import resized
+from jaxclip.weights.tensors import open_tensors
+
+# What two towers may differ in, and one still start from the other: sizes that positions are resized to, what shapes
+# tell apart, and how the tower is run.
+_FREE = {"image_size", "context_length", "vocab_size", "scan", "remat", "patch_drop"}
+_SHOWN = 6  # faults named in an error
+_SAMPLE = ("a photo of a dog", "Two red circles, left of 3 blue stars!", "ein Strassenschild", "don't", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What a run may start from.
+
+    Attributes:
+      keys: the method's keys, as far as they are known.
+      arrays: by path.
+      tokenizer: None where it is not known.
+    """
+
+    keys: Mapping[str, Any]
+    arrays: Mapping[str, jax.Array]
+    tokenizer: Tokenizer | None
+
+
+def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer, state: Any) -> tuple[Any, int]:
+    """A fresh state whose parameters, or those that `config.init_only` finds, are replaced by trained ones.
+
+    The source is anything `jaxclip.load` opens, or one tower alone: torchvision's or timm's ResNet in a .safetensors, a
+    Hugging Face folder of a BertModel.
+
+    Args:
+      config: the run's.
+      method: the run's.
+      mesh: the run's devices.
+      tokenizer: the run's.
+      state: fresh.
+
+    Returns:
+      The state, and how many numbers were taken.
+
+    Raises:
+      UserError: the source cannot be opened, or does not have what is wanted of it, or means another thing by it: other
+        activations, other preprocessing, another vocabulary.
+    """
+    source = config.init_from
+    own = pieces.flat(state.params) | pieces.flat(state.stats)
+    wanted = {path: leaf for path, leaf in own.items() if re.search(config.init_only, path)}
+    if not wanted:
+        raise UserError(
+            f"config.init_only={config.init_only!r} is found in no parameter's path, such as image/positions"
+        )
+    start = _one_tower(source, method, mesh) or _whole(config, method, mesh)
+    found = resized(start.arrays, {path: leaf.shape for path, leaf in wanted.items()})
+    faults = [f"{path} is not there" for path in wanted if path not in found]
+    faults += [
+        f"{path} is {found[path].shape}, not {leaf.shape}"
+        for path, leaf in wanted.items()
+        if path in found and found[path].shape != leaf.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise UserError(
+            f"config.init_from={source}: {'; '.join(faults[:_SHOWN])}{more}. Make the recipe's towers those of the "
+            "weights, or take a part of them by config.init_only, such as '^image/'"
+        )
+    _check_same(source, start.keys, to_dict(method), wanted)
+    if "text/token_embedding" in wanted and start.tokenizer is not None:
+        _check_vocabulary(source, start.tokenizer, tokenizer)
+    taken = {path: jax.device_put(found[path].astype(leaf.dtype), leaf.sharding) for path, leaf in wanted.items()}
+    params, stats = (
+        pieces.nested({path: taken.get(path, leaf) for path, leaf in pieces.flat(part).items()})
+        for part in (state.params, state.stats)
+    )
+    return dataclasses.replace(state, params=params, stats=stats), sum(leaf.size for leaf in wanted.values())
+
+
+def _whole(config: Config, method: Any, mesh: Mesh) -> _Start:
+    # What files do not say, the recipe does; what they say, it is compared with.
+    text_activation = method.text.activation
+    answers = Answers(
+        activation=f"{getattr(method.image, 'activation', text_activation)},{text_activation}",
+        preprocess=method.pixels,
+        heads=getattr(method.image, "heads", None),
+    )
+    weights = open_weights(config.init_from, answers, tokenizer_needed=False)
+    params, stats = weights.read(mesh)
+    return _Start(to_dict(weights.method), pieces.flat(params) | pieces.flat(stats), weights.tokenizer)
+
+
+def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
+    """A tower alone; None where the source is something else."""
+    path = pathlib.Path(source).expanduser()
+    if path.is_dir() and (path / "config.json").is_file():
+        config = foreign.read_json(path / "config.json")
+        if config.get("model_type") != "bert":
+            return None
+        family, tower, keys = bert, "text", bert.describe(source, config)
+        tensors = bert.names(open_tensors(foreign.weight_file(path, "model")))
+        tokenizer = tokenizers.load(path) if foreign.has_tokenizer(path) else None
+    elif path.is_file() and torchvision.is_one(found := open_tensors(path)):
+        tensors, tokenizer = torchvision.names(found), None
+        family, tower, keys = torchvision, "image", torchvision.describe(source, tensors)
+    else:
+        return None
+    foreign.check_numbers(source, keys, len(tensors))
+    theirs = parse(BertConfig if tower == "text" else ResNetConfig, keys, source)
+    listed = family.pieces(theirs)
+    # Beside the run's other tower, for its paths and shapes.
+    variables = methods.abstract_variables(dataclasses.replace(method, **{tower: theirs}))
+    shapes = pieces.flat(methods.joined(*variables))
+    named = {piece.path for piece in listed}
+    pieces.check(source, tensors, listed, {path: shapes[path].shape for path in named})
+    abstract = pieces.flat(methods.joined(*meshes.placed(mesh, *variables)))
+    arrays = pieces.read(tensors, listed, {path: leaf for path, leaf in abstract.items() if path in named})
+    if tower == "text":
+        # A shorter context has the first of BERT's positions; none is between two others.
+        arrays["text/positions"] = arrays["text/positions"][: method.text.context_length]
+    return _Start({tower: to_dict(theirs)}, arrays, tokenizer)
+
+
+def _check_same(source: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises UserError where a tower that is taken computes another thing in the recipe than in its weights."""
+    parts = [tower for tower in ("image", "text") if any(path.startswith(f"{tower}/") for path in wanted)]
+    if "image" in parts and "pixels" in theirs:
+        parts.append("pixels")
+    for part in parts:
+        for key, value in theirs[part].items():
+            if key not in _FREE and value != ours[part].get(key):
+                raise UserError(
+                    f"config.init_from={source} has {part}.{key}={value!r} and the recipe {ours[part].get(key)!r}; "
+                    f"set config.method.{part}.{key}={value!r}"
+                )
+
+
+def _check_vocabulary(source: str, theirs: Tokenizer, ours: Tokenizer) -> None:
+    if theirs.vocab_size == ours.vocab_size and np.array_equal(theirs(_SAMPLE, 32)[0], ours(_SAMPLE, 32)[0]):
+        return
+    raise UserError(
+        f"config.init_from={source} has another vocabulary than the run; set config.data.vocabulary to the file of the "
+        "weights' (and config.data.train_vocabulary=0), or leave the text tower out by config.init_only='^image/'"
+    )
