@@ -120,16 +120,19 @@ def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
         config = foreign.read_json(path / "config.json")
         if config.get("model_type") != "bert":
             return None
-        family, tower, keys = bert, "text", bert.describe(source, config)
+        family: Any = bert
+        kind: Any = BertConfig
+        tower, keys = "text", bert.describe(source, config)
         tensors = bert.names(open_tensors(foreign.weight_file(path, "model")))
         tokenizer = tokenizers.load(path) if foreign.has_tokenizer(path) else None
     elif path.is_file() and torchvision.is_one(found := open_tensors(path)):
+        family, kind = torchvision, ResNetConfig
         tensors, tokenizer = torchvision.names(found), None
-        family, tower, keys = torchvision, "image", torchvision.describe(source, tensors)
+        tower, keys = "image", torchvision.describe(source, tensors)
     else:
         return None
     foreign.check_numbers(source, keys, len(tensors))
-    theirs = parse(BertConfig if tower == "text" else ResNetConfig, keys, source)
+    theirs = parse(kind, keys, source)
     listed = family.pieces(theirs)
     # Beside the run's other tower, for its paths and shapes.
     variables = methods.abstract_variables(dataclasses.replace(method, **{tower: theirs}))

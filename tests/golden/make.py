@@ -125,9 +125,28 @@ def from_transformers(kind: type, vision: dict, text: dict) -> tuple[dict, dict]
     return {"config": written, "tensors": tensors}, {"image": unit(found.image_embeds), "text": unit(found.text_embeds)}
 
 
+def positions() -> dict[str, np.ndarray]:
+    """What open_clip makes of position embeddings of another size: 7 x 7 patches after a class token, 77 tokens."""
+    from types import SimpleNamespace
+
+    from open_clip.model import resize_pos_embed, resize_text_pos_embed
+
+    found = {}
+    for grid in (3, 7, 12):
+        state = {"visual.positional_embedding": torch.from_numpy(made.values("positions", (50, 8)))}
+        resize_pos_embed(state, SimpleNamespace(visual=SimpleNamespace(grid_size=grid)))
+        found[f"positions/image/{grid}"] = state["visual.positional_embedding"].numpy()
+    for context in (16, 77, 120):
+        state = {"positional_embedding": torch.from_numpy(made.values("positions", (77, 8)))}
+        resize_text_pos_embed(state, SimpleNamespace(positional_embedding=torch.zeros(context, 8)))
+        found[f"positions/text/{context}"] = state["positional_embedding"].numpy()
+    return found
+
+
 def main(folder: pathlib.Path) -> None:
     torch.manual_seed(0)
-    models, arrays = {}, {}
+    models: dict = {}
+    arrays = positions()
     for ours, (name, vision_layers, text_layers) in OPEN_CLIP.items():
         models[ours], embedded = from_open_clip(name, vision_layers, text_layers)
         arrays |= {f"{ours}/{tower}": value for tower, value in embedded.items()}
@@ -135,6 +154,8 @@ def main(folder: pathlib.Path) -> None:
         models[ours], embedded = from_transformers(*settings)
         arrays |= {f"{ours}/{tower}": value for tower, value in embedded.items()}
     for name, value in arrays.items():
+        if name.startswith("positions"):
+            continue
         alike = value @ value.T
         print(f"{name}: {value.shape}, cosines of different inputs up to {(alike - 2 * np.eye(len(alike))).max():.3f}")
     (folder / "models.json").write_text(json.dumps(models, separators=(",", ":")) + "\n")
