@@ -14,14 +14,14 @@ from PIL import Image
 
 from jaxclip import mesh as meshes
 from jaxclip import methods
-from jaxclip.config import MeshConfig, PixelsConfig
+from jaxclip.config import Config, MeshConfig, PixelsConfig
 from jaxclip.data.crops import prepare
 from jaxclip.data.images import Unreadable, open_picture
 from jaxclip.errors import UserError
 from jaxclip.evaluate.embed import Encoder
 from jaxclip.evaluate.zero_shot import class_embeddings
 from jaxclip.weights.answers import Answers
-from jaxclip.weights.opening import Weights, open_weights
+from jaxclip.weights.opening import open_weights
 from jaxclip.weights.positions import at_size, read_at_size
 
 Picture = Image.Image | np.ndarray | str | os.PathLike[str]
@@ -37,20 +37,21 @@ class Model:
       logit_bias: what is added then by a model trained by the sigmoid loss; 0 for any other.
     """
 
-    def __init__(self, weights: Weights, params: Any, variables: Any, encoder: Encoder):
-        self.config = weights.config
+    def __init__(self, config: Config | None, params: Any, stats: Any, encoder: Encoder):
+        self.config = config
         self.method = encoder.method
         self.logit_scale = float(jnp.exp(params["logit_scale"]))
         self.logit_bias = float(params.get("logit_bias", 0.0))
-        self._variables = variables
+        self._params = params
+        self._variables = methods.joined(params, stats)
         self._encoder = encoder
 
     def __repr__(self) -> str:
-        count = sum(leaf.size for leaf in jax.tree.leaves(self._variables))
+        count = sum(leaf.size for leaf in jax.tree.leaves(self._params))
         method = self.method
         return (
             f"<jaxclip model: {method.image.name} at {method.image_size} pixels, {method.text.name} of "
-            f"{method.context_length} tokens, {method.embed_dim} dimensions, {count:,} numbers>"
+            f"{method.context_length} tokens, {method.embed_dim} dimensions, {count:,} parameters>"
         )
 
     def preprocess(self, image: Picture) -> np.ndarray:
@@ -176,4 +177,4 @@ def load(
     precision = "bfloat16" if dtype == "bfloat16" else weights.config.precision if weights.config else "auto"
     assert weights.tokenizer is not None
     encoder = Encoder(method, mesh, precision, weights.tokenizer, batch_size)
-    return Model(weights, params, methods.joined(params, stats), encoder)
+    return Model(weights.config, params, stats, encoder)

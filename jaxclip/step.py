@@ -114,6 +114,13 @@ class Step:
         )
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = self.method.clamp(optax.apply_updates(state.params, updates))
+        # A clamp does not ask what is frozen.
+        params = jax.tree.map(
+            lambda new, old, frozen: old if frozen else new,
+            params,
+            state.params,
+            frozen_paths(state.params, self.frozen),
+        )
         metrics |= {"loss": loss, "grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(state.params)}
         return TrainState(state.step + 1, params, stats, opt_state, state.key), metrics
 

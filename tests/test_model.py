@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import pathlib
+from collections.abc import Iterator
 
+import jax
 import numpy as np
 import pytest
 from commands import environment, png, recipe, run
@@ -14,6 +18,17 @@ from jaxclip.errors import UserError
 from jaxclip.model import Model
 
 WIDTH, SIZE, CONTEXT = 16, 16, 12
+
+
+@contextlib.contextmanager
+def capture_logs() -> Iterator[list[str]]:
+    """What jax logs."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("jax").addHandler(handler)
+    yield said
+    logging.getLogger("jax").removeHandler(handler)
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +79,87 @@ def test_one_checkpoints_folder_is_that_steps_model(workdir, model):
     assert np.abs(last - first).max() > 1e-6
 
 
-def test_a_single_text_or_path_in_place_of_a_list_is_an_error(model):
-    with pytest.raises(TypeError, match=r"give a list of texts, not one: \['a cat'\]"):
-        model.encode_text("a cat")
-    with pytest.raises(TypeError, match="give a list of pictures"):
-        model.encode_image("a.png")
+def test_one_text_or_picture_alone_is_a_list_of_one(model, tmp_path):
+    (tmp_path / "a.png").write_bytes(png("red"))
+    np.testing.assert_array_equal(model.encode_text("red"), model.encode_text(["red"]))
+    expected = model.encode_image([tmp_path / "a.png"])
+    picture = Image.open(tmp_path / "a.png")
+    for alone in (tmp_path / "a.png", str(tmp_path / "a.png"), picture, np.asarray(picture)):
+        np.testing.assert_array_equal(model.encode_image(alone), expected)
+    np.testing.assert_array_equal(model.tokenize("red"), model.tokenize(["red"]))
+
+
+def test_an_array_of_pictures_is_pictures(model):
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), np.uint8)
+    np.testing.assert_array_equal(model.encode_image(pictures), model.encode_image(list(pictures)))
+    assert model.encode_image(pictures[:0]).shape == (0, WIDTH)
+
+
+def test_any_number_of_pictures_and_texts_compiles_once(model):
+    model.encode_image([np.zeros((20, 30, 3), np.uint8)])
+    model.encode_text(["red"])
+    with jax.log_compiles(), capture_logs() as said:
+        for count in (0, 1, 3, 4, 9):
+            model.encode_image(np.zeros((count, 20, 30, 3), np.uint8))
+            model.encode_text(["red"] * count)
+        jax.jit(lambda number: number * 3)(1.0)
+    compiled = [line for line in said if "Compiling" in line]
+    assert compiled and all("lambda" in line for line in compiled), "only what is not the model's"
+
+
+def test_an_embedding_does_not_depend_on_what_is_embedded_with_it(model):
+    texts = [f"text {number}" for number in range(9)]
+    together = model.encode_text(texts)
+    np.testing.assert_allclose(np.concatenate([model.encode_text(text) for text in texts]), together, atol=1e-6)
+
+
+def test_similarity_is_scaled_cosines(model):
+    pictures = [np.full((20, 20, 3), 60 * number, np.uint8) for number in range(3)]
+    image, text = model.encode_image(pictures), model.encode_text(["red", "green"])
+    expected = model.logit_scale * image.astype(float) @ text.T.astype(float)
+    for inputs in ((pictures, ["red", "green"]), (image, text), (pictures, text)):
+        found = model.similarity(*inputs)
+        assert found.shape == (3, 2) and found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert model.logit_bias == 0
+
+
+def test_classify_gives_probabilities_by_the_mean_of_the_templates(model):
+    pictures, labels = [np.full((20, 20, 3), 60 * number, np.uint8) for number in range(3)], ["red", "green", "blue"]
+    templates = ["{c}", "a {c} thing"]
+    found = model.classify(pictures, labels, templates)
+    means = np.stack([model.encode_text([t.replace("{c}", label) for t in templates]).mean(0) for label in labels])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    logits = model.logit_scale * model.encode_image(pictures) @ means.T
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("labels", "templates"), [([], ["{c}"]), (["red"], []), (["red"], ["a thing"])])
+def test_classify_without_labels_or_a_place_for_them_is_an_error(model, labels, templates):
+    with pytest.raises(UserError, match="classify: "):
+        model.classify([np.zeros((20, 20, 3), np.uint8)], labels, templates)
+
+
+def test_other_sizes_have_their_positions_resized(workdir):
+    larger = jaxclip.load(workdir, image_size=32, context_length=20, batch_size=4)
+    assert larger.preprocess(Image.new("RGB", (40, 20))).shape == (32, 32, 3)
+    assert larger.tokenize("red").shape == (1, 20)
+    assert larger.encode_image(Image.new("RGB", (40, 20))).shape == (1, WIDTH)
+    assert np.isfinite(larger.encode_text("red")).all()
+
+
+def test_bfloat16_halves_the_parameters_and_nearly_keeps_the_embeddings(workdir, model):
+    small = jaxclip.load(workdir, dtype="bfloat16", batch_size=4)
+    leaves = jax.tree.leaves(small.evaluation_parts()[1])
+    assert {leaf.dtype.name for leaf in leaves if leaf.ndim} == {"bfloat16"}
+    cosines = (small.encode_text(["red", "green"]) * model.encode_text(["red", "green"])).sum(axis=1)
+    assert (cosines > 0.999).all()
+
+
+def test_a_model_says_what_it_is(model):
+    assert repr(model).startswith("<jaxclip model: vit at 16 pixels, text of 12 tokens, 16 dimensions, ")
 
 
 def test_a_file_that_is_no_picture_is_an_error_that_names_it(model, tmp_path):
@@ -78,5 +169,7 @@ def test_a_file_that_is_no_picture_is_an_error_that_names_it(model, tmp_path):
 
 
 def test_a_folder_without_a_checkpoint_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path}: no checkpoint here"):
+    with pytest.raises(
+        UserError, match=f"{tmp_path} has neither checkpoints/ nor open_clip_config.json nor config.json"
+    ):
         jaxclip.load(tmp_path)
