@@ -1,7 +1,7 @@
 """python benchmarks/large_weights.py FOLDER: how much memory it takes to open a model of 2.5 billion parameters.
 
-Writes open_clip's ViT-bigG-14 (2,539,567,105 parameters) into FOLDER, in float16 as such models are published (5 GB), and
-opens it as jaxclip.load does, in float32 and in bfloat16, each in a process of its own. Prints the most memory of the
+Writes open_clip's ViT-bigG-14 (2,539,567,105 parameters) into FOLDER, in float16 as such models are published (5 GB),
+and opens it as jaxclip.load does, in float32 and in bfloat16, each in a process of its own. Prints the most memory of the
 process that is not the mapped file (RssAnon, sampled) as a ratio to the parameters' size in that type.
 """
 
@@ -102,7 +102,7 @@ def _open(folder: pathlib.Path, dtype: str) -> None:
     leaves = jax.tree.leaves(params)
     size = sum(leaf.nbytes for leaf in leaves)
     print(
-        f"{dtype}: {sum(leaf.size for leaf in leaves):,} parameters, {size / 2**30:.2f} GiB, opened in {seconds:.1f} s; "
+        f"{dtype}: {sum(leaf.size for leaf in leaves):,} parameters, {size / 2**30:.2f} GiB, in {seconds:.1f} s; "
         f"at most {most[0] / 2**30:.2f} GiB, {before / 2**30:.2f} of it before opening: ratio {most[0] / size:.2f}"
     )
 

@@ -313,11 +313,11 @@ def check_resumable(config: Config, workdir: pathlib.Path) -> None:
     path = workdir / "config.json"
     if not path.exists() or not _begun(workdir):
         return
-    written, now = json.loads(path.read_text()), flatten(to_dict(config))
+    written = json.loads(path.read_text())
     with contextlib.suppress(UserError):  # a key of another version's
         # Keys that the run did not know yet had what is their default now.
-        written = to_dict(parse(Config, written))
-    before = flatten(written)
+        written = _complete(parse(Config, written))
+    before, now = flatten(written), flatten(_complete(config))
     for key in sorted(before.keys() | now.keys()):
         if key in MAY_CHANGE or any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE_UNDER):
             continue
@@ -326,6 +326,11 @@ def check_resumable(config: Config, workdir: pathlib.Path) -> None:
                 f"config.{key} is {now.get(key)!r} and the run in {workdir} has {before.get(key)!r}; "
                 f"keep it, or give another --workdir"
             )
+
+
+def _complete(config: Config) -> dict[str, Any]:
+    """Every key of a config, those of its method too, whether they were given or not."""
+    return to_dict(config) | {"method": methods.to_config(methods.from_config(config.method))}
 
 
 def _begun(workdir: pathlib.Path) -> bool:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 from commands import environment, losses, recipe, rows, run, start, wait_until
 
+from jaxclip.weights.__main__ import main as convert
+
 STEPS = 6
 CHANGE = f"""
 config.steps = {STEPS}
@@ -115,6 +117,20 @@ def test_only_the_first_process_speaks_and_writes_the_page(together):
     assert "2 device(s)" in first[0] and first[-1].startswith("report: ")
     assert second == []
     assert (together.workdir / "report.html").stat().st_size > 1000
+
+
+def test_two_processes_start_from_public_weights_as_one_does(alone, folder):
+    """Weights of 16 pixels, in a run of 24, so that the position embeddings are resized too; sharded over both."""
+    assert convert([str(alone), str(folder / "weights"), "--to=huggingface"]) == 0
+    more = [f"--config.init_from={folder}/weights", "--config.method.image.image_size=24", "--config.steps=1"]
+    result = run([f"--config={folder}/tiny.py", f"--workdir={folder}/alone-24", *more], environment())
+    assert result.status == 0, result.stderr
+    pair = Pair(folder, "together-24", [*more, "--config.mesh.fsdp=2"])
+    try:
+        assert pair.statuses() == [0, 0], pair.said()
+    finally:
+        pair.kill()
+    assert losses(pair.workdir) == pytest.approx(losses(folder / "alone-24"), rel=1e-6)
 
 
 @pytest.mark.slow

@@ -44,6 +44,7 @@ def test_a_key_that_changes_the_batches_may_not_change(run, key, value):
 def test_keys_that_a_run_did_not_know_have_their_defaults(run):
     config, workdir = run
     written = to_dict(config)
+    del written["method"]["pixels"], written["method"]["image"]["pool"], written["init_only"]
     for key in ("captions", "augment", "shuffle_window"):
         assert written["data"][key] == to_dict(DataConfig(train="x", train_vocabulary=600))[key]
         del written["data"][key]
@@ -51,3 +52,15 @@ def test_keys_that_a_run_did_not_know_have_their_defaults(run):
     check_resumable(config, workdir)
     with pytest.raises(UserError, match="config.data.captions is 'first' and the run in .* has 'random'"):
         check_resumable(changed(config, captions="first"), workdir)
+
+
+def test_a_key_of_the_method_may_not_change_even_one_that_the_run_did_not_know(run):
+    config, workdir = run
+    written = to_dict(config)
+    del written["method"]["image"]["activation"]
+    (workdir / "config.json").write_text(json.dumps(written))
+    check_resumable(config, workdir)
+    other = parse(Config, quickstart.get_config())
+    other.method["image"]["activation"] = "gelu"
+    with pytest.raises(UserError, match="config.method.image.activation is 'gelu' and the run in .* has 'quick_gelu'"):
+        check_resumable(other, workdir)

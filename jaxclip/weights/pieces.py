@@ -129,7 +129,11 @@ def read(
             stored = tensors[piece.name].read()
             part = values[piece.where] if piece.where else values
             part[...] = piece.layout.to_ours(stored.reshape(piece.shape(leaf.shape)))
-        arrays[path] = jax.device_put(values, leaf.sharding, may_alias=True)
+        if leaf.sharding.is_fully_addressable:
+            arrays[path] = jax.device_put(values, leaf.sharding, may_alias=True)
+        else:
+            # Each process puts its own part of what all of them have read.
+            arrays[path] = jax.make_array_from_callback(leaf.shape, leaf.sharding, values.__getitem__)
     return arrays
 
 

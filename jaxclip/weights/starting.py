@@ -76,7 +76,8 @@ def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer, st
             f"config.init_only={config.init_only!r} is found in no parameter's path, such as image/positions"
         )
     start = _one_tower(source, method, mesh) or _whole(config, method, mesh)
-    found = resized(start.arrays, {path: leaf.shape for path, leaf in wanted.items()})
+    _check_same(source, start.keys, to_dict(method), wanted)
+    found = _fitted(start.arrays, method, {path: leaf.shape for path, leaf in wanted.items()})
     faults = [f"{path} is not there" for path in wanted if path not in found]
     faults += [
         f"{path} is {found[path].shape}, not {leaf.shape}"
@@ -89,7 +90,6 @@ def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer, st
             f"config.init_from={source}: {'; '.join(faults[:_SHOWN])}{more}. Make the recipe's towers those of the "
             "weights, or take a part of them by config.init_only, such as '^image/'"
         )
-    _check_same(source, start.keys, to_dict(method), wanted)
     if "text/token_embedding" in wanted and start.tokenizer is not None:
         _check_vocabulary(source, start.tokenizer, tokenizer)
     taken = {path: jax.device_put(found[path].astype(leaf.dtype), leaf.sharding) for path, leaf in wanted.items()}
@@ -141,24 +141,43 @@ def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
     pieces.check(source, tensors, listed, {path: shapes[path].shape for path in named})
     abstract = pieces.flat(methods.joined(*meshes.placed(mesh, *variables)))
     arrays = pieces.read(tensors, listed, {path: leaf for path, leaf in abstract.items() if path in named})
-    if tower == "text":
-        # A shorter context has the first of BERT's positions; none is between two others.
-        arrays["text/positions"] = arrays["text/positions"][: method.text.context_length]
     return _Start({tower: to_dict(theirs)}, arrays, tokenizer)
+
+
+def _fitted(
+    arrays: Mapping[str, jax.Array], method: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, jax.Array]:
+    """Arrays by path, those of positions as the run's towers have them, as far as that can be."""
+    if not isinstance(method.text, BertConfig) or "text/positions" not in arrays:
+        return resized(arrays, shapes)
+    # A shorter context has the first of BERT's positions, and for a longer one there are none: they are learnt one by
+    # one from the text's beginning, and none is between two others.
+    first = arrays["text/positions"][: method.text.context_length]
+    return resized(arrays, shapes) | {"text/positions": first}
 
 
 def _check_same(source: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises UserError where a tower that is taken computes another thing in the recipe than in its weights."""
     parts = [tower for tower in ("image", "text") if any(path.startswith(f"{tower}/") for path in wanted)]
-    if "image" in parts and "pixels" in theirs:
+    if "image" in parts:
         parts.append("pixels")
+    faults = {}
     for part in parts:
-        for key, value in theirs[part].items():
-            if key not in _FREE and value != ours[part].get(key):
-                raise UserError(
-                    f"config.init_from={source} has {part}.{key}={value!r} and the recipe {ours[part].get(key)!r}; "
-                    f"set config.method.{part}.{key}={value!r}"
-                )
+        if part not in theirs:
+            continue
+        # Keys of another kind of tower tell nothing beside its name.
+        keys = theirs[part] if theirs[part].get("name") == ours[part].get("name") else ("name",)
+        faults |= {
+            f"{part}.{key}": (theirs[part][key], ours[part][key])
+            for key in keys
+            if key not in _FREE and theirs[part][key] != ours[part][key]
+        }
+    if faults:
+        said = ", ".join(f"{key}={value!r} where the recipe has {mine!r}" for key, (value, mine) in faults.items())
+        keys = ", ".join(f"config.method.{key}={value!r}" for key, (value, _) in faults.items())
+        raise UserError(
+            f"config.init_from={source} has {said}; set {keys}, or take a part of the weights by config.init_only"
+        )
 
 
 def _check_vocabulary(source: str, theirs: Tokenizer, ours: Tokenizer) -> None:

@@ -31,14 +31,19 @@ def beginning(text: str, context_length: int) -> str:
     return text[: _CHARACTERS_PER_TOKEN * context_length]
 
 
-def mended_pieces(text: str) -> list[str]:
-    """The space-separated pieces of text as OpenAI's tokenizer cleans it: mended, unescaped, in lower case."""
+def mended(text: str) -> str:
+    """Text as OpenAI's tokenizer reads it, but for its case and its white space: mended and unescaped."""
     if not _PLAIN.fullmatch(text):
         text = ftfy.fix_text(_NESTED.sub(r"\1", text))
         text = _unescape(_unescape(text))
     elif not text.isascii():
         text = text.translate(_STRAIGHT)
-    return text.lower().split()
+    return text
+
+
+def mended_pieces(text: str) -> list[str]:
+    """The space-separated pieces of text as OpenAI's tokenizer cleans it: mended, unescaped, in lower case."""
+    return mended(text).lower().split()
 
 
 def _unescape(text: str) -> str:

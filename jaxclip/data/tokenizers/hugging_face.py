@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models
 
-from jaxclip.data.tokenizers import cleaning
+from jaxclip.data.tokenizers import cleaning, normalising
 from jaxclip.data.tokenizers.layout import lay_out
 from jaxclip.quiet import quiet_stderr
 
@@ -25,21 +25,31 @@ class HuggingFaceTokenizer:
 
     Its texts are padded and cut on the right, whatever the file says of that; the positions returned are those of the
     last token, which is the last special one where the vocabulary ends texts with one.
+
+    Attributes:
+      clean: which of `normalising.CLEANINGS` texts go through before; None where nothing is done to them.
     """
 
-    def __init__(self, text: str, pad_token: str | None = None):
+    def __init__(self, text: str, pad_token: str | None = None, clean: str | None = None):
         """Reads the text of a tokenizer.json.
 
         Args:
           text: what is in the file.
-          pad_token: what to pad with where the file does not say; by default the token whose letters spell "pad", or
-            else the one that ends every text, or else the only special one.
+          pad_token: what to pad with, whatever the file says of that. By default what the file says, or else the token
+            whose letters spell "pad", or else the one that ends every text, or else the only special one.
+          clean: of `normalising.CLEANINGS`, what is done to texts besides what the file says.
 
         Raises:
           ValueError: it is no such file, or nothing says what to pad with, or some texts have no ids.
         """
         backend = _parse(text)
         backend.no_truncation()
+        self.clean, normalizer = normalising.split(backend.normalizer)
+        # Mended and with single spaces they are by all of open_clip's ways; what else the file says is done after.
+        if clean is not None and (self.clean is None or clean not in (self.clean, "whitespace")):
+            self.clean, normalizer = clean, backend.normalizer
+        if self.clean is not None:
+            backend.normalizer = normalising.join(self.clean, normalizer)
         self._before, self._after = _around(backend)
         self._known = frozenset(backend.get_vocab(with_added_tokens=True).values())
         if not self._known.issuperset(self._before + self._after):
@@ -56,6 +66,9 @@ class HuggingFaceTokenizer:
         backend.enable_padding(pad_id=self.pad_id, pad_token=backend.id_to_token(self.pad_id))
         self._json = backend.to_str()
         backend.no_padding()
+        if self.clean is not None:
+            # Before the library looks for special tokens in a text, as it does before it normalises.
+            backend.normalizer = normalizer
         self._backend = backend
         try:
             backend.encode(_UNHEARD_OF, add_special_tokens=False)
@@ -70,6 +83,8 @@ class HuggingFaceTokenizer:
         if isinstance(texts, str):
             raise TypeError("texts must be a sequence of strings, not one string")
         read = [cleaning.encodable(cleaning.beginning(text, context_length)) for text in texts]
+        if self.clean is not None:
+            read = list(map(normalising.CLEANINGS[self.clean].apply, read))
         encodings = self._backend.encode_batch_fast(read, add_special_tokens=False)
         ids = [encoding.ids for encoding in encodings]
         return lay_out(ids, context_length, self.pad_id, self._before, self._after)
@@ -128,16 +143,16 @@ def _spelled(word: str, special: dict[str, int]) -> int | None:
 
 
 def _pad_id(backend: tokenizers.Tokenizer, special: dict[str, int], end_id: int | None, pad_token: str | None) -> int:
-    padding: dict[str, Any] | None = backend.padding
-    if padding is not None:
-        # The token says more than the number, which is 0 where whoever wrote the file gave none.
-        known = backend.token_to_id(padding["pad_token"])
-        return padding["pad_id"] if known is None else known
     if pad_token is not None:
         known = backend.token_to_id(pad_token)
         if known is None:
             raise ValueError(f"the pad token {pad_token!r} is not in its vocabulary")
         return known
+    padding: dict[str, Any] | None = backend.padding
+    if padding is not None:
+        # The token says more than the number, which is 0 where whoever wrote the file gave none.
+        known = backend.token_to_id(padding["pad_token"])
+        return padding["pad_id"] if known is None else known
     only = next(iter(special.values())) if len(special) == 1 else None
     for choice in (_spelled("pad", special), end_id, only):
         if choice is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -13,28 +13,41 @@ from jaxclip.data.tokenizers import cleaning
 from jaxclip.data.tokenizers.layout import lay_out
 from jaxclip.quiet import quiet_stderr
 
+Clean = Literal["canonical", "lower", "none"]
+_CLEAN: dict[Clean, Callable[[str], str]] = {"canonical": cleaning.canonical, "lower": str.lower, "none": str}
+
 
 class SentencePieceTokenizer:
     """The Tokenizer of a SentencePiece model as SigLIP uses one (Zhai et al. 2023; google-research/big_vision).
 
-    Texts are in lower case and without punctuation. Every row ends with the end token, repeated to fill it, and the
+    Texts are in lower case and without punctuation, SigLIP 2's in lower case alone. Every row ends with the end token, repeated to fill it, and the
     text's state is read at the last place (big_vision's `tokenize(eos="sticky", pad_value=1)` of c4_en, whose end token
     has id 1).
+
+    Attributes:
+      clean: what becomes of a text first, as the argument says.
     """
 
     start_id = None
     mask_id = None
 
-    def __init__(self, model: bytes, pad_id: int | None = None):
+    def __init__(
+        self, model: bytes, pad_id: int | None = None, pad_token: str | None = None, clean: Clean = "canonical"
+    ):
         """Reads a model.
 
         Args:
           model: what is in a .model file.
           pad_id: what fills the places after the end; the end token by default. SigLIP 2 fills with 0.
+          pad_token: the same, as the vocabulary writes it.
+          clean: what becomes of a text first: it is made canonical (`cleaning.canonical`), or lower case, or neither.
 
         Raises:
-          ValueError: it is no such model, or has no end token, or not that pad_id.
+          ValueError: it is no such model, or has no end token, or not what it shall pad with, or clean is none of these.
         """
+        if clean not in get_args(Clean):
+            raise ValueError(f"its texts' cleaning {clean!r} is none of {', '.join(get_args(Clean))}")
+        self.clean = clean
         with quiet_stderr():
             import tensorflow as tf
             import tensorflow_text
@@ -50,6 +63,10 @@ class SentencePieceTokenizer:
                 reason = "it has no end token" if "is not defined" in error.message else "damaged, or another thing"
         if reason is not None:
             raise ValueError(reason)
+        if pad_token is not None:
+            pad_id = int(self._backend.string_to_id(pad_token))  # the unknown token's where there is no such one
+            if self.piece(pad_id) != pad_token:
+                raise ValueError(f"the pad token {pad_token!r} is not in its vocabulary")
         self.pad_id = self.end_id if pad_id is None else pad_id
         if not 0 <= self.pad_id < self.vocab_size:
             raise ValueError(f"its ids are 0 to {self.vocab_size - 1}, and pad_id={self.pad_id} is none of them")
@@ -59,7 +76,8 @@ class SentencePieceTokenizer:
         """As `Tokenizer` has it; the second array is context_length - 1, where SigLIP reads a text's state."""
         if isinstance(texts, str):
             raise TypeError("texts must be a sequence of strings, not one string")
-        read = [cleaning.canonical(cleaning.encodable(cleaning.beginning(text, context_length))) for text in texts]
+        clean = _CLEAN[self.clean]
+        read = [clean(cleaning.encodable(cleaning.beginning(text, context_length))) for text in texts]
         ids: list[np.ndarray] = []
         if read:
             ragged = self._backend.tokenize([text.encode() for text in read])
@@ -84,8 +102,9 @@ class SentencePieceTokenizer:
         return self._backend.id_to_string(token).numpy().decode()
 
     def to_json(self) -> str:
-        """All there is to it: the model as base64, and the pad id."""
-        return json.dumps({"sentencepiece": base64.b64encode(self.model).decode(), "pad_id": self.pad_id})
+        """All there is to it: the model as base64, the pad id, and the cleaning of texts."""
+        content = {"sentencepiece": base64.b64encode(self.model).decode(), "pad_id": self.pad_id}
+        return json.dumps(content if self.clean == "canonical" else content | {"clean": self.clean})
 
 
 def from_content(content: dict[str, Any]) -> SentencePieceTokenizer:
@@ -93,4 +112,5 @@ def from_content(content: dict[str, Any]) -> SentencePieceTokenizer:
     pad_id = content["pad_id"]
     if type(pad_id) is not int:
         raise ValueError(f"its pad_id {pad_id!r} is not a number")
-    return SentencePieceTokenizer(base64.b64decode(content["sentencepiece"], validate=True), pad_id)
+    model = base64.b64decode(content["sentencepiece"], validate=True)
+    return SentencePieceTokenizer(model, pad_id, clean=content.get("clean", "canonical"))
