@@ -136,6 +136,8 @@ def test_what_is_no_model_is_refused_in_one_line(tmp_path, name, capfd):
         {"pad_id": 100},
         {"pad_id": -1},
         {"pad_id": "1"},
+        {"clean": "upper"},
+        {"clean": ["lower"]},
         {"sentencepiece": "?"},
         {"sentencepiece": 3},
         {"sentencepiece": ""},

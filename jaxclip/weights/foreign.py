@@ -168,7 +168,8 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def has_tokenizer(folder: pathlib.Path) -> bool:
     """Whether a folder has a tokenizer's files."""
-    return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt"))
+    names = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
+    return any((folder / name).is_file() for name in names)
 
 
 def _numbers(described: Mapping[str, Any], where: str = "") -> list[tuple[str, float]]:
@@ -198,12 +199,33 @@ def weight_file(folder: pathlib.Path, *stems: str) -> pathlib.Path:
 def _tokenizer(folder: pathlib.Path | None, questions: Questions, needed: bool) -> Tokenizer | None:
     answer = questions.answers.tokenizer
     if answer is not None:
-        return tokenizers.load(answer)
+        return tokenizers.load(answer, clean=_cleaning(folder))
     if folder is not None and has_tokenizer(folder):
-        return tokenizers.load(folder)
+        return tokenizers.load(folder, clean=_cleaning(folder))
     if needed:
         questions.ask(
             "tokenizer=PATH of its vocabulary (for OpenAI's and LAION's models bpe_simple_vocab_16e6.txt.gz, in the "
             "folder clip/ of github.com/openai/CLIP)"
         )
     return None
+
+
+def _cleaning(folder: pathlib.Path | None) -> str | None:
+    """What open_clip does to texts before it cuts them into tokens, where the folder is one of its own.
+
+    Raises:
+      UserError: it does what jaxclip does not.
+    """
+    if folder is None or not (folder / "open_clip_config.json").is_file():
+        return None
+    path = folder / "open_clip_config.json"
+    text = read_json(path)["model_cfg"]["text_cfg"]  # described by now, and so of this form
+    options, mode = text.get("tokenizer_kwargs") or {}, text.get("tokenizer_mode")
+    # Unless it is given a name of another, open_clip's tokenizer is OpenAI's.
+    named = bool(text.get("hf_tokenizer_name"))
+    known = ("whitespace", "lower", "canonicalize") if named else ("lower",)
+    clean = options.get("clean", known[0]) if isinstance(options, dict) else None
+    if clean not in known or mode or any(value for key, value in options.items() if key != "clean"):
+        said = json.dumps({"tokenizer_kwargs": options, "tokenizer_mode": mode})[:200]
+        raise UserError(f"{path} has text_cfg {said}, where jaxclip has nothing but clean={' or '.join(known)}")
+    return clean if named else None

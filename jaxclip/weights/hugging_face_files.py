@@ -14,16 +14,14 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, normalizers, processors
 
-from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.data.tokenizers import Tokenizer, normalising
 from jaxclip.data.tokenizers.clip import END, START, WORD_END, ClipTokenizer
+from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from jaxclip.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from jaxclip.errors import UserError
 from jaxclip.methods import clip
 from jaxclip.weights.hugging_face import config_of, towers
 from jaxclip.weights.hugging_face_pixels import pixels_of
-
-# What ftfy removes: control characters and their like, white space not among them.
-_REMOVED = r"[\x00-\x08\x0b\x0e-\x1f\x7f\x{206a}-\x{206f}\x{feff}\x{fff9}-\x{fffc}]"
 
 
 def write_files(folder: pathlib.Path, method: clip.Method, tokenizer: Tokenizer) -> None:
@@ -49,11 +47,12 @@ def write_files(folder: pathlib.Path, method: clip.Method, tokenizer: Tokenizer)
 def write_tokenizer(folder: pathlib.Path, method: clip.Method, tokenizer: Tokenizer) -> None:
     """Writes a vocabulary for `AutoTokenizer.from_pretrained`, and so for open_clip's `HFTokenizer`.
 
-    The ids are ours but for two things. CLIP's texts are not mended beyond control characters and curly quotes, which
-    is all that those files can say: ftfy and html.unescape do it here and in open_clip. And where a tower is causal and
-    read at the end token, so that no text's embedding depends on what follows, CLIP's texts are filled with end tokens
-    as in all of CLIP's folders there: ours are filled with id 0, which in CLIP's vocabulary is "!", and transformers
-    takes a padding token for padding wherever it stands in a text.
+    The ids are ours but for three things. Texts that we mend are not mended beyond control characters and curly quotes,
+    which is all that those files can say: ftfy and html.unescape do it here and in open_clip. And where a tower is
+    causal and read at the end token, so that no text's embedding depends on what follows, CLIP's texts are filled with
+    end tokens as in all of CLIP's folders there: ours are filled with id 0, which in CLIP's vocabulary is "!", and
+    transformers takes a padding token for padding wherever it stands in a text. And an underscore, which is a space in
+    big_vision, in open_clip and here, is nothing to transformers' SiglipTokenizer.
 
     Args:
       folder: where to; it is there.
@@ -77,8 +76,13 @@ def write_tokenizer(folder: pathlib.Path, method: clip.Method, tokenizer: Tokeni
         settings["model_input_names"] = ["input_ids"]
     if isinstance(tokenizer, SentencePieceTokenizer):
         special = {"eos_token": tokenizer.piece(tokenizer.end_id), "pad_token": tokenizer.piece(tokenizer.pad_id)}
-        settings |= {"tokenizer_class": "SiglipTokenizer", "do_lower_case": True}
-        _write(folder / "spiece.model", tokenizer.model)
+        if tokenizer.clean == "canonical":
+            settings |= {"tokenizer_class": "SiglipTokenizer", "do_lower_case": True}
+            _write(folder / "spiece.model", tokenizer.model)
+        else:
+            kind = "Siglip2Tokenizer" if tokenizer.clean == "lower" else "GemmaTokenizer"
+            settings |= {"tokenizer_class": kind, "add_bos_token": False, "add_eos_token": True}
+            _write(folder / "tokenizer.model", tokenizer.model)
     else:
         text = tokenizer.to_json()
         if isinstance(tokenizer, ClipTokenizer):
@@ -89,8 +93,11 @@ def write_tokenizer(folder: pathlib.Path, method: clip.Method, tokenizer: Tokeni
         # Unlike CLIPTokenizer, which sets up its own, this takes the file as it is.
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         added = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-        # A padding token that is also an ordinary one is to be that in texts.
-        settings["split_special_tokens"] = special["pad_token"] not in added
+        # A padding token that is also an ordinary one is to be that in texts. And the library looks for special tokens
+        # before it normalises: texts without punctuation are to have none.
+        clean = tokenizer.clean if isinstance(tokenizer, HuggingFaceTokenizer) else None
+        bare = clean is not None and not normalising.CLEANINGS[clean].punctuation
+        settings["split_special_tokens"] = bare or special["pad_token"] not in added
         _write(folder / "tokenizer.json", text.encode())
     _write_json(folder / "tokenizer_config.json", settings | special)
     _write_json(folder / "special_tokens_map.json", special)
@@ -112,10 +119,7 @@ def _clip_json(text: str, tokenizer: ClipTokenizer, length: int) -> str:
     backend = tokenizers.Tokenizer.from_str(text)
     backend.normalizer = normalizers.Sequence(
         [
-            normalizers.NFC(),
-            normalizers.Replace(tokenizers.Regex(_REMOVED), ""),
-            normalizers.Replace(tokenizers.Regex("[\u02bc\u2018-\u201b]"), "'"),
-            normalizers.Replace(tokenizers.Regex("[\u201c-\u201f]"), '"'),
+            *normalising.MENDING,
             normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
             normalizers.Lowercase(),
         ]

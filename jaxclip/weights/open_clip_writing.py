@@ -7,6 +7,7 @@ import math
 from typing import Any, get_args
 
 from jaxclip.data.tokenizers.clip import ClipTokenizer
+from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from jaxclip.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from jaxclip.data.tokenizers.tokenizer import Tokenizer
 from jaxclip.errors import UserError
@@ -155,5 +156,9 @@ def _vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
             return {}
         return files | {"tokenizer_kwargs": {"clean": "lower"}}
     if isinstance(tokenizer, SentencePieceTokenizer):
-        return files | {"tokenizer_kwargs": {"clean": "canonicalize"}}
+        clean = {"canonical": "canonicalize", "lower": "lower", "none": "whitespace"}[tokenizer.clean]
+        return files | {"tokenizer_kwargs": {"clean": clean}}
+    # "siglip" is in the file: open_clip's own would also mend.
+    if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.clean not in (None, "siglip"):
+        return files | {"tokenizer_kwargs": {"clean": tokenizer.clean}}
     return files

@@ -161,7 +161,7 @@ def _check_same(source: str, theirs: Mapping[str, Any], ours: Mapping[str, Any],
     parts = [tower for tower in ("image", "text") if any(path.startswith(f"{tower}/") for path in wanted)]
     if "image" in parts:
         parts.append("pixels")
-    faults = {}
+    faults: dict[str, tuple[Any, Any]] = {}
     for part in parts:
         if part not in theirs:
             continue

@@ -57,11 +57,9 @@ def load(path: str | os.PathLike[str], *, clean: str | None = None) -> Tokenizer
       UserError: there is no such file, or it is damaged, or it is none of these, or its texts are cleaned otherwise.
     """
     tokenizer = _opened(path, clean)
-    # CLIP's vocabulary is of lower case, and so are its texts here.
+    # The other two come to the same: CLIP's texts are mended and in lower case here.
     if isinstance(tokenizer, ClipTokenizer) and clean == "canonicalize":
-        raise UserError(
-            f"{path} is a vocabulary of CLIP's form, which jaxclip uses with punctuation, not canonicalised"
-        )
+        raise UserError(f"{path} is a vocabulary of CLIP's form, which jaxclip has only for texts with punctuation")
     return tokenizer
 
 

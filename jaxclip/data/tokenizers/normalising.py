@@ -16,29 +16,26 @@ from tokenizers import normalizers
 
 from jaxclip.data.tokenizers import cleaning
 
+_CONTROL = r"[\x00-\x08\x0b\x0e-\x1f\x7f\x{206a}-\x{206f}\x{feff}\x{fff9}-\x{fffc}]"
+_SPACE = r"[\t-\r\x1c-\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]+"
+_PUNCTUATION = r"[!-/:-@\[-`{-~]"
+
 # What ftfy does to texts as they mostly are: it removes control characters and their like, white space not among them,
 # and makes curly quotes straight. The rest of its mending, and html.unescape, no normaliser can do.
 MENDING = (
     normalizers.NFC(),
-    normalizers.Replace(
-        tokenizers.Regex(r"[\x00-\x08\x0b\x0e-\x1f\x7f\x{206a}-\x{206f}\x{feff}\x{fff9}-\x{fffc}]"), ""
-    ),
+    normalizers.Replace(tokenizers.Regex(_CONTROL), ""),
     normalizers.Replace(tokenizers.Regex("[\u02bc\u2018-\u201b]"), "'"),
     normalizers.Replace(tokenizers.Regex("[\u201c-\u201f]"), '"'),
 )
 # White space as Python's str.split has it, made single spaces between words.
 _WORDS = (
-    normalizers.Replace(
-        tokenizers.Regex(
-            r"[\t-\r\x1c-\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]+"
-        ),
-        " ",
-    ),
+    normalizers.Replace(tokenizers.Regex(_SPACE), " "),
     normalizers.Strip(),
 )
 _CANONICAL = (
     normalizers.Replace("_", " "),
-    normalizers.Replace(tokenizers.Regex(r"[!-/:-@\[-`{-~]"), ""),  # ASCII's punctuation
+    normalizers.Replace(tokenizers.Regex(_PUNCTUATION), ""),
     normalizers.Lowercase(),
     *_WORDS,
 )
@@ -110,5 +107,6 @@ def _joined(parts: list[dict[str, Any]]) -> normalizers.Normalizer | None:
     if not parts:
         return None
     normalizer = normalizers.Sequence([])
+    # The library's way from JSON, as __getstate__ is its way to it.
     normalizer.__setstate__(json.dumps({"type": "Sequence", "normalizers": parts}).encode())
     return normalizer

@@ -14,15 +14,20 @@ from jaxclip.data.tokenizers.layout import lay_out
 from jaxclip.quiet import quiet_stderr
 
 Clean = Literal["canonical", "lower", "none"]
-_CLEAN: dict[Clean, Callable[[str], str]] = {"canonical": cleaning.canonical, "lower": str.lower, "none": str}
+_CLEAN: dict[Clean, Callable[[str], str]] = {
+    "canonical": cleaning.canonical,
+    # Each letter by itself, as the tokenizers library does it: a sigma that ends a word is one like any other.
+    "lower": lambda text: "".join(map(str.lower, text)),
+    "none": str,
+}
 
 
 class SentencePieceTokenizer:
     """The Tokenizer of a SentencePiece model as SigLIP uses one (Zhai et al. 2023; google-research/big_vision).
 
-    Texts are in lower case and without punctuation, SigLIP 2's in lower case alone. Every row ends with the end token, repeated to fill it, and the
-    text's state is read at the last place (big_vision's `tokenize(eos="sticky", pad_value=1)` of c4_en, whose end token
-    has id 1).
+    Texts are in lower case and without punctuation, SigLIP 2's in lower case alone. Every row ends with the end token,
+    repeated to fill it, and the text's state is read at the last place (big_vision's
+    `tokenize(eos="sticky", pad_value=1)` of c4_en, whose end token has id 1).
 
     Attributes:
       clean: what becomes of a text first, as the argument says.
@@ -43,7 +48,7 @@ class SentencePieceTokenizer:
           clean: what becomes of a text first: it is made canonical (`cleaning.canonical`), or lower case, or neither.
 
         Raises:
-          ValueError: it is no such model, or has no end token, or not what it shall pad with, or clean is none of these.
+          ValueError: it is no such model, or has no end token, or not that padding, or clean is none of these.
         """
         if clean not in get_args(Clean):
             raise ValueError(f"its texts' cleaning {clean!r} is none of {', '.join(get_args(Clean))}")
