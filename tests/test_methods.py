@@ -65,8 +65,8 @@ def fresh(step: Step) -> TrainState:
 
 @functools.cache
 def model() -> Any:
-    params, _ = methods.init_variables(methods.from_config(SIGLIP), jax.random.key(0))
-    return params, methods.bind(methods.from_config(SIGLIP))
+    step = step_of(SIGLIP)
+    return jax.tree.map(jnp.asarray, jax.device_get(fresh(step).params)), step.model
 
 
 @functools.cache

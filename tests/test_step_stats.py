@@ -74,7 +74,8 @@ def draw(tree: Any, seed: int = 1) -> Any:
 def made_up(step: Step, seed: int = 1) -> TrainState:
     """A state before the first step on the step's mesh, nothing of it compiled."""
     params, stats = draw((step.abstract_state.params, step.abstract_state.stats), seed)
-    state = TrainState(np.int32(0), params, stats, step.optimizer.init(params), jax.random.key(7))
+    moments = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), step.abstract_state.opt_state)
+    state = TrainState(np.int32(0), params, stats, moments, jax.random.key(7))
     return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, step.abstract_state))
 
 
