@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -46,8 +47,12 @@ def in_parts(function: Callable[[Any], T], batch: Any, parts: int, mesh: Mesh) -
     return jax.tree.map(unite, jax.lax.map(once_more, jax.tree.map(divide, batch)))
 
 
-def check_separable(method: Method) -> None:
+def check_separable(method: Method, frozen: str = "") -> None:
     """Checks that a record's embedding does not depend on the other records.
+
+    Args:
+      method: the run's.
+      frozen: the recipe's `optimizer.frozen`: frozen layers normalise by their running averages.
 
     Raises:
       UserError: the model has batch statistics; the message names the first.
@@ -55,6 +60,8 @@ def check_separable(method: Method) -> None:
     model = nnx.eval_shape(lambda: method.init(nnx.Rngs(params=0)))
     for path, _ in nnx.to_flat_state(nnx.state(model, nnx.BatchStat)):
         name = "/".join(map(str, path))
+        if frozen and re.search(frozen, name.rpartition("/")[0] + "/scale"):
+            continue
         raise UserError(
             f"config.microbatches: the model has batch statistics ({name}), which would be those of a micro-batch and "
             f"not of the batch; set config.microbatches=1, or use towers without batch normalisation"

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
+from jaxclip.errors import UserError
+
 _STATE, _MODEL = "state", "model"
 
 
@@ -60,18 +62,30 @@ class Checkpoints:
 
 def find(path: pathlib.Path) -> pathlib.Path | None:
     """The folder of one checkpoint: `path` itself, or the newest in a run's workdir; None where there is none."""
-    if (path / _MODEL).is_dir():
+    if _is_complete(path):
         return path
     for folder in (path / "checkpoints", path):
-        steps = [child for child in folder.glob("*") if child.name.isdigit() and (child / _MODEL).is_dir()]
+        steps = [child for child in folder.glob("*") if child.name.isdigit() and _is_complete(child)]
         if steps:
             return max(steps, key=lambda child: int(child.name))
     return None
 
 
+def _is_complete(path: pathlib.Path) -> bool:
+    return (path / _MODEL).is_dir() and (path / _STATE).is_dir()
+
+
 def load_model(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON values saved with a checkpoint."""
-    return ocp.load_checkpointables(path.absolute(), {_MODEL: None})[_MODEL]
+    """The JSON values saved with a checkpoint.
+
+    Raises:
+      UserError: they cannot be read.
+    """
+    try:
+        return ocp.load_checkpointables(path.absolute(), {_MODEL: None})[_MODEL]
+    except Exception as error:  # Orbax has errors of its own for each thing that may be missing or damaged
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is a checkpoint that cannot be read ({reason}); copy all of it again") from error
 
 
 def load_variables(path: pathlib.Path, params: Any, stats: Any) -> tuple[Any, Any]:

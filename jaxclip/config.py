@@ -340,7 +340,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where}={value!r} must hold keys")
         return types.MappingProxyType({key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()})
     if hint is Any:
-        return value.to_dict() if hasattr(value, "to_dict") else value
+        return _plain(value.to_dict() if hasattr(value, "to_dict") else value)
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
@@ -350,13 +350,20 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
+def _plain(value: Any) -> Any:
+    """A value that nothing is said of, the same whether it comes from Python or from JSON."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_plain, value))
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
 def _convert_named(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     """One of several dataclasses: the one whose field `name` has the value's; the first where it has none."""
     names = {next(field.default for field in dataclasses.fields(kind) if field.name == "name"): kind for kind in kinds}
     if not hasattr(value, "items"):
         raise UserError(f"{where}={value!r} must hold keys")
     name = dict(value.items()).get("name", next(iter(names)))
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise UserError(f"{where}.name={name!r} must be one of {', '.join(map(repr, names))}")
     return parse(names[name], value, where)
 

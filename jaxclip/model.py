@@ -16,7 +16,7 @@ from jaxclip import mesh as meshes
 from jaxclip import methods
 from jaxclip.config import Config, MeshConfig, PixelsConfig
 from jaxclip.data.crops import prepare
-from jaxclip.data.images import Unreadable, open_picture
+from jaxclip.data.images import Unreadable, open_picture, upright_rgb
 from jaxclip.errors import UserError
 from jaxclip.evaluate.embed import Encoder
 from jaxclip.evaluate.zero_shot import class_embeddings
@@ -24,7 +24,7 @@ from jaxclip.weights.answers import Answers
 from jaxclip.weights.opening import open_weights
 from jaxclip.weights.positions import at_size, read_at_size
 
-Picture = Image.Image | np.ndarray | str | os.PathLike[str]
+Picture = Image.Image | np.ndarray | bytes | str | os.PathLike[str]
 
 
 class Model:
@@ -55,17 +55,28 @@ class Model:
         )
 
     def preprocess(self, image: Picture) -> np.ndarray:
-        """A path, PIL picture or uint8 array [h, w, 3], as the model is shown it: uint8 [size, size, 3]."""
-        if isinstance(image, Image.Image):
-            picture = image.convert("RGB")
-        elif isinstance(image, np.ndarray):
-            picture = open_picture(image)
-        else:
-            try:
+        """One picture as the model is shown it: uint8 [size, size, 3].
+
+        Args:
+          image: a path; a PIL picture; the bytes of a file; uint8 pixels [height, width, 3], a NumPy array or what can
+            be made one. It is turned upright, and transparency composited over white.
+
+        Raises:
+          UserError: it is no picture, or cannot be read.
+        """
+        try:
+            if isinstance(image, Image.Image):
+                picture = upright_rgb(image)
+            elif isinstance(image, str | os.PathLike):
                 picture = open_picture(pathlib.Path(image).expanduser().read_bytes())
-            except (Unreadable, OSError) as error:
-                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-                raise UserError(f"{image}: {reason}") from None
+            elif isinstance(image, bytes):
+                picture = open_picture(image)
+            else:
+                picture = open_picture(_pixels(image))
+        except (Unreadable, OSError, ValueError) as error:
+            name = image if isinstance(image, str | os.PathLike) else f"a {type(image).__name__}"
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise UserError(f"{name} cannot be embedded: {reason}") from None
         return prepare(picture, self.method.image_size, self.method.pixels)
 
     def tokenize(self, texts: str | Sequence[str]) -> np.ndarray:
@@ -79,9 +90,9 @@ class Model:
           images: a list of paths, PIL pictures and uint8 arrays [h, w, 3] in any mixture, one of these alone, or an
             array [n, h, w, 3].
         """
-        pictures = _list(images, (str, os.PathLike, Image.Image))
-        if isinstance(images, np.ndarray) and images.ndim == 3:
-            pictures = [images]
+        if getattr(images, "ndim", None) == 3:
+            images = [images]
+        pictures = _list(images, (str, bytes, os.PathLike, Image.Image))
         size = self._encoder.batch_size
         outputs = []
         # A batch at a time, so that any number of files takes the memory of one batch.
@@ -101,9 +112,9 @@ class Model:
         Args:
           images, texts: as `encode_image` and `encode_text` take them, or the embeddings that these gave.
         """
-        is_embedded = [isinstance(x, np.ndarray) and x.ndim == 2 and x.dtype == np.float32 for x in (images, texts)]
-        image = images if is_embedded[0] else self.encode_image(images)
-        text = texts if is_embedded[1] else self.encode_text(texts)
+        image = images if _is_embedded(images) else self.encode_image(images)
+        text = texts if _is_embedded(texts) else self.encode_text(texts)
+        image, text = np.asarray(image, np.float32), np.asarray(text, np.float32)
         return (self.logit_scale * (image @ text.T) + self.logit_bias).astype(np.float32)
 
     def classify(
@@ -143,6 +154,20 @@ def _list(items: Any, single: Any) -> list[Any]:
     return [items] if isinstance(items, single) else list(items)
 
 
+def _is_embedded(items: Any) -> bool:
+    """Whether this is an array of embeddings, [n, width]."""
+    return getattr(items, "ndim", None) == 2 and jnp.issubdtype(np.asarray(items).dtype, np.floating)
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """The pixels that an array of any library holds; raises ValueError for anything else."""
+    pixels = np.asarray(image) if hasattr(image, "__array__") else None
+    if pixels is None or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        what = "" if pixels is None else f" (this one is {pixels.dtype} {list(pixels.shape)})"
+        raise ValueError(f"give a path, a PIL picture, a file's bytes, or uint8 pixels [height, width, 3]{what}")
+    return pixels
+
+
 def load(
     path: str | os.PathLike[str],
     *,
@@ -170,6 +195,11 @@ def load(
     Raises:
       UserError: it is none of these, something in it is wrong, or something must be asked for.
     """
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"dtype={dtype!r} must be 'float32' or 'bfloat16'")
+    for name, value in (("image_size", image_size), ("context_length", context_length), ("batch_size", batch_size)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise UserError(f"{name}={value!r} must be a whole number, 1 at least")
     weights = open_weights(path, Answers(activation, preprocess, heads, tokenizer))
     method = at_size(weights.method, image_size, context_length)
     mesh = meshes.create(MeshConfig(), jax.local_devices() if jax.process_count() == 1 else None)

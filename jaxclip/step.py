@@ -80,7 +80,7 @@ class Step:
         frozen: str = "",
     ):
         if microbatches > 1:
-            check_separable(method)
+            check_separable(method, frozen)
         self.microbatches = microbatches
         self.frozen = frozen
         self.method = method
@@ -141,9 +141,14 @@ class Step:
             params,
             frozen_paths(params, self.frozen),
         )
-        model = self.model(joined(params, stats))
-        if self.frozen:
-            _lock(model, self.frozen)
+
+        def build() -> nnx.Module:
+            model = self.model(joined(params, stats))
+            if self.frozen:
+                _lock(model, self.frozen)
+            return model
+
+        model = build()
 
         def embed(part: tuple[Mapping[str, jax.Array], jax.Array | None], model: nnx.Module) -> dict[str, jax.Array]:
             records, keys = part
@@ -155,7 +160,7 @@ class Step:
             embedded = embed((batch, keys), model)
         else:
             # The parts have a model each: one that lives outside the loop must not be touched inside.
-            embedded = in_parts(lambda part: embed(part, self.model(params)), (batch, keys), parts, self.mesh)
+            embedded = in_parts(lambda part: embed(part, build()), (batch, keys), parts, self.mesh)
         loss, metrics = self.method.loss(model, jax.tree.map(constrain, embedded), mesh=self.mesh)
         return loss, (metrics, batch_stats(model))
 

@@ -64,6 +64,8 @@ class _Run:
         self.config, self.workdir = config, workdir
         self.main = jax.process_index() == 0
         self.method = methods.from_config(config.method)
+        if config.init_only and not config.init_from:
+            raise UserError("config.init_only: nothing says from where; give config.init_from=WEIGHTS")
         self.mesh = meshes.create(config.mesh)
         meshes.check_divides(config, self.mesh)
         check_resumable(config, workdir)

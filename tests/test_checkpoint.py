@@ -153,13 +153,15 @@ def test_what_a_killed_save_leaves_is_ignored_and_cleared_away(tmp_path):
 @pytest.mark.parametrize("where", [".", "checkpoints", "checkpoints/10"])
 def test_the_newest_checkpoint_is_found_from_a_workdir_and_from_its_folders(tmp_path, where):
     for step in ("9", "10", "10.orbax-checkpoint-tmp", "11"):
-        (tmp_path / "checkpoints" / step / ("model" if step != "11" else "other")).mkdir(parents=True)
+        for part in ("model", "state" if step != "11" else "other"):
+            (tmp_path / "checkpoints" / step / part).mkdir(parents=True)
     assert checkpoint.find(tmp_path / where) == tmp_path / "checkpoints" / "10"
 
 
 def test_a_step_that_is_named_is_the_one_that_is_found(tmp_path):
     for step in ("9", "10"):
-        (tmp_path / "checkpoints" / step / "model").mkdir(parents=True)
+        for part in ("model", "state"):
+            (tmp_path / "checkpoints" / step / part).mkdir(parents=True)
     assert checkpoint.find(tmp_path / "checkpoints" / "9").name == "9"
 
 

@@ -66,7 +66,7 @@ CASES = {
     "a mesh of other devices": Case(("config.mesh", "fsdp=3", "8 devices"), ("--config.mesh.fsdp=3",), devices=8),
     "an unknown method": Case(("config.method.name", "clipp"), ("--config.method.name=clipp",)),
     "patches that do not fit": Case(
-        ("config.method.image.image_size=20", "patch_size=8"), ("--config.method.image.image_size=20",)
+        ("config.method.image.image_size=7", "patch_size=8"), ("--config.method.image.image_size=7",)
     ),
     "texts too short for a start and an end": Case(
         ("config.method.text.context_length=1",), ("--config.method.text.context_length=1",)
@@ -77,8 +77,12 @@ CASES = {
         change="config.evals = {'x': {'task': 'zeroshot_clasification', 'data': 'pairs.tar'}}",
     ),
     "a checkpoint to start from that is not there": Case(
-        ("{folder}/none", "no checkpoint"), ("--config.init_from={folder}/none",)
+        ("{folder}/none", "there is nothing"), ("--config.init_from={folder}/none",)
     ),
+    "a part of nothing to start from": Case(
+        ("config.init_only", "config.init_from=WEIGHTS"), ("--config.init_only=^image/",)
+    ),
+    "a part to freeze that is nothing": Case(("config.optimizer.frozen='nose'",), ("--config.optimizer.frozen=nose",)),
     # The vocabulary.
     "no vocabulary": Case(("config.data.vocabulary", "train_vocabulary"), ("--config.data.train_vocabulary=0",)),
     "a vocabulary that is not there": Case(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import pathlib
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ def test_similarity_is_scaled_cosines(model):
     pictures = [np.full((20, 20, 3), 60 * number, np.uint8) for number in range(3)]
     image, text = model.encode_image(pictures), model.encode_text(["red", "green"])
     expected = model.logit_scale * image.astype(float) @ text.T.astype(float)
-    for inputs in ((pictures, ["red", "green"]), (image, text), (pictures, text)):
+    for inputs in ((pictures, ["red", "green"]), (image, text), (pictures, text), (image.astype(float), text)):
         found = model.similarity(*inputs)
         assert found.shape == (3, 2) and found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -162,10 +163,75 @@ def test_a_model_says_what_it_is(model):
     assert repr(model).startswith("<jaxclip model: vit at 16 pixels, text of 12 tokens, 16 dimensions, ")
 
 
+def encoded(mode: str, kind: str = "PNG", orientation: int = 1) -> bytes:
+    """A file of a picture that is not plain RGB."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 30, 4), np.uint8)
+    picture = Image.fromarray(pixels, "RGBA") if mode == "RGBA" else Image.fromarray(pixels[..., :3]).convert(mode)
+    if mode == "I;16":
+        picture = Image.fromarray((pixels[..., 0].astype(np.uint16) * 257))
+    exif = Image.Exif()
+    exif[274] = orientation
+    file = io.BytesIO()
+    picture.save(file, kind, exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "file", [encoded("RGBA"), encoded("I;16"), encoded("RGB", "JPEG", 6), encoded("P"), encoded("CMYK", "JPEG")]
+)
+def test_a_picture_is_seen_alike_as_a_file_as_bytes_and_opened(model, tmp_path, file):
+    (tmp_path / "a").write_bytes(file)
+    expected = model.preprocess(tmp_path / "a")
+    for image in (file, Image.open(io.BytesIO(file)), Image.open(tmp_path / "a")):
+        np.testing.assert_array_equal(model.preprocess(image), expected)
+
+
+def test_pixels_may_be_of_any_library(model):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 20, 30, 3), np.uint8)
+    np.testing.assert_array_equal(model.encode_image(jax.numpy.asarray(pixels)), model.encode_image(pixels))
+    np.testing.assert_array_equal(model.encode_image(jax.numpy.asarray(pixels[0])), model.encode_image(pixels[0]))
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((20, 30), np.uint8), "uint8 [20, 30]"),
+        (np.zeros((20, 30, 4), np.uint8), "uint8 [20, 30, 4]"),
+        (np.zeros((20, 30, 3), np.float32), "float32 [20, 30, 3]"),
+        (np.zeros((3, 20, 30), np.uint8), "uint8 [3, 20, 30]"),
+        (None, "a NoneType cannot be embedded: give a path, a PIL picture"),
+        (b"<html>", "not a picture"),
+        (Image.new("F", (4, 4)), "32-bit pixels"),
+        ("nowhere.jpg", "nowhere.jpg cannot be embedded: No such file"),
+    ],
+)
+def test_what_is_no_picture_is_one_line_that_says_what_is(model, image, said):
+    with pytest.raises(UserError) as raised:
+        model.encode_image([image])
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
 def test_a_file_that_is_no_picture_is_an_error_that_names_it(model, tmp_path):
     (tmp_path / "bad.jpg").write_text("<html>")
-    with pytest.raises(UserError, match=r"bad\.jpg: not a picture"):
+    with pytest.raises(UserError, match=r"bad\.jpg cannot be embedded: not a picture"):
         model.encode_image([tmp_path / "bad.jpg"])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"dtype": "float16"}, {"batch_size": 0}, {"image_size": 64.0}, {"context_length": "a"}]
+)
+def test_an_option_that_cannot_be_is_an_error_that_names_it(workdir, wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        jaxclip.load(workdir, **wrong)
+
+
+def test_a_folder_that_only_looks_like_a_checkpoint_is_none(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(UserError, match="has neither checkpoints/"):
+        jaxclip.load(tmp_path)
+    (tmp_path / "state").mkdir()
+    with pytest.raises(UserError, match="is a checkpoint that cannot be read"):
+        jaxclip.load(tmp_path)
 
 
 def test_a_folder_without_a_checkpoint_is_an_error_that_names_it(tmp_path):

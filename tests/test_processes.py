@@ -119,6 +119,7 @@ def test_only_the_first_process_speaks_and_writes_the_page(together):
     assert (together.workdir / "report.html").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_two_processes_start_from_public_weights_as_one_does(alone, folder):
     """Weights of 16 pixels, in a run of 24, so that the position embeddings are resized too; sharded over both."""
     assert convert([str(alone), str(folder / "weights"), "--to=huggingface"]) == 0

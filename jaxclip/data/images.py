@@ -124,6 +124,15 @@ def _naming_reasons() -> Iterator[None]:
         raise Unreadable("truncated picture" if "truncated" in str(error).lower() else "broken picture") from error
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture that Pillow has opened, in RGB and upright; conversions and reasons as those of `Encoded.decode`."""
+    with _naming_reasons():
+        image.load()
+        turn = _UPRIGHT.get(_orientation(image))
+        rgb = _rgb(image)
+        return rgb if turn is None else rgb.transpose(turn)
+
+
 def open_picture(image: bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The RGB picture of a `Record.image`: encoded bytes, or uint8 pixels [height, width, 3].
 

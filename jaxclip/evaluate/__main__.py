@@ -59,6 +59,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     encoder, params = loaded.evaluation_parts()
     output, pretrained = _names(pathlib.Path(arguments.path), folder)
     output = pathlib.Path(arguments.output) if arguments.output else output
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output={output}: {error.strerror}; name a folder that can be written") from None
     names = {"model": methods.to_config(loaded.method)["name"], "pretrained": pretrained}
     for result in evaluate.run_all(evaluations, encoder, params, output, names):
         print(evaluate.summary(result))

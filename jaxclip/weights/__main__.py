@@ -28,8 +28,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--context-length", type=int, help="tokens: position embeddings are resized to it")
     add_flags(parser)
     arguments = parser.parse_args(argv)
-    # Nothing here is computed on an accelerator, whose memory may be smaller than the model.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         _convert(arguments)
@@ -46,8 +44,11 @@ def _convert(arguments: argparse.Namespace) -> None:
     from jaxclip.config import MeshConfig
     from jaxclip.weights.opening import open_weights
     from jaxclip.weights.positions import at_size, read_at_size
-    from jaxclip.weights.saving import save
+    from jaxclip.weights.saving import check_new, save
 
+    # Nothing here is computed on an accelerator, whose memory may be smaller than the model.
+    jax.config.update("jax_platforms", "cpu")
+    check_new(arguments.folder)
     weights = open_weights(arguments.source, from_flags(arguments))
     method = at_size(weights.method, arguments.image_size, arguments.context_length)
     mesh = meshes.create(MeshConfig(), jax.devices()[:1])

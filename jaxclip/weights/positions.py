@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxclip import mesh as meshes
 from jaxclip import methods
 from jaxclip.errors import UserError
+from jaxclip.towers.bert import BertConfig
 from jaxclip.weights import pieces
 from jaxclip.weights.opening import Weights
 
@@ -32,6 +33,10 @@ def at_size(method: Any, image_size: int | None, context_length: int | None) -> 
     if image_size is not None:
         image = dataclasses.replace(image, image_size=image_size)
     if context_length is not None:
+        if isinstance(text, BertConfig) and context_length > text.context_length:
+            raise UserError(
+                f"context_length={context_length}: BERT has learnt {text.context_length} positions, no more"
+            )
         text = dataclasses.replace(text, context_length=context_length)
     return dataclasses.replace(method, image=image, text=text)
 
@@ -42,11 +47,14 @@ def read_at_size(weights: Weights, method: Any, mesh: Mesh, dtype: Any = "float3
     if method == weights.method:
         return params, stats
     wanted = pieces.flat(meshes.placed(mesh, *methods.abstract_variables(method), dtype)[0])
-    found = resized(pieces.flat(params), {path: leaf.shape for path, leaf in wanted.items()})
+    shapes = {path: leaf.shape for path, leaf in wanted.items()}
+    found = resized(pieces.flat(params), shapes, cut_text=isinstance(method.text, BertConfig))
     return pieces.nested({path: jax.device_put(found[path], leaf.sharding) for path, leaf in wanted.items()}), stats
 
 
-def resized(arrays: Mapping[str, jax.Array], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jax.Array]:
+def resized(
+    arrays: Mapping[str, jax.Array], shapes: Mapping[str, tuple[int, ...]], *, cut_text: bool = False
+) -> dict[str, jax.Array]:
     """Arrays by path, the position embeddings among them interpolated to the shapes asked for.
 
     Image positions are resized on their grid by an antialiased bicubic kernel and text positions linearly along the
@@ -55,6 +63,7 @@ def resized(arrays: Mapping[str, jax.Array], shapes: Mapping[str, tuple[int, ...
     Args:
       arrays: as read.
       shapes: of the model that is to have them, by path; paths that are not there stay as they are.
+      cut_text: a shorter text has the first positions, as is the habit with BERT's, and a longer one cannot be.
     """
     result = dict(arrays)
     for path, array in arrays.items():
@@ -63,6 +72,8 @@ def resized(arrays: Mapping[str, jax.Array], shapes: Mapping[str, tuple[int, ...
             continue
         if path in _IMAGE:
             result[path] = _on_grid(array, shape[0])
+        elif path in _TEXT and cut_text:
+            result[path] = array[: shape[0]]
         elif path in _TEXT:
             values = jax.image.resize(array.astype(jnp.float32), shape, "linear", antialias=False)
             result[path] = values.astype(array.dtype)

@@ -41,8 +41,11 @@ def save(
     Raises:
       UserError: the form has no such model, the folder is there already, or it cannot be written.
     """
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} is there already; name a new folder")
+    check_new(folder)
+    folder = folder.absolute()
+    if form != "jaxclip":
+        # Refuses a model that the form has not, before anything is made.
+        _FAMILIES[form].config_of(method, tokenizer)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +62,16 @@ def save(
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def check_new(folder: pathlib.Path) -> None:
+    """Raises UserError where a folder that is to be made is there already with something in it."""
+    try:
+        taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be written: {error}") from None
+    if taken:
+        raise UserError(f"{folder} is there already; name a new folder")
 
 
 def _save_open_clip(folder: pathlib.Path, method: Any, tokenizer: Tokenizer, arrays: Mapping[str, jax.Array]) -> None:
@@ -79,4 +92,5 @@ def _save_hugging_face(
     write_tensors(folder, "model", pieces.write(arrays, hugging_face.pieces(method)))
 
 
+_FAMILIES: dict[str, Any] = {"openclip": open_clip, "huggingface": hugging_face}
 _FORMS = {"openclip": _save_open_clip, "huggingface": _save_hugging_face}
