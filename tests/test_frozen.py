@@ -237,3 +237,16 @@ def test_what_is_no_regular_expression_is_an_error():
     with pytest.raises(UserError, match=r"config.optimizer.frozen='\^image\(' is not a regular expression") as error:
         parse(OptimizerConfig, {"learning_rate": 1e-3, "frozen": "^image("}, "config.optimizer")
     assert "\n" not in str(error.value)
+
+
+def test_a_frozen_tower_with_batch_statistics_takes_micro_batches():
+    """A record's embedding no longer depends on the others, so that parts give what the whole gives."""
+    found = []
+    for microbatches in (1, 2):
+        step = step_with("^image/", microbatches, "resnet")
+        state = made_up(step)
+        rows = jax.device_put(batch(32))
+        loss, (_, stats) = jax.jit(step.loss)(state.params, state.stats, rows, jax.random.key(0))
+        np.testing.assert_equal(arrays(stats), arrays(state.stats))
+        found.append(float(loss))
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
