@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tokenizers
 from tokenizers import models
 
-from jaxclip.data.tokenizers import cleaning, normalising
+from jaxclip.data.tokenizers import cleaning, growth, normalising
 from jaxclip.data.tokenizers.layout import lay_out
 from jaxclip.quiet import quiet_stderr
 
 # Letters that hardly any vocabulary has: a hieroglyph alone and in a word, and the last one for private use. A model
 # that has no token for what it does not know fails on these, and would on some caption.
 _UNHEARD_OF = "\U00013000 a\U00013000 \U0010fffd"
+_MOST_IDS = 1 << 24  # the largest vocabularies have a million
+_AT_ONCE = 1 << 22  # characters, as long as the file's steps make them, that are encoded together: some 400 MB
 
 
 class HuggingFaceTokenizer:
@@ -40,9 +43,15 @@ class HuggingFaceTokenizer:
           clean: of `normalising.CLEANINGS`, what is done to texts besides what the file says.
 
         Raises:
-          ValueError: it is no such file, or nothing says what to pad with, or some texts have no ids.
+          ValueError: it is no such file, or nothing says what to pad with, or some texts have no ids, or it makes
+            texts so long that they would fill the memory.
         """
-        backend = _parse(text)
+        with _failures():
+            self._read(text, pad_token, clean)
+
+    def _read(self, text: str, pad_token: str | None, clean: str | None) -> None:
+        self._growth = growth.check(text)
+        backend = tokenizers.Tokenizer.from_str(text)
         backend.no_truncation()
         self.clean, normalizer = normalising.split(backend.normalizer)
         # Mended and with single spaces they are by all of open_clip's ways; what else the file says is done after.
@@ -55,6 +64,8 @@ class HuggingFaceTokenizer:
         if not self._known.issuperset(self._before + self._after):
             raise ValueError("its post-processor adds ids that are not in its vocabulary")
         self.vocab_size = max(self._known, default=-1) + 1
+        if self.vocab_size > _MOST_IDS:
+            raise ValueError(f"it has the id {self.vocab_size - 1}, and no vocabulary has so many tokens")
         self.start_id = self._before[0] if self._before else None
         self.end_id = self._after[-1] if self._after else None
         special = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if token.special}
@@ -67,6 +78,7 @@ class HuggingFaceTokenizer:
         self._json = backend.to_str()
         backend.no_padding()
         if self.clean is not None:
+            growth.check(self._json)  # so that what is stored can be read again
             # Before the library looks for special tokens in a text, as it does before it normalises.
             backend.normalizer = normalizer
         self._backend = backend
@@ -76,7 +88,8 @@ class HuggingFaceTokenizer:
             raise ValueError(f"it has no token for what it does not know: {error}") from error
 
     def __call__(self, texts: Sequence[str], context_length: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `Tokenizer` has it.
+        """As `Tokenizer` has it. A text that the library fails on, as an expression of the file's own can make it, is
+        taken for an empty one.
 
         Raises UserError where context_length has no room for the special tokens.
         """
@@ -85,9 +98,19 @@ class HuggingFaceTokenizer:
         read = [cleaning.encodable(cleaning.beginning(text, context_length)) for text in texts]
         if self.clean is not None:
             read = list(map(normalising.CLEANINGS[self.clean].apply, read))
-        encodings = self._backend.encode_batch_fast(read, add_special_tokens=False)
-        ids = [encoding.ids for encoding in encodings]
+        ids: list[list[int]] = []
+        for some in _portions(read, _AT_ONCE // self._growth):
+            ids += (found[:context_length] for found in self._ids(some))
         return lay_out(ids, context_length, self.pad_id, self._before, self._after)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        """The ids of texts; none of one that the library fails on."""
+        try:
+            return [found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a panic in Rust is no Exception
+            return [[]] if len(texts) == 1 else [ids for text in texts for ids in self._ids([text])]
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The text of token ids [length] as the file's decoder spells it, without padding and what is put around it.
@@ -113,16 +136,36 @@ class HuggingFaceTokenizer:
         return self._json
 
 
-def _parse(text: str) -> tokenizers.Tokenizer:
-    # Where a damaged file makes the library panic in Rust, it says so on stderr, and what it raises is no Exception.
+@contextlib.contextmanager
+def _failures() -> Iterator[None]:
+    """Makes a ValueError of whatever fails inside.
+
+    Where a damaged file makes the library panic in Rust, it says so on stderr, and what it raises is no Exception.
+    """
     with quiet_stderr():
         try:
-            return tokenizers.Tokenizer.from_str(text)
+            yield
+            return
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            reason = str(error)
+            known = isinstance(error, ValueError) or type(error) is Exception or not isinstance(error, Exception)
+            reason = str(error) if known else "not of its form"
     raise ValueError(reason)
+
+
+def _portions(texts: list[str], most: int) -> Iterator[list[str]]:
+    """Texts in order, together up to so many characters, or one longer than that."""
+    some: list[str] = []
+    length = 0
+    for text in texts:
+        if some and length + len(text) > most:
+            yield some
+            some, length = [], 0
+        some.append(text)
+        length += len(text)
+    if some:
+        yield some
 
 
 def _around(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
