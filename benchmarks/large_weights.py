@@ -1,8 +1,8 @@
 """python benchmarks/large_weights.py FOLDER: how much memory it takes to open a model of 2.5 billion parameters.
 
 Writes open_clip's ViT-bigG-14 (2,539,567,105 parameters) into FOLDER, in float16 as such models are published (5 GB),
-and opens it as jaxclip.load does, in float32 and in bfloat16, each in a process of its own. Prints the most memory of the
-process that is not the mapped file (RssAnon, sampled) as a ratio to the parameters' size in that type.
+and opens it as jaxclip.load does, in float32 and in bfloat16, each in a process of its own. Prints the most memory of
+the process that is not the mapped file (RssAnon, sampled) as a ratio to the parameters' size in that type.
 """
 
 from __future__ import annotations

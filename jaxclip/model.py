@@ -90,9 +90,8 @@ class Model:
           images: a list of paths, PIL pictures and uint8 arrays [h, w, 3] in any mixture, one of these alone, or an
             array [n, h, w, 3].
         """
-        if getattr(images, "ndim", None) == 3:
-            images = [images]
-        pictures = _list(images, (str, bytes, os.PathLike, Image.Image))
+        alone = getattr(images, "ndim", None) == 3
+        pictures: list[Any] = [images] if alone else _list(images, (str, bytes, os.PathLike, Image.Image))
         size = self._encoder.batch_size
         outputs = []
         # A batch at a time, so that any number of files takes the memory of one batch.
@@ -177,7 +176,7 @@ def load(
     batch_size: int = 64,
     activation: str | None = None,
     preprocess: str | PixelsConfig | None = None,
-    heads: int | None = None,
+    heads: int | str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Opens a model: a run of ours, or public weights.
@@ -200,7 +199,7 @@ def load(
     for name, value in (("image_size", image_size), ("context_length", context_length), ("batch_size", batch_size)):
         if value is not None and (type(value) is not int or value < 1):
             raise UserError(f"{name}={value!r} must be a whole number, 1 at least")
-    weights = open_weights(path, Answers(activation, preprocess, heads, tokenizer))
+    weights = open_weights(path, Answers(activation, preprocess, heads, tokenizer, image_size))
     method = at_size(weights.method, image_size, context_length)
     mesh = meshes.create(MeshConfig(), jax.local_devices() if jax.process_count() == 1 else None)
     params, stats = read_at_size(weights, method, mesh, dtype)

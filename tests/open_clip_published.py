@@ -113,9 +113,9 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int, int]] = {
 
 
 def described(model: Any, preprocess: Any = None, tensors: Any = None, answers: Answers = ANSWERS) -> dict[str, Any]:
-    questions = Questions("it", answers)
+    questions = Questions("it", answers, binding=False)
     found = open_clip.describe("it", tensors or {}, {"model_cfg": model, "preprocess_cfg": preprocess or {}}, questions)
-    questions.check()
+    questions.check(found)
     return found
 
 

@@ -168,7 +168,7 @@ def encoded(mode: str, kind: str = "PNG", orientation: int = 1) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 30, 4), np.uint8)
     picture = Image.fromarray(pixels, "RGBA") if mode == "RGBA" else Image.fromarray(pixels[..., :3]).convert(mode)
     if mode == "I;16":
-        picture = Image.fromarray((pixels[..., 0].astype(np.uint16) * 257))
+        picture = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
     exif = Image.Exif()
     exif[274] = orientation
     file = io.BytesIO()

@@ -121,9 +121,9 @@ def test_queries_keys_and_values_stand_side_by_side_with_their_heads_together(ar
 def test_pixels_are_asked_for_and_nothing_else():
     asked = Questions("siglip.npz", Answers())
     method = siglip()
-    big_vision.describe("siglip.npz", tensors_for(big_vision.pieces(method, {}), shapes_of(method)), asked)
+    keys = big_vision.describe("siglip.npz", tensors_for(big_vision.pieces(method, {}), shapes_of(method)), asked)
     with pytest.raises(UserError, match="preprocess=") as error:
-        asked.check()
+        asked.check(keys)
     assert "activation=" not in str(error.value).partition("(to jaxclip.load")[0]
 
 

@@ -90,7 +90,8 @@ PUBLISHED = {
 
 
 def described(config, preprocessor=None):
-    return hugging_face.describe("there", config, preprocessor, Questions("there", Answers(preprocess="clip")))
+    found = preprocessor if preprocessor is None else ("preprocessor_config.json", preprocessor)
+    return hugging_face.describe("there", config, found, Questions("there", Answers(preprocess="clip")))
 
 
 def published(name):
@@ -288,7 +289,13 @@ def test_what_a_processor_does_to_pictures_is_read(content, kind, pixels):
         ({"image_mean": [0.5]}, r"image_mean=\[0.5\] must be three numbers"),
         ({"image_std": [0.5, 0.5, 0]}, "image_std="),
         ({"image_std": [0.5, 0.5, "0.5"]}, "image_std="),
-        ({"image_processor_type": "ViTImageProcessor"}, "is missing"),
+        (
+            {"image_processor_type": "ViTImageProcessor"},
+            'image_processor_type="ViTImageProcessor" must be "CLIPFeature',
+        ),
+        ({"feature_extractor_type": ["CLIPFeatureExtractor"]}, "feature_extractor_type="),
+        ({"do_pad": True}, "do_pad=true must be false"),
+        ({"crop_pct": 0.9}, "crop_pct=0.9 must be left out"),
     ],
 )
 def test_what_is_done_otherwise_to_pictures_is_refused_by_its_key(content, said):
@@ -298,9 +305,9 @@ def test_what_is_done_otherwise_to_pictures_is_refused_by_its_key(content, said)
 
 def test_pixels_are_asked_for_where_no_file_tells():
     asked = Questions("there", Answers())
-    hugging_face.describe("there", {"model_type": "clip"}, None, asked)
+    keys = hugging_face.describe("there", {"model_type": "clip"}, None, asked)
     with pytest.raises(UserError, match="preprocess="):
-        asked.check()
+        asked.check(keys)
 
 
 # -------------------------------------------------------------------------------------------------------- BERT

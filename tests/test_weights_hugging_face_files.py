@@ -44,7 +44,8 @@ TEXTS = [
 
 
 def described(config, preprocessor=None):
-    return hugging_face.describe("there", config, preprocessor, Questions("there", Answers(preprocess="clip")))
+    found = preprocessor if preprocessor is None else ("preprocessor_config.json", preprocessor)
+    return hugging_face.describe("there", config, found, Questions("there", Answers(preprocess="clip")))
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ config.steps = 1
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A run whose vision transformer has heads of width 64, as open_clip's text towers must."""
+    """A run whose image tower has one head of width 64, since open_clip's config tells a head's width, 64 at first."""
     folder = tmp_path_factory.mktemp("run")
     wide = "\n".join(
         f"config.method.{tower}.{key}" for tower in ("image", "text") for key in ("width = 64", "heads = 1")
@@ -130,12 +130,12 @@ def test_what_a_file_does_not_say_is_asked_for_in_one_line_with_the_choices(bare
 
 def test_answers_open_what_does_not_say_everything(bare, workdir, tmp_path):
     tokenizer = workdir / "tokenizer.json"
-    answers = ["--activation=quick_gelu", "--preprocess=clip", f"--tokenizer={tokenizer}"]
+    answers = ["--activation=quick_gelu", "--preprocess=clip", "--heads=1,1", f"--tokenizer={tokenizer}"]
     assert main([str(bare), str(tmp_path / "out"), "--to=jaxclip", *answers]) == 0
     same_bits(workdir, tmp_path / "out")
     ours = jaxclip.load(workdir).encode_text(["red"])
     np.testing.assert_array_equal(jaxclip.load(tmp_path / "out").encode_text(["red"]), ours)
-    other = jaxclip.load(bare, activation="gelu", preprocess="clip", tokenizer=tokenizer)
+    other = jaxclip.load(bare, activation="gelu", preprocess="clip", heads="1,1", tokenizer=tokenizer)
     assert np.abs(other.encode_text(["red"]) - ours).max() > 1e-5
 
 
@@ -154,6 +154,22 @@ def test_a_wrong_answer_is_one_line(bare, tmp_path, capsys, flag, said):
     assert line.startswith("error: ") and said in line
 
 
+def test_an_answer_to_what_is_said_already_is_refused_and_not_dropped(workdir, bare, tmp_path, capsys):
+    for source, said in ((bare.parent, "says its activation itself"), (workdir, "leave activation out")):
+        assert main([str(source), str(tmp_path / "out"), "--to=jaxclip", "--activation=gelu"]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_folder_may_be_named_from_inside_it_or_far_below(workdir, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main([str(workdir), ".", "--to=jaxclip"]) == 0
+    same_bits(workdir, tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
+    assert main([str(workdir), "a/b/c", "--to=jaxclip"]) == 0
+    same_bits(workdir, tmp_path / "a" / "b" / "c")
+
+
 def refused(capsys, source: pathlib.Path, folder: pathlib.Path, form: str = "jaxclip") -> str:
     assert main([str(source), str(folder), f"--to={form}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -162,6 +178,7 @@ def refused(capsys, source: pathlib.Path, folder: pathlib.Path, form: str = "jax
 
 def test_a_form_that_has_no_such_model_says_why(resnet_workdir, tmp_path, capsys):
     assert "image.name='modified_resnet'" in refused(capsys, resnet_workdir, tmp_path / "out", "huggingface")
+    assert "modified_resnet" in refused(capsys, resnet_workdir, tmp_path / "a" / "b" / "out", "huggingface")
     assert not list(tmp_path.iterdir())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 from typing import Any
@@ -12,6 +13,8 @@ from open_clip_published import ANSWERS, PUBLISHED, described, method_of, publis
 from weight_layouts import Tensor, assert_covered_once, shapes_of, tensors_for
 
 from jaxclip import methods
+from jaxclip.data import tokenizers
+from jaxclip.data.tokenizers.wordpiece import from_vocabulary
 from jaxclip.errors import UserError
 from jaxclip.weights import open_clip, pieces
 from jaxclip.weights.answers import Answers, Questions
@@ -88,24 +91,98 @@ def test_the_shapes_of_a_bare_file_say_what_its_config_says(name):
     method = method_of(PUBLISHED[name][0])
     activations = f"{getattr(method.image, 'activation', 'gelu')},{method.text.activation}"
     questions = Questions("it", Answers(activation=activations, preprocess="clip"))
-    found = methods.from_config(open_clip.describe("it", bare(method), None, questions))
-    questions.check()
-    assert found == method
+    found = open_clip.describe("it", bare(method), None, questions)
+    questions.check(found)
+    assert methods.from_config(found) == method
 
 
-def test_a_bare_file_is_of_the_least_size_that_has_its_patches():
-    method = method_of(PUBLISHED["ViT-SO400M-14-SigLIP-384"][0])
-    found = methods.from_config(open_clip.describe("it", bare(method), None, Questions("it", ANSWERS)))
-    # A patch of 14 pixels goes 27 times into 384, and 6 are not seen.
-    assert (found.image.image_size, found.image.grid) == (378, method.image.grid)
+def test_where_patches_are_those_of_two_published_sizes_the_size_is_asked_for():
+    tensors = bare(method_of(PUBLISHED["ViT-SO400M-14-SigLIP-384"][0]))
+    asked = Questions("it", ANSWERS)
+    with pytest.raises(UserError, match="give image_size=378 or 384"):
+        asked.check(open_clip.describe("it", tensors, None, asked))
+    # Positions are resized to any other, and then it does not matter which it was.
+    for answer, size in ((378, 378), (384, 384), (224, 378)):
+        questions = Questions("it", dataclasses.replace(ANSWERS, image_size=answer))
+        found = open_clip.describe("it", tensors, None, questions)
+        questions.check(found)
+        assert (found["image"]["image_size"], methods.from_config(found).image.grid) == (size, 27)
+
+
+def test_heads_are_asked_for_where_no_published_model_is_so_wide_and_an_answer_counts_everywhere():
+    def found(answer: Any, binding: bool = True, **changes: Any) -> Any:
+        tensors = bare(method_of(published("ViT-B-32", vision__layers=1, text__layers=1, **changes)))
+        questions = Questions("it", dataclasses.replace(ANSWERS, heads=answer), binding=binding)
+        keys = open_clip.describe("it", tensors, None, questions)
+        questions.check(keys)
+        return keys["image"]["heads"], keys["text"]["heads"]
+
+    assert [found(answer) for answer in (None, 6, "6", "6,16", ",16")] == [(12, 8), (6, 8), (6, 8), (6, 16), (12, 16)]
+    wide = {"text__width": 960, "text__heads": 15, "vision__width": 1152}
+    assert found("18,15", **wide) == found("18,15", binding=False, **wide) == (18, 15)
+    # What is no more than a guess itself counts for less than what is published.
+    assert found("6,16", binding=False) == (12, 8)
+    for answer, asked in (
+        (None, "heads=IMAGE,TEXT, the numbers of the image tower of width 1152 and of the text tower of width 960"),
+        (18, "heads=18,TEXT, .*width 960"),
+        (",15", "heads=IMAGE, .*width 1152"),
+    ):
+        with pytest.raises(UserError, match=asked):
+            found(answer, **wide)
+    for wrong in (0, -1, "", ",", "a", "1,2,3", "1, 2", True, 1.5, "9" * 9):
+        with pytest.raises(UserError, match="heads="):
+            Answers(heads=wrong)
+
+
+def test_an_answer_to_what_the_config_says_is_refused_with_what_it_says():
+    config = {"model_cfg": PUBLISHED["ViT-B-16"][0], "preprocess_cfg": {}}
+    for answers, said in [
+        (
+            Answers(activation="gelu"),
+            r"^it says its activation itself \(quick_gelu\): leave activation out$",
+        ),
+        (Answers(preprocess="clip"), "^it says its preprocess itself .*: leave preprocess out$"),
+        (Answers(heads=6), r"^it says its heads of the image tower itself \(12\)"),
+        (Answers(heads=",6"), r"^it says its heads of the text tower itself \(8\)"),
+    ]:
+        questions = Questions("it", answers)
+        found = open_clip.describe("it", {}, config, questions)
+        with pytest.raises(UserError, match=said):
+            questions.check(found)
+        free = Questions("it", answers, binding=False)
+        free.check(open_clip.describe("it", {}, config, free))
+        assert found == open_clip.describe("it", {}, config, Questions("it", Answers()))
+    questions = Questions("it", Answers(tokenizer="elsewhere.json", image_size=336))
+    questions.check(open_clip.describe("it", {}, config, questions))
+
+
+def test_texts_are_read_where_open_clip_reads_them():
+    def check(vocabulary: Any, **text: Any) -> None:
+        changes = {f"text__{key}": value for key, value in text.items()}
+        open_clip.check_end("it", {"model_cfg": published("ViT-B-32", **changes)}, vocabulary)
+
+    clips = tokenizers.train(["a"], 514)  # its end token is the last id, 513
+    words = from_vocabulary("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\n")
+    check(clips)
+    check(clips, pool_type="eos", eos_id=513)
+    check(words, pool_type="eos", eos_id=3)
+    check(words, pool_type="last")
+    for vocabulary, text, said in [
+        (words, {}, 'pool_type="argmax" must be "eos" with eos_id=3: .* which may be 6,'),
+        (words, {"pool_type": "eos", "eos_id": 2}, "eos_id=2 must be 3,"),
+        (words, {"pool_type": "eos"}, "eos_id=2 must be 3,"),
+        (clips, {"pool_type": "eos", "eos_id": 513.0}, "eos_id=513.0 must be 513,"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            check(vocabulary, **text)
 
 
 def test_a_bare_file_does_not_say_its_activation_and_its_preprocessing():
     tensors = bare(method_of(published("ViT-B-32", vision__width=1100, vision__head_width=50)))
     questions = Questions("it", Answers())
-    open_clip.describe("it", tensors, None, questions)
+    found = open_clip.describe("it", tensors, None, questions)
     with pytest.raises(UserError, match="activation=.*heads=.*1100.*preprocess="):
-        questions.check()
+        questions.check(found)
 
 
 def test_other_spellings_of_the_names_are_the_same_tensors():
@@ -256,6 +333,6 @@ def test_preprocessing_is_the_configs_with_open_clips_own_defaults():
 
 def test_a_config_without_preprocessing_asks_for_it():
     questions = Questions("it", Answers())
-    open_clip.describe("it", {}, {"model_cfg": PUBLISHED["ViT-B-32"][0]}, questions)
+    found = open_clip.describe("it", {}, {"model_cfg": PUBLISHED["ViT-B-32"][0]}, questions)
     with pytest.raises(UserError, match="preprocess="):
-        questions.check()
+        questions.check(found)

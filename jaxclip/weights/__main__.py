@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import sys
@@ -49,7 +50,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     # Nothing here is computed on an accelerator, whose memory may be smaller than the model.
     jax.config.update("jax_platforms", "cpu")
     check_new(arguments.folder)
-    weights = open_weights(arguments.source, from_flags(arguments))
+    answers = dataclasses.replace(from_flags(arguments), image_size=arguments.image_size)
+    weights = open_weights(arguments.source, answers)
     method = at_size(weights.method, arguments.image_size, arguments.context_length)
     mesh = meshes.create(MeshConfig(), jax.devices()[:1])
     params, stats = read_at_size(weights, method, mesh, arguments.dtype)

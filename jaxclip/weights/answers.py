@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from jaxclip.config import PixelsConfig, to_dict
@@ -29,27 +31,40 @@ class Answers:
     Attributes:
       activation: of both towers, or of the image and the text tower with a comma between ("gelu,gelu_tanh").
       preprocess: a key of `PREPROCESSING`, or the config itself.
-      heads: of the image tower's attention.
-      tokenizer: path of the vocabulary.
+      heads: of the attention of the image tower, or of the image and the text tower with a comma between ("16,20"); a
+        side that need not be said may be empty (",20").
+      tokenizer: path of the vocabulary, which counts whatever the files have.
+      image_size: pixels of the pictures' side, for files whose patches are those of several sizes. Another size is
+        that which the caller resizes the positions to, and what the files were trained at then makes no difference.
     """
 
     activation: str | None = None
     preprocess: str | PixelsConfig | None = None
-    heads: int | None = None
+    heads: int | str | None = None
     tokenizer: str | os.PathLike[str] | None = None
+    image_size: int | None = None
 
     def __post_init__(self):
         if self.activation is not None and not set(self.activations()) <= set(get_args(Activation)):
             raise UserError(f"activation={self.activation!r} must be {_ACTIVATIONS}")
         if isinstance(self.preprocess, str) and self.preprocess not in PREPROCESSING:
             raise UserError(f"preprocess={self.preprocess!r} must be {_PREPROCESS}")
-        if self.heads is not None and self.heads < 1:
-            raise UserError(f"heads={self.heads} must be at least 1")
+        sides = str(self.heads).split(",")
+        if self.heads is not None and (
+            len(sides) > 2 or not any(sides) or any(side and not _HEADS.fullmatch(side) for side in sides)
+        ):
+            raise UserError(f"heads={str(self.heads)[:80]} must be at least 1, or two such numbers, IMAGE,TEXT")
 
     def activations(self) -> tuple[str, str]:
         """Those of the image and of the text tower, where there is an answer."""
         image, comma, text = (self.activation or "").partition(",")
         return image, text if comma else image
+
+    def heads_of(self, tower: str) -> int | None:
+        """Those of the tower "image" or "text", where there is an answer."""
+        image, _, text = ("" if self.heads is None else str(self.heads)).partition(",")
+        side = image if tower == "image" else text
+        return int(side) if side else None
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +74,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--activation", help=f"of both towers, or the image and the text tower's: {', '.join(get_args(Activation))}"
     )
     group.add_argument("--preprocess", help=f"of pictures: {', '.join(PREPROCESSING)}")
-    group.add_argument("--heads", type=int, help="of the image tower's attention")
+    group.add_argument("--heads", help="of the attention of the image tower, or of both with a comma (16,20)")
     group.add_argument("--tokenizer", help="path of the vocabulary")
 
 
@@ -71,13 +86,25 @@ def from_flags(arguments: argparse.Namespace) -> Answers:
 class Questions:
     """Collects what must be asked, so that one error asks for all of it."""
 
-    def __init__(self, source: str, answers: Answers):
+    def __init__(self, source: str, answers: Answers, *, binding: bool = True):
+        """Starts with nothing asked.
+
+        Args:
+          source: whose weights they are, for messages.
+          answers: what is known already.
+          binding: whether answers are what a person says of these weights, so that one that nobody asked for is an
+            error; else they are guesses, and all that is known counts before them.
+        """
         self.source = source
         self.answers = answers
+        self._binding = binding
         self._open: list[str] = []
+        self._used: set[str] = set()
+        self._headless: dict[str, int] = {}  # widths of towers
 
     def activations(self) -> tuple[str, str]:
         """Of the image and the text tower."""
+        self._used.add("activation")
         if self.answers.activation is None:
             self._open.append(f"activation={_ACTIVATIONS}")
             return "gelu", "gelu"
@@ -85,6 +112,7 @@ class Questions:
 
     def pixels(self) -> dict[str, Any]:
         """Of `config.PixelsConfig`."""
+        self._used.add("preprocess")
         if self.answers.preprocess is None:
             self._open.append(f"preprocess={_PREPROCESS}")
             return {}
@@ -92,24 +120,67 @@ class Questions:
             return dict(PREPROCESSING[self.answers.preprocess][0])
         return to_dict(self.answers.preprocess)
 
-    def heads(self, width: int) -> int:
-        """Of an image tower of this width."""
-        if self.answers.heads is None:
-            self._open.append(f"heads=NUMBER of the image tower of width {width} (its heads are often 64 wide)")
+    def heads(self, tower: str, width: int, published: int | None) -> int:
+        """Of the tower "image" or "text", which is of this width; all that is published of it has that many, if any."""
+        self._used.add(f"heads of the {tower} tower")
+        answer = self.answers.heads_of(tower)
+        heads = (answer or published) if self._binding else (published or answer)
+        if heads is None:
+            self._headless[tower] = width
+            image = "IMAGE" if "image" in self._headless else self.answers.heads_of("image") or ""
+            text = ",TEXT" if "text" in self._headless else ""
+            whose = " and of ".join(f"the {name} tower of width {width}" for name, width in self._headless.items())
+            question = f"heads={image}{text}, the numbers of {whose} (heads are often 64 wide)"
+            self._open = [*(other for other in self._open if not other.startswith("heads=")), question]
             return 1
-        return self.answers.heads
+        return heads
+
+    def image_size(self, patch_size: int, grid: int) -> int:
+        """Pixels of the side of pictures, of which that many patches along a side are seen."""
+        least = patch_size * grid
+        # SigLIP's so400m/14 was published for both; of 384 pixels the last 6 are not seen.
+        if (patch_size, grid) != (14, 27):
+            return least
+        answer = self.answers.image_size
+        if answer is None:
+            self._open.append("image_size=378 or 384 (of SigLIP's so400m/14, the number in its name)")
+        return answer if answer is not None and answer // patch_size == grid else least
 
     def ask(self, question: str) -> None:
         """Adds a question in its own words."""
         self._open.append(question)
 
-    def check(self) -> None:
-        """Raises UserError where something was asked; what the methods above gave is only there to go on until here."""
+    def check(self, described: Mapping[str, Any]) -> None:
+        """Checks that all that was asked has an answer, and that every answer was asked for.
+
+        Args:
+          described: the model's keys, as `methods.from_config` takes them; what the methods above gave where there was
+            no answer is only there to go on until here.
+
+        Raises:
+          UserError: something was asked, or an answer is to what the files say themselves.
+        """
         if self._open:
             raise UserError(
                 f"{self.source} does not say all that its weights need; give {'; '.join(self._open)} "
-                "(to jaxclip.load, or as --activation=... and so on on the command line)"
+                "(to jaxclip.load; on a command line as --activation=..., and the others likewise)"
             )
+        if not self._binding:
+            return
+        image, text = described["image"], described["text"]
+        activations = dict.fromkeys(tower["activation"] for tower in (image, text) if "activation" in tower)
+        given: dict[str, tuple[bool, Any]] = {
+            "activation": (self.answers.activation is not None, ",".join(activations)),
+            "preprocess": (self.answers.preprocess is not None, described["pixels"]),
+            **{
+                f"heads of the {name} tower": (self.answers.heads_of(name) is not None, tower.get("heads"))
+                for name, tower in (("image", image), ("text", text))
+            },
+        }
+        for what, (is_given, said) in given.items():
+            if is_given and what not in self._used:
+                shown = f" ({said})" if said else ""
+                raise UserError(f"{self.source} says its {what} itself{shown}: leave {what} out")
 
 
 _ACTIVATIONS = (
@@ -117,3 +188,4 @@ _ACTIVATIONS = (
     "or 'gelu_tanh' (Google's), or two of them with a comma, the image tower's first"
 )
 _PREPROCESS = " or ".join(f"'{name}' ({whose})" for name, (_, whose) in PREPROCESSING.items())
+_HEADS = re.compile("[1-9][0-9]{0,5}")

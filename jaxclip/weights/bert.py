@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxclip.towers.bert import BertConfig
-from jaxclip.weights.hugging_face import block_keys, blocks, norm
+from jaxclip.weights.hugging_face import block_keys, blocks
 from jaxclip.weights.keys import Keys
-from jaxclip.weights.pieces import Piece
+from jaxclip.weights.pieces import Piece, layer_norm
 from jaxclip.weights.tensors import Stored
 
 _DEFAULTS = {
@@ -85,6 +85,6 @@ def pieces(config: BertConfig) -> list[Piece]:
         Piece("embeddings.word_embeddings.weight", "text/token_embedding"),
         Piece("embeddings.position_embeddings.weight", "text/positions"),
         Piece("embeddings.token_type_embeddings.weight", "text/segments"),
-        *norm("embeddings.LayerNorm", "text/ln_embedding"),
+        *layer_norm("embeddings.LayerNorm", "text/ln_embedding"),
         *blocks("encoder.layer", "text", config, _LAYERS),
     ]

@@ -33,13 +33,10 @@ def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 def describe(source: str, tensors: Mapping[str, Stored], questions: Questions) -> dict[str, Any]:
     """The model that an .npz holds, as `methods.from_config` takes it.
 
-    The pictures are taken to be as large as the patches together. A model of 14 x 14 patches that was trained on 384
-    x 384 pixels sees 378 x 378 of them, and nothing in the file tells.
-
     Args:
       source: the file, for messages.
       tensors: as `names` gives them.
-      questions: asked for the pixels.
+      questions: asked for the pixels, and for the size of pictures where the patches do not tell.
 
     Raises:
       UserError: it is no SigLIP.
@@ -59,7 +56,7 @@ def describe(source: str, tensors: Mapping[str, Stored], questions: Questions) -
         "name": "siglip",
         "image": {
             "name": "vit",
-            "image_size": patch * grid,
+            "image_size": questions.image_size(patch, grid),
             "patch_size": patch,
             **shapes.blocks(_IMAGE, width),
             "pool": "map",

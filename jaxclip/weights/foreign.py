@@ -19,6 +19,7 @@ from jaxclip.errors import UserError
 from jaxclip.methods.clip import Method
 from jaxclip.weights import big_vision, hugging_face, open_clip, pieces
 from jaxclip.weights.answers import Answers, Questions
+from jaxclip.weights.keys import LARGEST
 from jaxclip.weights.pieces import Piece
 from jaxclip.weights.tensors import Stored, open_tensors
 
@@ -27,7 +28,8 @@ _ACCEPTED = (
     "folder, OpenAI's or open_clip's .safetensors, and a big_vision .npz"
 )
 _MOST_JSON = 4 << 20  # bytes of a config
-_LARGEST = 1 << 24  # of any number in a model's description: a vocabulary of 16 million
+_FEWEST = 9  # tensors of a layer: a ResNet's bottleneck has no fewer, and a transformer's block more
+_MOST_SCANNED = 1000  # layers that are together in the tensors of one; towers have no more than some dozens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,9 @@ class ForeignWeights:
         return pieces.nested(params), pieces.nested(stats)
 
 
-def open_foreign(path: str | os.PathLike[str], answers: Answers, *, tokenizer_needed: bool = True) -> ForeignWeights:
+def open_foreign(
+    path: str | os.PathLike[str], answers: Answers, *, tokenizer_needed: bool = True, answers_binding: bool = True
+) -> ForeignWeights:
     """Opens public weights.
 
     Args:
@@ -70,6 +74,8 @@ def open_foreign(path: str | os.PathLike[str], answers: Answers, *, tokenizer_ne
         open_clip's, or a big_vision .npz.
       answers: what the files may not say.
       tokenizer_needed: whether the vocabulary has to be known.
+      answers_binding: whether an answer is an error where the files say it themselves; else what they say counts. The
+        tokenizer's is never one.
 
     Raises:
       UserError: it is none of these, something in it is wrong, or something must be asked for.
@@ -77,23 +83,19 @@ def open_foreign(path: str | os.PathLike[str], answers: Answers, *, tokenizer_ne
     path = pathlib.Path(os.fspath(path)).expanduser()
     if not path.exists():
         raise UserError(f"{path}: there is nothing; {_ACCEPTED}")
-    questions = Questions(str(path), answers)
-    folder = path if path.is_dir() else path.parent
+    questions = Questions(str(path), answers, binding=answers_binding)
+    config: dict[str, Any] | None = None
     if path.is_dir() and (path / "open_clip_config.json").is_file():
         tensors = open_clip.names(
             open_tensors(weight_file(path, "open_clip_model", "open_clip_pytorch_model", "model"))
         )
-        described = open_clip.describe(str(path), tensors, read_json(path / "open_clip_config.json"), questions)
+        config = read_json(path / "open_clip_config.json")
+        described = open_clip.describe(str(path), tensors, config, questions)
         family: Any = open_clip
     elif path.is_dir() and (path / "config.json").is_file():
         tensors = hugging_face.names(open_tensors(weight_file(path, "model")))
-        preprocessor = path / "preprocessor_config.json"
-        described = hugging_face.describe(
-            str(path),
-            read_json(path / "config.json"),
-            read_json(preprocessor) if preprocessor.is_file() else None,
-            questions,
-        )
+        config = read_json(path / "config.json")
+        described = hugging_face.describe(str(path), config, _preprocessor(path), questions)
         family = hugging_face
     elif path.is_dir():
         raise UserError(f"{path} has neither checkpoints/ nor open_clip_config.json nor config.json; {_ACCEPTED}")
@@ -109,9 +111,9 @@ def open_foreign(path: str | os.PathLike[str], answers: Answers, *, tokenizer_ne
             described = big_vision.describe(str(path), tensors, questions)
         else:
             described = open_clip.describe(str(path), tensors, None, questions)
-    tokenizer = _tokenizer(folder if path.is_dir() else None, questions, tokenizer_needed)
-    questions.check()
-    method = build(str(path), described, len(tensors))
+    tokenizer = _tokenizer(path if path.is_dir() else None, questions, tokenizer_needed)
+    questions.check(described)
+    method = build(str(path), described, len(tensors), scanned=family is big_vision)
     listed = big_vision.pieces(method, tensors) if family is big_vision else family.pieces(method)
     shapes = {
         name: leaf.shape for name, leaf in pieces.flat(methods.joined(*methods.abstract_variables(method))).items()
@@ -121,29 +123,45 @@ def open_foreign(path: str | os.PathLike[str], answers: Answers, *, tokenizer_ne
         raise UserError(
             f"{path}: the vocabulary has {tokenizer.vocab_size} ids, and the text tower only {method.text.vocab_size}"
         )
+    # A file without a config does not say where its texts are read: it is at the vocabulary's end token.
+    if tokenizer is not None and config is not None:
+        family.check_end(str(path), config, tokenizer)
     return ForeignWeights(str(path), method, tokenizer, tensors, listed)
 
 
-def build(source: str, described: Mapping[str, Any], tensors: int) -> Any:
+def build(source: str, described: Mapping[str, Any], tensors: int, *, scanned: bool = False) -> Any:
     """The method of a description, which may come from a stranger's file.
 
     Raises:
       UserError: it describes no model, or one that the number of tensors cannot be.
     """
-    check_numbers(source, described, tensors)
+    check_numbers(source, described, tensors, scanned=scanned)
     try:
         return methods.from_config(described)
     except UserError as error:
         raise UserError(f"{source}: {str(error).replace('config.method.', '')}") from None
 
 
-def check_numbers(source: str, described: Mapping[str, Any], tensors: int) -> None:
-    """Raises UserError where a description has a number that would take all memory before any tensor is looked at."""
-    for key, value in _numbers(described):
-        # Every layer has tensors of its own, except in a scanned npz, whose towers have no more than some dozens.
-        limit = max(tensors, 1000) if key == "layers" else _LARGEST
-        if value > limit:
-            raise UserError(f"{source}: it says {key} is {value:.6g}, which its {tensors} tensors cannot be")
+def check_numbers(source: str, described: Mapping[str, Any], tensors: int, *, scanned: bool = False) -> None:
+    """Looks at the numbers of a description before anything is made by them.
+
+    Args:
+      source: what it is of, for messages.
+      described: a method's keys, or a tower's.
+      tensors: how many the weights have.
+      scanned: whether all layers may be in the tensors of one.
+
+    Raises:
+      UserError: a number would take more time or memory than what the tensors can be of.
+    """
+    for key, value in described.items():
+        if isinstance(value, Mapping):
+            check_numbers(source, value, tensors, scanned=scanned)
+            continue
+        numbers = [item for item in (value if isinstance(value, tuple | list) else [value]) if _is_number(item)]
+        most = max(tensors // _FEWEST, _MOST_SCANNED if scanned else 0) if key == "layers" else LARGEST
+        if sum(numbers) > most:
+            raise UserError(f"{source}: it says {key} is {sum(numbers):.6g}, which its {tensors} tensors cannot be")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -172,18 +190,6 @@ def has_tokenizer(folder: pathlib.Path) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
-def _numbers(described: Mapping[str, Any], where: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
-    for key, value in described.items():
-        if isinstance(value, Mapping):
-            found += _numbers(value)
-        elif isinstance(value, tuple | list):
-            found += [(key, sum(item for item in value if isinstance(item, int | float)))]
-        elif isinstance(value, int | float):
-            found.append((key, value))
-    return found
-
-
 def weight_file(folder: pathlib.Path, *stems: str) -> pathlib.Path:
     """The tensors of a folder: one file or an index of several."""
     for stem in stems:
@@ -194,6 +200,18 @@ def weight_file(folder: pathlib.Path, *stems: str) -> pathlib.Path:
     if others:
         return others[0]  # refused with what to do about it
     raise UserError(f"{folder} has no {stems[0]}.safetensors: copy all of the folder")
+
+
+def _preprocessor(folder: pathlib.Path) -> tuple[str, Any] | None:
+    """What a Hugging Face folder says of pictures, and the file it says it in, the one that transformers would take."""
+    whole, alone = folder / "processor_config.json", folder / "preprocessor_config.json"
+    if whole.is_file() and (part := read_json(whole).get("image_processor")) is not None:
+        return f"{whole.name}, image_processor", part
+    return (alone.name, read_json(alone)) if alone.is_file() else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _tokenizer(folder: pathlib.Path | None, questions: Questions, needed: bool) -> Tokenizer | None:

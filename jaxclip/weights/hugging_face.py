@@ -20,7 +20,7 @@ from jaxclip.towers.vit import ViTConfig
 from jaxclip.weights.answers import Questions
 from jaxclip.weights.hugging_face_pixels import describe_pixels
 from jaxclip.weights.keys import Keys
-from jaxclip.weights.pieces import LINEAR, ONE_ROW, PATCHES, TWO_ROWS, Piece
+from jaxclip.weights.pieces import LINEAR, ONE_ROW, PATCHES, TWO_ROWS, Piece, layer_norm, linear
 from jaxclip.weights.tensors import Stored
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -79,17 +79,17 @@ _LAYERS = {
 
 
 def describe(
-    source: str, config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, questions: Questions
+    source: str,
+    config: Mapping[str, Any],
+    preprocessor: tuple[str, Mapping[str, Any]] | None,
+    questions: Questions,
 ) -> dict[str, Any]:
     """The model that a config.json describes, as `methods.from_config` takes it.
-
-    The end token's id is not read. CLIPModel looks for the largest id of a text where the config says 2, which all
-    published before 2023 do, and else for the first end token; ours is told the place by the tokenizer.
 
     Args:
       source: the folder, for messages.
       config: what is in config.json; keys that are not there have transformers' defaults.
-      preprocessor: what is in preprocessor_config.json; None where there is none.
+      preprocessor: what is said of pictures: the name of a file, and what is in it; None where nothing is.
       questions: asked for the pixels then.
 
     Raises:
@@ -132,9 +132,33 @@ def describe(
         "pixels": (
             questions.pixels()
             if preprocessor is None
-            else describe_pixels(f"{source}, preprocessor_config.json", preprocessor, kind, image_size)
+            else describe_pixels(f"{source}, {preprocessor[0]}", preprocessor[1], kind, image_size)
         ),
     }
+
+
+def check_end(source: str, config: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Checks that CLIPModel reads texts where our tokenizer says that they end.
+
+    It looks for the largest id of a text where the config says 2, which all published before 2023 do, and else for the
+    first end token.
+
+    Args:
+      source: the folder, for messages.
+      config: what `describe` has described.
+      tokenizer: the folder's, or another.
+
+    Raises:
+      UserError: it reads at another token.
+    """
+    file, end = f"{source}, config.json", tokenizer.end_id
+    if _kind(file, config) != "clip":
+        return  # SiglipModel reads at the last place, whatever is there
+    text = _tower(file, config, "text_config", {"eos_token_id": 49407})
+    said, largest = text.get("eos_token_id"), tokenizer.vocab_size - 1
+    if type(said) is not int or (largest if said == 2 else said) != end:
+        old = f" (2 has texts read at their largest id, which may be {largest})" if said == 2 else ""
+        raise text.wrong("eos_token_id", f"{end}, the end token of the vocabulary, where jaxclip reads texts{old}")
 
 
 def block_keys(keys: Keys) -> dict[str, Any]:
@@ -195,17 +219,17 @@ def pieces(method: clip.Method) -> list[Piece]:
         Piece("vision_model.embeddings.patch_embedding.weight", "image/patch_kernel", (), PATCHES),
         Piece("vision_model.embeddings.position_embedding.weight", "image/positions"),
         *blocks("vision_model.encoder.layers", "image", image, _LAYERS),
-        *norm("vision_model.post_layernorm", "image/ln_post"),
+        *layer_norm("vision_model.post_layernorm", "image/ln_post"),
         Piece("text_model.embeddings.token_embedding.weight", "text/token_embedding"),
         Piece("text_model.embeddings.position_embedding.weight", "text/positions"),
         *blocks("text_model.encoder.layers", "text", text, _LAYERS),
-        *norm("text_model.final_layer_norm", "text/ln_final"),
+        *layer_norm("text_model.final_layer_norm", "text/ln_final"),
     ]
     if kind == "clip":
         return [
             *found,
             Piece("vision_model.embeddings.class_embedding", "image/class_embedding"),
-            *norm("vision_model.pre_layrnorm", "image/ln_pre"),
+            *layer_norm("vision_model.pre_layrnorm", "image/ln_pre"),
             Piece("visual_projection.weight", "image/projection", (), LINEAR),
             Piece("text_projection.weight", "text/projection", (), LINEAR),
             Piece("logit_scale", "logit_scale"),
@@ -218,7 +242,7 @@ def pieces(method: clip.Method) -> list[Piece]:
         Piece(f"{head}.attention.in_proj_weight", f"{ours}/qkv_kernel", (), LINEAR),
         Piece(f"{head}.attention.in_proj_bias", f"{ours}/qkv_bias"),
         *linear(f"{head}.attention.out_proj", f"{ours}/attention_out"),
-        *norm(f"{head}.layernorm", f"{ours}/ln"),
+        *layer_norm(f"{head}.layernorm", f"{ours}/ln"),
         *linear(f"{head}.mlp.fc1", f"{ours}/mlp_in"),
         *linear(f"{head}.mlp.fc2", f"{ours}/mlp_out"),
         Piece("text_model.head.weight", "text/projection", (), LINEAR),
@@ -241,28 +265,15 @@ def blocks(theirs: str, tower: str, config: Any, layers: Mapping[str, str]) -> I
     for number in range(config.layers):
         named = {name: f"{theirs}.{number}.{layer}" for name, layer in layers.items()}
         at: tuple[int | slice, ...] = (number,)
-        yield from norm(named["ln_1"], f"{ours}/ln_1", at)
+        yield from layer_norm(named["ln_1"], f"{ours}/ln_1", at)
         for third, name in enumerate("qkv"):
             columns = slice(third * config.width, (third + 1) * config.width)
             yield Piece(f"{named[name]}.weight", f"{ours}/qkv_kernel", (number, slice(None), columns), LINEAR)
             yield Piece(f"{named[name]}.bias", f"{ours}/qkv_bias", (number, columns))
         yield from linear(named["attention_out"], f"{ours}/attention_out", at)
-        yield from norm(named["ln_2"], f"{ours}/ln_2", at)
+        yield from layer_norm(named["ln_2"], f"{ours}/ln_2", at)
         yield from linear(named["mlp_in"], f"{ours}/mlp_in", at)
         yield from linear(named["mlp_out"], f"{ours}/mlp_out", at)
-
-
-def linear(theirs: str, ours: str, where: tuple[int | slice, ...] = ()) -> list[Piece]:
-    """Those of a torch.nn.Linear."""
-    return [
-        Piece(f"{theirs}.weight", f"{ours}_kernel", where, LINEAR),
-        Piece(f"{theirs}.bias", f"{ours}_bias", where),
-    ]
-
-
-def norm(theirs: str, ours: str, where: tuple[int | slice, ...] = ()) -> list[Piece]:
-    """Those of a torch.nn.LayerNorm."""
-    return [Piece(f"{theirs}.weight", f"{ours}/scale", where), Piece(f"{theirs}.bias", f"{ours}/bias", where)]
 
 
 def towers(method: clip.Method) -> tuple[str, ViTConfig, TextConfig]:

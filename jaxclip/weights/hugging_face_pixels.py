@@ -1,7 +1,8 @@
 """preprocessor_config.json: what Hugging Face's image processors do to a picture, and ours in their words.
 
-Facts are those of transformers 5.23, models/clip/image_processing_clip.py and models/siglip/image_processing_siglip.py,
-and of the old CLIPFeatureExtractor, whose `size` and `crop_size` were plain numbers.
+Since transformers 5 it is "image_processor" in processor_config.json. Facts are those of transformers 5.23,
+models/clip/image_processing_clip.py and models/siglip/image_processing_siglip.py, and of the old CLIPFeatureExtractor,
+whose `size` and `crop_size` were plain numbers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from jaxclip.config import PixelsConfig
 from jaxclip.weights.answers import HALF
 from jaxclip.weights.keys import Keys, is_number
 
+_NAMING = ("image_processor_type", "feature_extractor_type")
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _ANY: dict[str, Any] = {
     "do_resize": True,
@@ -20,6 +22,8 @@ _ANY: dict[str, Any] = {
     "rescale_factor": 1 / 255,
     "do_normalize": True,
     "do_center_crop": False,
+    "do_pad": None,
+    "crop_pct": None,
 }
 _CLIP = _ANY | {
     "image_mean": PixelsConfig.mean,
@@ -35,7 +39,7 @@ _SIGLIP = _ANY | {
     "resample": 3,
     "size": {"height": 224, "width": 224},
 }
-# What keys that are left out have, by the processor; other processors have to say all that matters.
+# What keys that are left out have, by the processor.
 _DEFAULTS = {
     "CLIPFeatureExtractor": _CLIP,
     "CLIPImageProcessor": _CLIP,
@@ -48,25 +52,28 @@ _DEFAULTS = {
 
 
 def describe_pixels(file: str, content: Mapping[str, Any], kind: str, image_size: int) -> dict[str, Any]:
-    """`config.PixelsConfig`'s keys from a preprocessor_config.json.
+    """`config.PixelsConfig`'s keys from what is said of an image processor.
 
     Args:
       file: its name, for messages.
-      content: what is in it.
+      content: what is in it, which may be anything.
       kind: "clip" or "siglip", the model's.
       image_size: pixels of the pictures that the model takes.
 
     Raises:
       UserError: it does to pictures what ours cannot, or is wrong; the message names the key.
     """
-    named = content.get("image_processor_type", content.get("feature_extractor_type"))
-    if named is None:
-        defaults = _CLIP if kind == "clip" else _SIGLIP
-    else:
-        defaults = _DEFAULTS.get(named, _ANY) if isinstance(named, str) else _ANY
+    named = Keys(file, content, dict.fromkeys(_NAMING))
+    naming = next((key for key in _NAMING if named.get(key) is not None), None)
+    own = _CLIP if kind == "clip" else _SIGLIP
+    defaults = own if naming is None else named.choice(naming, _DEFAULTS)
     keys = Keys(file, content, defaults)
     for key in ("do_resize", "do_rescale", "do_normalize"):
         keys.choice(key, {True: True})
+    if keys.get("do_pad") is not None:
+        keys.choice("do_pad", {False: False})
+    if keys.get("crop_pct") is not None:
+        raise keys.wrong("crop_pct", "left out: neither CLIP nor SigLIP resizes to more than it crops")
     if abs(keys.positive("rescale_factor") * 255 - 1) > 1e-6:
         raise keys.wrong("rescale_factor", "1/255")
     return {

@@ -11,7 +11,7 @@ from jaxclip.errors import UserError
 
 T = TypeVar("T")
 
-_LARGEST = 1 << 24  # of any size: a vocabulary of 16 million
+LARGEST = 1 << 24  # of any size: a vocabulary of 16 million
 _SHOWN = 80  # characters of a value in a message
 
 
@@ -28,7 +28,7 @@ class Keys:
           where: the dotted name of the object in the file, for messages.
         """
         if not isinstance(values, Mapping):
-            raise UserError(f"{source}: {where or 'it'} must hold keys, not {_shown(values)}")
+            raise UserError(f"{source}: {where or 'it'} must hold keys, not {shown(values)}")
         self._source = source
         self._where = f"{where}." if where else ""
         self._values = {**defaults, **values}
@@ -42,8 +42,8 @@ class Keys:
     def whole(self, key: str) -> int:
         """A size: a whole number of at least 1."""
         value = self.get(key)
-        if type(value) is not int or not 1 <= value <= _LARGEST:
-            raise self.wrong(key, f"a whole number from 1 to {_LARGEST}")
+        if type(value) is not int or not 1 <= value <= LARGEST:
+            raise self.wrong(key, f"a whole number from 1 to {LARGEST}")
         return value
 
     def positive(self, key: str) -> float:
@@ -59,12 +59,12 @@ class Keys:
         # 1 and True are one key to a dict, and a list is none.
         found = [choices[choice] for choice in choices if type(choice) is type(value) and choice == value]
         if not found:
-            raise self.wrong(key, " or ".join(map(_shown, choices)))
+            raise self.wrong(key, " or ".join(map(shown, choices)))
         return found[0]
 
     def wrong(self, key: str, must: str) -> UserError:
         """What is said of a value that must be something else."""
-        return UserError(f"{self._source}: {self._where}{key}={_shown(self._values[key])} must be {must}")
+        return UserError(f"{self._source}: {self._where}{key}={shown(self._values[key])} must be {must}")
 
 
 def is_number(value: Any) -> bool:
@@ -72,7 +72,7 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and -1e300 < value < 1e300 and math.isfinite(value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as JSON writes it, not long."""
     text = json.dumps(value, default=str) if not isinstance(value, int) or abs(value) < 1 << 64 else "a long number"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -21,11 +21,11 @@ from jaxclip.towers.text import TextConfig
 from jaxclip.towers.vit import ViTConfig
 from jaxclip.weights import open_clip_config, timm
 from jaxclip.weights.answers import Questions
+from jaxclip.weights.open_clip_config import check_end as check_end
 from jaxclip.weights.open_clip_writing import config_of as config_of
 from jaxclip.weights.open_clip_writing import towers
-from jaxclip.weights.pieces import CONVOLUTION, LINEAR, PATCHES, Piece
+from jaxclip.weights.pieces import CONVOLUTION, LINEAR, PATCHES, Piece, layer_norm, linear
 from jaxclip.weights.tensors import Stored
-from jaxclip.weights.timm import layer_norm, linear
 from jaxclip.weights.torchvision import batch_norm, count, stage_sizes, stages
 
 # Sizes, masks and counts that files may have beside the parameters.
@@ -37,6 +37,10 @@ _NO_PARAMETERS = {
     "attn_mask",
     "position_ids",
 }
+# Heads of the towers of each width in open_clip's model_configs/*.json. Most are 64 wide; the image towers wider than L
+# (H, g, bigG, e) and those of SigLIP's so400m have sixteen.
+_VIT_HEADS = {384: 6, 512: 8, 768: 12, 896: 14, 1024: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}
+_TEXT_HEADS = {256: 4, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 20}
 _TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
 _TRUNK = "visual.trunk."
 
@@ -74,7 +78,7 @@ def describe(
       source: what they are called, for messages.
       tensors: as `names` gives them.
       config: the content of open_clip_config.json, which may be anything; None for a file without one, of which the
-        sizes are in the shapes, the heads follow from the widths that published models have, and the rest is asked.
+        sizes are in the shapes, the heads are those that published models of such widths have, and the rest is asked.
       questions: what is asked.
 
     Returns:
@@ -103,7 +107,7 @@ class _Shapes:
             image = self._modified_resnet()
         else:
             image = self._trunk(questions) | {"activation": activations[0]}
-        text, embed_dim = self._text()
+        text, embed_dim = self._text(questions)
         return {
             "name": "siglip" if "logit_bias" in self._tensors else "clip",
             "embed_dim": embed_dim,
@@ -129,14 +133,11 @@ class _Shapes:
                 "for; if it is another, give its folder with open_clip_config.json"
             )
         width, _, _, patch = self._shape("visual.conv1.weight", 4)
-        # Published heads are 64 wide, and sixteen of them where the tower is wider than L: H, g, bigG and e.
-        known = {1280: 16, 1408: 16, 1664: 16, 1792: 16}.get(width)
-        heads = width // 64 if width <= 1024 and width % 64 == 0 else known
         return {
             "name": "vit",
-            "image_size": patch * self._grid("visual.positional_embedding", 2, 1),
+            "image_size": questions.image_size(patch, self._grid("visual.positional_embedding", 2, 1)),
             "patch_size": patch,
-            "heads": heads or questions.heads(width),
+            "heads": questions.heads("image", width, _VIT_HEADS.get(width)),
             **self._blocks(width, "visual.transformer.resblocks.", "mlp.c_fc"),
         }
 
@@ -145,10 +146,9 @@ class _Shapes:
         self._shape(f"{_TRUNK}attn_pool.latent", 3)
         return {
             "name": "vit",
-            # The least with such a grid: of SigLIP's so400m/14 at 384 pixels the last 6 are not seen.
-            "image_size": patch * self._grid(f"{_TRUNK}pos_embed", 3, 0),
+            "image_size": questions.image_size(patch, self._grid(f"{_TRUNK}pos_embed", 3, 0)),
             "patch_size": patch,
-            "heads": timm.heads(width) or questions.heads(width),
+            "heads": questions.heads("image", width, timm.heads(width)),
             "eps": timm.EPS,
             "pool": "map",
             "ln_pre": False,
@@ -165,22 +165,16 @@ class _Shapes:
             "layers": stage_sizes(self._tensors, "visual."),
         }
 
-    def _text(self) -> tuple[dict[str, Any], int]:
+    def _text(self, questions: Questions) -> tuple[dict[str, Any], int]:
         """The text tower and the width of the embedding."""
         custom = "text.text_projection.weight" in self._tensors
         prefix = "text." if custom else ""
         vocabulary, width = self._shape(f"{prefix}token_embedding.weight", 2)
-        # Published heads are 64 wide but for those of SigLIP's so400m.
-        if width != 1152 and width % 64:
-            raise UserError(
-                f"{self._source} does not say how many heads its text tower of width {width} has; give its folder with "
-                "open_clip_config.json"
-            )
         text = {
             "name": "text",
             "vocab_size": vocabulary,
             "context_length": self._shape(f"{prefix}positional_embedding", 2)[0],
-            "heads": 16 if width == 1152 else width // 64,
+            "heads": questions.heads("text", width, _TEXT_HEADS.get(width)),
             **self._blocks(width, f"{prefix}transformer.resblocks.", "mlp.c_fc"),
         }
         if not custom:

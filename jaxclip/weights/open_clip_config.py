@@ -9,10 +9,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
 from jaxclip.weights import timm
 from jaxclip.weights.answers import Questions
-from jaxclip.weights.keys import Keys, is_number
+from jaxclip.weights.keys import Keys, is_number, shown
 
 # open_clip's keys and their defaults (CLIP, CLIPVisionCfg, CLIPTextCfg). First those that jaxclip's towers know.
 _REQUIRED = {"embed_dim", "vision_cfg", "text_cfg"}
@@ -103,6 +104,30 @@ def describe(source: str, config: Mapping[str, Any], has_bias: bool, questions: 
         "text": _text(text, quick),
         "pixels": _pixels(source, config.get("preprocess_cfg"), questions),
     }
+
+
+def check_end(source: str, config: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Checks that open_clip reads texts where our tokenizer says that they end.
+
+    Args:
+      source: the folder, for messages.
+      config: what `describe` has described.
+      tokenizer: the folder's, or another.
+
+    Raises:
+      UserError: open_clip reads at another token, text.argmax() or the first eos_id.
+    """
+    defaults = {"pool_type": _TEXT["pool_type"], "eos_id": 2}
+    text = Keys(source, config["model_cfg"]["text_cfg"], defaults, "text_cfg")
+    pool, end = text.get("pool_type"), tokenizer.end_id
+    if pool == "eos" and (type(text.get("eos_id")) is not int or text.get("eos_id") != end):
+        raise text.wrong("eos_id", f"{end}, the end token of the vocabulary, where jaxclip reads texts")
+    if pool == "argmax" and end != tokenizer.vocab_size - 1:
+        raise text.wrong(
+            "pool_type",
+            f'"eos" with eos_id={end}: it has texts read at their largest id, which may be {tokenizer.vocab_size - 1}, '
+            f"and jaxclip reads them at the end token of the vocabulary, {end}",
+        )
 
 
 def _keys(
@@ -210,7 +235,7 @@ def _trunk(vision: Keys) -> dict[str, Any]:
         )
     _check_plain(vision, {"timm_pool": "map", "timm_proj_bias": False})
     if _side(vision, "image_size") != trunk.image_size:
-        raise vision.wrong("image_size", f"{trunk.image_size}, that of timm_model_name={name}")
+        raise vision.wrong("image_size", f"{trunk.image_size}, that of timm_model_name={shown(name)}")
     return timm.keys(trunk) | {
         "projection": vision.choice("timm_proj", {"none": False, "linear": True}),
         "patch_drop": _share(vision, "patch_dropout"),

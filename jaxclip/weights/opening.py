@@ -14,6 +14,7 @@ from jaxclip import mesh as meshes
 from jaxclip.config import Config, parse
 from jaxclip.data import tokenizers
 from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.errors import UserError
 from jaxclip.weights.answers import Answers
 from jaxclip.weights.foreign import open_foreign
 
@@ -61,21 +62,30 @@ class OwnWeights:
 
 
 def open_weights(
-    path: str | os.PathLike[str], answers: Answers | None = None, *, tokenizer_needed: bool = True
+    path: str | os.PathLike[str],
+    answers: Answers | None = None,
+    *,
+    answers_binding: bool = True,
+    tokenizer_needed: bool = True,
 ) -> Weights:
     """Opens a run's workdir (its newest checkpoint), one checkpoint's folder, or public weights.
 
     Args:
       path: one of these, or what `foreign.open_foreign` takes.
       answers: what public weights may not say.
+      answers_binding: whether an answer to what the files say themselves is an error.
       tokenizer_needed: whether the vocabulary has to be known.
 
     Raises:
       UserError: it is none of these, something in it is wrong, or something must be asked for.
     """
+    answers = answers or Answers()
     folder = checkpoint.find(pathlib.Path(os.fspath(path)).expanduser())
     if folder is None:
-        return open_foreign(path, answers or Answers(), tokenizer_needed=tokenizer_needed)
+        return open_foreign(path, answers, answers_binding=answers_binding, tokenizer_needed=tokenizer_needed)
+    given = [name for name, value in dataclasses.asdict(answers).items() if value is not None and name != "image_size"]
+    if given and answers_binding:
+        raise UserError(f"{path} is one of our checkpoints, which say all themselves: leave {', '.join(given)} out")
     saved = checkpoint.load_model(folder)
     config = parse(Config, saved["config"]) if "config" in saved else None
     method = methods.from_config(config.method if config else saved["method"])

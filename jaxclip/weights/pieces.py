@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from jaxclip.errors import UserError
+from jaxclip.weights.files import some
 from jaxclip.weights.tensors import Stored
 
-_SHOWN = 8  # tensors named in an error, of each kind of fault
+_MOST = 1 << 40  # numbers in an array: 4 TB, more than any file has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,19 @@ class Piece:
         return self.layout.to_theirs(np.broadcast_to(np.float32(0), ours)[self.where]).shape
 
 
+def linear(theirs: str, ours: str, where: tuple[int | slice, ...] = ()) -> list[Piece]:
+    """The pieces of a torch.nn.Linear, whose kernel and bias are `ours`_kernel and `ours`_bias."""
+    return [
+        Piece(f"{theirs}.weight", f"{ours}_kernel", where, LINEAR),
+        Piece(f"{theirs}.bias", f"{ours}_bias", where),
+    ]
+
+
+def layer_norm(theirs: str, ours: str, where: tuple[int | slice, ...] = ()) -> list[Piece]:
+    """The pieces of a torch.nn.LayerNorm."""
+    return [Piece(f"{theirs}.weight", f"{ours}/scale", where), Piece(f"{theirs}.bias", f"{ours}/bias", where)]
+
+
 def check(
     source: str, tensors: Mapping[str, Stored], pieces: Iterable[Piece], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
@@ -87,12 +101,15 @@ def check(
     Raises:
       UserError: one message on all that is missing, too much, misshapen or not made of numbers.
     """
+    for path, shape in shapes.items():
+        if math.prod(shape) > _MOST:
+            raise UserError(f"{source}: it says {path} is {_shape(shape)}, which no file holds")
     expected = {piece.name: piece.shape(shapes[piece.path]) for piece in pieces}
     faults = []
     if missing := [name for name in expected if name not in tensors]:
-        faults.append(f"{len(missing)} missing ({_some(missing)})")
+        faults.append(f"{len(missing)} missing ({some(missing)})")
     if extra := [name for name in tensors if name not in expected]:
-        faults.append(f"{len(extra)} too many ({_some(extra)})")
+        faults.append(f"{len(extra)} too many ({some(extra)})")
     shared = [name for name in expected if name in tensors]
     wrong = [
         f"{name} {_shape(tensors[name].shape)} instead of {_shape(expected[name])}"
@@ -101,10 +118,10 @@ def check(
         if tensors[name].shape != expected[name] and (tensors[name].shape, expected[name]) != ((1,), ())
     ]
     if wrong:
-        faults.append(f"{len(wrong)} of another shape ({_some(wrong)})")
+        faults.append(f"{len(wrong)} of another shape ({some(wrong)})")
     strange = [f"{name} {tensors[name].dtype}" for name in shared if not _is_float(tensors[name].dtype)]
     if strange:
-        faults.append(f"{len(strange)} not of floating-point numbers ({_some(strange)})")
+        faults.append(f"{len(strange)} not of floating-point numbers ({some(strange)})")
     if faults:
         raise UserError(f"{source}: its tensors are not those of the model it says it is: {'; '.join(faults)}")
 
@@ -185,8 +202,3 @@ def _is_float(dtype: np.dtype) -> bool:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(name[:80] for name in names[:_SHOWN]) + more

@@ -77,7 +77,8 @@ def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer, st
         )
     start = _one_tower(source, method, mesh) or _whole(config, method, mesh)
     _check_same(source, start.keys, to_dict(method), wanted)
-    found = _fitted(start.arrays, method, {path: leaf.shape for path, leaf in wanted.items()})
+    shapes = {path: leaf.shape for path, leaf in wanted.items()}
+    found = resized(start.arrays, shapes, cut_text=isinstance(method.text, BertConfig))
     faults = [f"{path} is not there" for path in wanted if path not in found]
     faults += [
         f"{path} is {found[path].shape}, not {leaf.shape}"
@@ -106,9 +107,10 @@ def _whole(config: Config, method: Any, mesh: Mesh) -> _Start:
     answers = Answers(
         activation=f"{getattr(method.image, 'activation', text_activation)},{text_activation}",
         preprocess=method.pixels,
-        heads=getattr(method.image, "heads", None),
+        heads=f"{getattr(method.image, 'heads', '')},{method.text.heads}",
+        image_size=method.image_size,
     )
-    weights = open_weights(config.init_from, answers, tokenizer_needed=False)
+    weights = open_weights(config.init_from, answers, answers_binding=False, tokenizer_needed=False)
     params, stats = weights.read(mesh)
     return _Start(to_dict(weights.method), pieces.flat(params) | pieces.flat(stats), weights.tokenizer)
 
@@ -142,18 +144,6 @@ def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
     abstract = pieces.flat(methods.joined(*meshes.placed(mesh, *variables)))
     arrays = pieces.read(tensors, listed, {path: leaf for path, leaf in abstract.items() if path in named})
     return _Start({tower: to_dict(theirs)}, arrays, tokenizer)
-
-
-def _fitted(
-    arrays: Mapping[str, jax.Array], method: Any, shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, jax.Array]:
-    """Arrays by path, those of positions as the run's towers have them, as far as that can be."""
-    if not isinstance(method.text, BertConfig) or "text/positions" not in arrays:
-        return resized(arrays, shapes)
-    # A shorter context has the first of BERT's positions, and for a longer one there are none: they are learnt one by
-    # one from the text's beginning, and none is between two others.
-    first = arrays["text/positions"][: method.text.context_length]
-    return resized(arrays, shapes) | {"text/positions": first}
 
 
 def _check_same(source: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

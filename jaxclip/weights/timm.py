@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxclip.towers.layers import Activation
 from jaxclip.towers.vit import ViTConfig
-from jaxclip.weights.pieces import LINEAR, ONE_ROW, PATCHES, TWO_ROWS, Piece
+from jaxclip.weights.pieces import LINEAR, ONE_ROW, PATCHES, TWO_ROWS, Piece, layer_norm, linear
 
 EPS = 1e-6  # of timm's own layer normalisation
 
@@ -67,19 +67,6 @@ def trunk_name(config: ViTConfig) -> str | None:
 def heads(width: int) -> int | None:
     """Of the trunks of a width; None where there is no such trunk."""
     return next((trunk.heads for trunk in TRUNKS.values() if trunk.width == width), None)
-
-
-def layer_norm(theirs: str, ours: str, where: tuple[int, ...] = ()) -> list[Piece]:
-    """The pieces of a torch.nn.LayerNorm."""
-    return [Piece(f"{theirs}.weight", f"{ours}/scale", where), Piece(f"{theirs}.bias", f"{ours}/bias", where)]
-
-
-def linear(theirs: str, ours: str, where: tuple[int, ...] = ()) -> list[Piece]:
-    """The pieces of a torch.nn.Linear, whose kernel and bias are `ours`_kernel and `ours`_bias."""
-    return [
-        Piece(f"{theirs}.weight", f"{ours}_kernel", where, LINEAR),
-        Piece(f"{theirs}.bias", f"{ours}_bias", where),
-    ]
 
 
 def trunk_pieces(config: ViTConfig, prefix: str) -> list[Piece]:
