@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import pathlib
 import sys
@@ -25,7 +24,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", metavar="DST", type=pathlib.Path, help="the folder to make")
     parser.add_argument("--to", required=True, choices=get_args(Form), help="whose form to write")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the numbers written")
-    parser.add_argument("--image-size", type=int, help="pixels: position embeddings are resized to it")
     parser.add_argument("--context-length", type=int, help="tokens: position embeddings are resized to it")
     add_flags(parser)
     arguments = parser.parse_args(argv)
@@ -50,8 +48,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     # Nothing here is computed on an accelerator, whose memory may be smaller than the model.
     jax.config.update("jax_platforms", "cpu")
     check_new(arguments.folder)
-    answers = dataclasses.replace(from_flags(arguments), image_size=arguments.image_size)
-    weights = open_weights(arguments.source, answers)
+    weights = open_weights(arguments.source, from_flags(arguments))
     method = at_size(weights.method, arguments.image_size, arguments.context_length)
     mesh = meshes.create(MeshConfig(), jax.devices()[:1])
     params, stats = read_at_size(weights, method, mesh, arguments.dtype)

@@ -76,11 +76,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--preprocess", help=f"of pictures: {', '.join(PREPROCESSING)}")
     group.add_argument("--heads", help="of the attention of the image tower, or of both with a comma (16,20)")
     group.add_argument("--tokenizer", help="path of the vocabulary")
+    group.add_argument("--image-size", type=int, help="pixels of its pictures; position embeddings are resized to it")
 
 
 def from_flags(arguments: argparse.Namespace) -> Answers:
     """The answers of a parsed command line. Raises UserError where one is none of the choices."""
-    return Answers(arguments.activation, arguments.preprocess, arguments.heads, arguments.tokenizer)
+    names = (field.name for field in dataclasses.fields(Answers))
+    return Answers(**{name: getattr(arguments, name) for name in names})
 
 
 class Questions:
