@@ -370,5 +370,5 @@ def test_what_stands_in_for_a_record_does_not_count_towards_the_rate():
 def test_too_many_unusable_records_stop_the_batches():
     bad = {i: Skip("unreadable shard", f"numbered/{i}") for i in range(0, 100, 5)}
     loader = training(Numbered(100, bad), 50, skips=SkipLog(0.1))
-    with pytest.raises(UserError, match="200 of the last 1,000 records cannot be used"):
+    with pytest.raises(UserError, match=r"of the last 1,000 records cannot be used, more than data.max_skip_rate=0.1"):
         list(loader.batches(0, 100))
