@@ -22,12 +22,12 @@ import time
 
 import numpy as np
 
+from jaxclip.data.index.tar import Facts, column_places, write_head, write_part
+from jaxclip.data.index.tar_scan import scan
 from jaxclip.data.order import Shuffled
-from jaxclip.data.sources import Record
+from jaxclip.data.record import Record
+from jaxclip.data.sources.tar import TarShards
 from jaxclip.data.storage import Files, cache_folder, fingerprint, list_files
-from jaxclip.data.tar import TarShards
-from jaxclip.data.tar_index import Facts, column_places, write_head, write_part
-from jaxclip.data.tar_scan import scan
 
 _BATCH = 32_768
 _STEPS = (0, 1, 1000, 30_517, 1_000_000, 1_000_000_000)

@@ -22,15 +22,18 @@ import warnings
 
 import numpy as np
 
-sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 
 import hostile  # noqa: E402
 from hostile_tars import ARCHIVES  # noqa: E402
 
 from jaxclip.config import DataConfig  # noqa: E402
-from jaxclip.data import crops, images, tokenizers  # noqa: E402
+from jaxclip.data import tokenizers  # noqa: E402
+from jaxclip.data.images import crops  # noqa: E402
+from jaxclip.data.images import decode as images
 from jaxclip.data.loader import TrainingLoader  # noqa: E402
-from jaxclip.data.sources import Skip, open_source  # noqa: E402
+from jaxclip.data.record import Skip  # noqa: E402
+from jaxclip.data.sources import open_source  # noqa: E402
 from jaxclip.errors import UserError  # noqa: E402
 
 

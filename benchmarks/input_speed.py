@@ -28,7 +28,8 @@ from PIL import Image
 from jaxclip.config import DataConfig
 from jaxclip.data import tokenizers
 from jaxclip.data.loader import TrainingLoader
-from jaxclip.data.sources import Record, open_source
+from jaxclip.data.record import Record
+from jaxclip.data.sources import open_source
 
 _BATCH = 64
 _PEER = pathlib.Path(__file__).with_name("open_clip_input.py")

@@ -55,14 +55,15 @@ def main() -> None:
 
 def _write(folder: pathlib.Path) -> None:
     from jaxclip import methods
-    from jaxclip.weights import open_clip, pieces
-    from jaxclip.weights.answers import Answers, Questions
-    from jaxclip.weights.foreign import build
-    from jaxclip.weights.writing import write_tensors
+    from jaxclip.weights import tensor_map
+    from jaxclip.weights.families import open_clip
+    from jaxclip.weights.formats.safetensors_writer import write_tensors
+    from jaxclip.weights.overrides import Answers, Questions
+    from jaxclip.weights.public import build
 
     keys = open_clip.describe(str(folder), {}, CONFIG, Questions(str(folder), Answers()))
     method = build(str(folder), keys, 10_000)
-    shapes = pieces.flat(methods.joined(*methods.abstract_variables(method)))
+    shapes = tensor_map.flat(methods.joined(*methods.abstract_variables(method)))
     random = np.random.default_rng(0)
 
     def values(shape: tuple[int, ...]):
@@ -79,11 +80,11 @@ def _write(folder: pathlib.Path) -> None:
 def _open(folder: pathlib.Path, dtype: str) -> None:
     import jax
 
-    from jaxclip import mesh as meshes
+    from jaxclip import sharding
     from jaxclip.config import MeshConfig
-    from jaxclip.weights.opening import open_weights
+    from jaxclip.weights.load import open_weights
 
-    mesh = meshes.create(MeshConfig(), jax.devices()[:1])
+    mesh = sharding.create(MeshConfig(), jax.devices()[:1])
     before = _anonymous()
     most, done = [before], threading.Event()
 

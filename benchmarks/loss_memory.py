@@ -17,7 +17,7 @@ import jax.numpy as jnp  # noqa: E402
 from dense_loss import dense_softmax  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
-from jaxclip import mesh as meshes  # noqa: E402
+from jaxclip import sharding  # noqa: E402
 from jaxclip.config import MeshConfig  # noqa: E402
 from jaxclip.losses import sigmoid_contrastive, softmax_contrastive  # noqa: E402
 from jaxclip.losses.layouts import Blocks, choose_layout  # noqa: E402
@@ -33,7 +33,7 @@ WIDTH = 768
 def main() -> None:
     lines = ["| chips | batch | softmax | sigmoid | layout | dense softmax |", "|---|---|---|---|---|---|"]
     for devices, pod in PODS.items():
-        mesh = meshes.create(MeshConfig(), topology(pod).devices)
+        mesh = sharding.create(MeshConfig(), topology(pod).devices)
         for name, batch in BATCHES.items():
             layout = choose_layout(batch, WIDTH, 2, devices)
             how = f"{layout.down} x {layout.across} blocks" if isinstance(layout, Blocks) else "ring"
@@ -48,7 +48,7 @@ def main() -> None:
 
 def peak(mesh: jax.sharding.Mesh, batch: int, loss: str) -> str:
     """Peak HBM per chip, inputs and gradients included, of value and gradient with bfloat16 embeddings."""
-    rows = jax.ShapeDtypeStruct((batch, WIDTH), jnp.bfloat16, sharding=meshes.batch_sharding(mesh))
+    rows = jax.ShapeDtypeStruct((batch, WIDTH), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     functions = {
         "softmax": (lambda *given: softmax_contrastive(*given, mesh=mesh)[0], 1),

@@ -12,16 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxclip import mesh as meshes
-from jaxclip import methods
+from jaxclip import methods, sharding
 from jaxclip.config import Config, MeshConfig, PixelsConfig
-from jaxclip.data.crops import prepare
-from jaxclip.data.images import Unreadable, open_picture, upright_rgb
+from jaxclip.data.images.crops import prepare
+from jaxclip.data.images.decode import Unreadable, open_picture, upright_rgb
+from jaxclip.encoder import Encoder, class_embeddings
 from jaxclip.errors import UserError
-from jaxclip.evaluate.embed import Encoder
-from jaxclip.evaluate.zero_shot import class_embeddings
-from jaxclip.weights.answers import Answers
-from jaxclip.weights.opening import open_weights
+from jaxclip.weights.load import open_weights
+from jaxclip.weights.overrides import Answers
 from jaxclip.weights.positions import at_size, read_at_size
 
 Picture = Image.Image | np.ndarray | bytes | str | os.PathLike[str]
@@ -201,7 +199,7 @@ def load(
             raise UserError(f"{name}={value!r} must be a whole number, 1 at least")
     weights = open_weights(path, Answers(activation, preprocess, heads, tokenizer, image_size))
     method = at_size(weights.method, image_size, context_length)
-    mesh = meshes.create(MeshConfig(), jax.local_devices() if jax.process_count() == 1 else None)
+    mesh = sharding.create(MeshConfig(), jax.local_devices() if jax.process_count() == 1 else None)
     params, stats = read_at_size(weights, method, mesh, dtype)
     precision = "bfloat16" if dtype == "bfloat16" else weights.config.precision if weights.config else "auto"
     assert weights.tokenizer is not None

@@ -14,8 +14,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxclip import mesh as meshes
-from jaxclip.caching import check_separable, in_parts
+from jaxclip import sharding
+from jaxclip.context import check_separable, in_parts
 from jaxclip.methods import Method, batch_stats, bind, init_variables, joined
 from jaxclip.optimizer import frozen_paths
 from jaxclip.towers.batch_norm import BatchNorm
@@ -89,12 +89,12 @@ class Step:
         self.dtype = compute_dtype(precision, mesh.devices.flat[0].platform)
         self.model = bind(method)
         abstract = jax.eval_shape(self._init, jax.random.key(0))
-        shardings = meshes.state_shardings(mesh, abstract)
+        shardings = sharding.state_shardings(mesh, abstract)
         self.abstract_state = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
         )
         replicated = NamedSharding(mesh, PartitionSpec())
-        batch = meshes.batch_sharding(mesh)
+        batch = sharding.batch_sharding(mesh)
         init = jax.jit(self._init, out_shardings=shardings)
         self.init = lambda seed: init(jax.random.key(seed))
         self.train = jax.jit(
@@ -135,7 +135,7 @@ class Step:
         rows = len(next(iter(batch.values())))
         # One key per record: what is random about it does not depend on the micro-batch it falls into.
         keys = None if key is None else jax.random.split(key, rows)
-        constrain = meshes.constrain_batch(self.mesh)
+        constrain = sharding.constrain_batch(self.mesh)
         params = jax.tree.map(
             lambda leaf, frozen: jax.lax.stop_gradient(leaf) if frozen else leaf,
             params,

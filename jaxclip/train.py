@@ -16,17 +16,16 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from jaxclip import checkpoint, evaluate, methods, optimizer, report
-from jaxclip import mesh as meshes
+from jaxclip import checkpoint, evaluate, methods, optimizer, report, sharding
 from jaxclip.config import Config, flatten, parse, to_dict
 from jaxclip.data import findings, loader, mixture, skips, sources, storage, tokenizers
+from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
-from jaxclip.evaluate.embed import Encoder
 from jaxclip.evaluate.gallery import gallery
 from jaxclip.evaluate.validation import validation_loss
 from jaxclip.monitor import MetricLog, Progress, Throughput
 from jaxclip.step import Step, TrainState
-from jaxclip.weights import starting
+from jaxclip.weights import init_from
 
 # Keys that may differ when a run goes on: its length, how often it does things, and the data.
 MAY_CHANGE = ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "profile_steps")
@@ -66,8 +65,8 @@ class _Run:
         self.method = methods.from_config(config.method)
         if config.init_only and not config.init_from:
             raise UserError("config.init_only: nothing says from where; give config.init_from=WEIGHTS")
-        self.mesh = meshes.create(config.mesh)
-        meshes.check_divides(config, self.mesh)
+        self.mesh = sharding.create(config.mesh)
+        sharding.check_divides(config, self.mesh)
         check_resumable(config, workdir)
         self.source = sources.open_source(config.data.train, root=config.data.root)
         findings.preflight(self.source, "data.train", config.data.max_pixels, config.data.max_skip_rate)
@@ -148,7 +147,7 @@ class _Run:
             f"{self.config.batch_size} pairs, in {self.workdir}"
         )
         if self.config.init_from:
-            state, taken = starting.start_from(self.config, self.method, self.mesh, self.tokenizer, state)
+            state, taken = init_from.start_from(self.config, self.method, self.mesh, self.tokenizer, state)
             said += f", {taken:,} of them from {self.config.init_from}"
         return state, said
 
@@ -200,9 +199,9 @@ class _Run:
             self.metrics.close()
 
     def _batches(self) -> Iterator[dict[str, jax.Array]]:
-        sharding = meshes.batch_sharding(self.mesh)
+        over_devices = sharding.batch_sharding(self.mesh)
         for batch in self.training.batches(self.start, self.steps):
-            yield {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+            yield {name: jax.make_array_from_process_local_data(over_devices, rows) for name, rows in batch.items()}
 
     def _settle(self, step: int, metrics: Mapping[str, jax.Array], evaluating: bool) -> None:
         """Waits for a step's figures, stops the run on one that is not finite, logs them where they are due."""

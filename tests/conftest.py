@@ -28,7 +28,7 @@ atexit.register(shutil.rmtree, os.environ["JAXCLIP_CACHE"], ignore_errors=True)
 # Has to stand before the first import of these packages: it rewrites them as they load.
 install_import_hook(["jaxclip.towers", "jaxclip.losses", "jaxclip.methods", "jaxclip.evaluate"], "beartype.beartype")
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

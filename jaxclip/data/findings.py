@@ -9,10 +9,10 @@ import math
 import numpy as np
 from PIL import Image
 
-from jaxclip.data.images import MAX_PIXELS, Unreadable, open_picture
+from jaxclip.data.images.decode import MAX_PIXELS, Unreadable, open_picture
 from jaxclip.data.mixture import spread
+from jaxclip.data.record import Record, Skip, Source
 from jaxclip.data.skips import SkipLog, printable
-from jaxclip.data.sources import Record, Skip, Source
 from jaxclip.errors import UserError
 
 _READ = 32  # records read at a time

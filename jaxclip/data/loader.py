@@ -14,14 +14,15 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.config import DataConfig, PixelsConfig
-from jaxclip.data import order, texts
-from jaxclip.data.augment import Augmentation, from_config
-from jaxclip.data.chunk_cache import ChunkCache
-from jaxclip.data.crops import prepare, random_resized_crop
-from jaxclip.data.images import Unreadable, open_picture
+from jaxclip.data import captions as texts
+from jaxclip.data import order
+from jaxclip.data.images.augment import Augmentation, from_config
+from jaxclip.data.images.crops import prepare, random_resized_crop
+from jaxclip.data.images.decode import Unreadable, open_picture
 from jaxclip.data.mixture import chunk_numbers, is_chunked, may_replace, spread, training_order
+from jaxclip.data.record import Record, Skip, Source
 from jaxclip.data.skips import SkipLog
-from jaxclip.data.sources import Record, Skip, Source
+from jaxclip.data.storage.chunk_cache import ChunkCache
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
 from jaxclip.quiet import quiet_stderr

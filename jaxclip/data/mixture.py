@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxclip.data.order import Mixed, Order, Shuffled, ShuffledInWindows, hash_ints
-from jaxclip.data.sources import Record, Skip, Source
+from jaxclip.data.record import Record, Skip, Source
 from jaxclip.errors import UserError
 
 _ATTEMPTS_IN_CHUNK = 8

@@ -10,11 +10,12 @@ from typing import Any
 import jax
 
 from jaxclip.config import EvaluationConfig
+from jaxclip.data.record import Source
 from jaxclip.data.skips import SkipLog
-from jaxclip.data.sources import Source, open_source
+from jaxclip.data.sources import open_source
 from jaxclip.data.storage import resolve
+from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
-from jaxclip.evaluate.embed import Encoder
 from jaxclip.evaluate.retrieval import retrieve
 from jaxclip.evaluate.zero_shot import classify
 

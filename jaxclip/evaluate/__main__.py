@@ -9,7 +9,7 @@ import sys
 
 from jaxclip.config import EvaluationConfig
 from jaxclip.errors import UserError
-from jaxclip.weights.answers import add_flags, from_flags
+from jaxclip.weights.overrides import add_flags, from_flags
 
 
 def main(argv: list[str] | None = None) -> int:

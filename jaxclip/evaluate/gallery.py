@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxclip.data.images import Unreadable, open_picture
+from jaxclip.data.images.decode import Unreadable, open_picture
+from jaxclip.data.record import Record, Source
 from jaxclip.data.skips import SkipLog
-from jaxclip.data.sources import Record, Source
-from jaxclip.evaluate.embed import Encoder
+from jaxclip.encoder import Encoder
 from jaxclip.report import Gallery
 
 _PICTURES = 200

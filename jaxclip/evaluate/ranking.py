@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
-from jaxclip import mesh as meshes
+from jaxclip import sharding
 
 
 def ranks(
@@ -36,7 +36,7 @@ def ranks(
     """
     rows = -(-min(chunk, len(queries)) // mesh.size) * mesh.size
     columns = min(chunk, len(keys))
-    batch, replicated = meshes.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    batch, replicated = sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
     key_blocks = _pad(keys, columns, 0).reshape(-1, columns, keys.shape[1])
     group_blocks = _pad(key_groups.astype(np.int32), columns, -1).reshape(-1, columns)
     key_blocks, group_blocks = jax.device_put((key_blocks, group_blocks), replicated)

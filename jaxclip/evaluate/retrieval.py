@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip.encoder import EmbeddedSet, Encoder
 from jaxclip.errors import UserError
-from jaxclip.evaluate.embed import EmbeddedSet, Encoder
 from jaxclip.evaluate.ranking import ranks, recalls
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxclip import mesh as meshes
+from jaxclip import sharding
 from jaxclip.data.loader import examples
+from jaxclip.data.record import Source
 from jaxclip.data.skips import SkipLog
-from jaxclip.data.sources import Source
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
 from jaxclip.step import Step
@@ -57,8 +57,8 @@ def validation_loss(
             captions.append(caption)
         tokens, ends = tokenizer(captions, method.context_length)
         batch = {"image": np.stack(images), "text": tokens, "text_end": ends}
-        sharding = meshes.batch_sharding(step.mesh)
-        metrics = step.validate(variables, jax.make_array_from_process_local_data(sharding, batch))
+        rows = sharding.batch_sharding(step.mesh)
+        metrics = step.validate(variables, jax.make_array_from_process_local_data(rows, batch))
         for name, metric in (("validation_loss", "loss"), ("validation_accuracy", "batch_accuracy")):
             if metric in metrics:
                 totals[name] = totals.get(name, 0.0) + float(metrics[metric]) / batches

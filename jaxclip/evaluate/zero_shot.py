@@ -6,20 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
+from jaxclip.encoder import EmbeddedSet, Encoder, class_embeddings
 from jaxclip.errors import UserError
-from jaxclip.evaluate.embed import EmbeddedSet, Encoder
 from jaxclip.evaluate.ranking import ranks, recalls
-
-
-def class_embeddings(
-    encoder: Encoder, params: Any, classes: Sequence[str], templates: Sequence[str]
-) -> Float[np.ndarray, "classes width"]:
-    """The mean over templates of each class's unit text embeddings, scaled to unit length again."""
-    texts = [template.replace("{c}", name) for name in classes for template in templates]
-    embedded = encoder.texts(params, texts).reshape(len(classes), len(templates), -1).mean(axis=1)
-    return embedded / np.maximum(np.linalg.norm(embedded, axis=1, keepdims=True), 1e-12)
 
 
 def classify(

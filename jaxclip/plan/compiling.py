@@ -11,8 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxclip import mesh as meshes
-from jaxclip import methods, optimizer
+from jaxclip import methods, optimizer, sharding
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.plan.chips import GIB, Topology
@@ -88,8 +87,8 @@ def mesh_for(config: Config, topology: Topology) -> jax.sharding.Mesh:
     Raises:
       UserError: the mesh does not suit the devices, or the batch does not divide among them.
     """
-    mesh = meshes.create(config.mesh, topology.devices)
-    meshes.check_divides(config, mesh)
+    mesh = sharding.create(config.mesh, topology.devices)
+    sharding.check_divides(config, mesh)
     return mesh
 
 
@@ -104,9 +103,9 @@ def compile_step(config: Config, topology: Topology) -> Plan:
     # The length of the schedule is a constant in the program, of which nothing here depends.
     tx = optimizer.create(config.optimizer, 100_000)
     step = Step(method, tx, mesh, config.precision, config.microbatches, config.optimizer.frozen)
-    sharding = meshes.batch_sharding(mesh)
+    rows = sharding.batch_sharding(mesh)
     shapes = method.example_batch(config.batch_size)
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), shapes)
     state = step.abstract_state
     parts = {
         "parameters": _bytes_on_one(state.variables),

@@ -9,8 +9,8 @@ import sys
 from typing import get_args
 
 from jaxclip.errors import UserError
-from jaxclip.weights.answers import add_flags, from_flags
-from jaxclip.weights.saving import Form
+from jaxclip.weights.export import Form
+from jaxclip.weights.overrides import add_flags, from_flags
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,18 +39,18 @@ def main(argv: list[str] | None = None) -> int:
 def _convert(arguments: argparse.Namespace) -> None:
     import jax
 
-    from jaxclip import mesh as meshes
+    from jaxclip import sharding
     from jaxclip.config import MeshConfig
-    from jaxclip.weights.opening import open_weights
+    from jaxclip.weights.export import check_new, save
+    from jaxclip.weights.load import open_weights
     from jaxclip.weights.positions import at_size, read_at_size
-    from jaxclip.weights.saving import check_new, save
 
     # Nothing here is computed on an accelerator, whose memory may be smaller than the model.
     jax.config.update("jax_platforms", "cpu")
     check_new(arguments.folder)
     weights = open_weights(arguments.source, from_flags(arguments))
     method = at_size(weights.method, arguments.image_size, arguments.context_length)
-    mesh = meshes.create(MeshConfig(), jax.devices()[:1])
+    mesh = sharding.create(MeshConfig(), jax.devices()[:1])
     params, stats = read_at_size(weights, method, mesh, arguments.dtype)
     assert weights.tokenizer is not None
     save(arguments.folder, arguments.to, method, weights.tokenizer, params, stats)

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxclip import mesh as meshes
-from jaxclip import methods
+from jaxclip import methods, sharding
 from jaxclip.errors import UserError
 from jaxclip.towers.bert import BertConfig
-from jaxclip.weights import pieces
-from jaxclip.weights.opening import Weights
+from jaxclip.weights import tensor_map
+from jaxclip.weights.load import Weights
 
 # Paths of arrays with one row per patch, in reading order, after a row for the class token (or the mean) or none.
 _IMAGE = ("image/positions", "image/attention_pool/positions")
@@ -46,10 +45,10 @@ def read_at_size(weights: Weights, method: Any, mesh: Mesh, dtype: Any = "float3
     params, stats = weights.read(mesh, dtype)
     if method == weights.method:
         return params, stats
-    wanted = pieces.flat(meshes.placed(mesh, *methods.abstract_variables(method), dtype)[0])
+    wanted = tensor_map.flat(sharding.placed(mesh, *methods.abstract_variables(method), dtype)[0])
     shapes = {path: leaf.shape for path, leaf in wanted.items()}
-    found = resized(pieces.flat(params), shapes, cut_text=isinstance(method.text, BertConfig))
-    return pieces.nested({path: jax.device_put(found[path], leaf.sharding) for path, leaf in wanted.items()}), stats
+    found = resized(tensor_map.flat(params), shapes, cut_text=isinstance(method.text, BertConfig))
+    return tensor_map.nested({path: jax.device_put(found[path], leaf.sharding) for path, leaf in wanted.items()}), stats
 
 
 def resized(

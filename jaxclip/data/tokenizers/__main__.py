@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxclip.data.mixture import spread
-from jaxclip.data.sources import Record, Source, open_source
+from jaxclip.data.record import Record, Source
+from jaxclip.data.sources import open_source
 from jaxclip.data.tokenizers import Tokenizer, clip, wordpiece
 from jaxclip.errors import UserError
 

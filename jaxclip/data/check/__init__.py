@@ -1,0 +1,1 @@
+"""The check of a data source before a run: `python -m jaxclip.data.check`."""

@@ -1,0 +1,125 @@
+"""Pictures to the square that a model sees: CLIP's evaluation crop, and the random crop of training."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image
+
+from jaxclip.config import PixelsConfig
+from jaxclip.data.images.decode import MAX_PIXELS, Encoded, open_picture
+
+# A picture this many times longer than wide is cropped before it is resized: a strip of 1 x 60,000 pixels,
+# resized whole to a short side of 224, would take 9 GB.
+_LONGEST = 32
+
+_WINDOWS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def center_crop(image: Image.Image, size: int, window: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
+    """CLIP's evaluation transform: the short side resized to `size` (antialiased), then the centre.
+
+    The rounding is torchvision's (`Resize` then `CenterCrop`), so the pixels equal those of open_clip's and OpenAI's
+    preprocessing, except for pictures over 32 times longer than wide, whose centre is cut out first.
+
+    Args:
+      image: an RGB picture.
+      size: side of the result in pixels.
+      window: what it is resized with, antialiased.
+
+    Returns:
+      uint8 [size, size, 3].
+    """
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    if long > _LONGEST * short:
+        left, top = (width - short) / 2, (height - short) / 2
+        box = (left, top, left + short, top + short)
+        return np.asarray(image.resize((size, size), window, box=box))
+    if short != size:
+        resized_long = int(size * long / short)
+        width, height = (size, resized_long) if width <= height else (resized_long, size)
+        image = image.resize((width, height), window)
+    left, top = round((width - size) / 2.0), round((height - size) / 2.0)
+    if (width, height) != (size, size):
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image)
+
+
+def prepare(image: Image.Image, size: int, config: PixelsConfig) -> np.ndarray:
+    """The square that a model is shown at evaluation, by its `resize` and `interpolation`: uint8 [size, size, 3]."""
+    window = _WINDOWS[config.interpolation]
+    if config.resize == "squash":
+        return np.asarray(image.resize((size, size), window))
+    return center_crop(image, size, window)
+
+
+def random_resized_crop(
+    picture: bytes | np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """A random part of a picture, decoded no larger than needed and resized to a square with antialiasing.
+
+    The part is distributed as in torchvision's `RandomResizedCrop` (the "Inception crop" of Szegedy et al. 2014,
+    section 6): its area uniform in `scale`, its aspect ratio log-uniform in `ratio`, its place uniform; after ten parts
+    that do not fit, the largest centred one of an allowed ratio.
+
+    Shrinking is done with a Hamming window, which is as sharp as bicubic at half its width and so takes half its time;
+    enlarging is bicubic.
+
+    Args:
+      picture: a `Record.image`: encoded bytes, or uint8 pixels [height, width, 3].
+      size: side of the result in pixels.
+      rng: the only source of randomness.
+      scale: least and greatest area of the part, as fractions of the picture's.
+      ratio: least and greatest width / height of the part.
+      max_pixels: of the whole picture.
+
+    Returns:
+      An RGB picture of `size` x `size` pixels.
+
+    Raises:
+      Unreadable: as `images.Encoded` and `images.open_picture`.
+    """
+    if isinstance(picture, np.ndarray):
+        image, shrunk = open_picture(picture), 1
+        box = _random_box(*image.size, rng, scale, ratio)
+    else:
+        encoded = Encoded(picture, max_pixels)
+        box = _random_box(*encoded.size, rng, scale, ratio)
+        enough = min(box[2] - box[0], box[3] - box[1]) // size
+        image, shrunk = encoded.decode(max((s for s in (1, 2, 4, 8) if s <= enough), default=1))
+    left, top, right, bottom = (place / shrunk for place in box)
+    if image.size == (size, size) and (left, top, right, bottom) == (0, 0, size, size):
+        return image
+    shrinks = right - left >= size and bottom - top >= size
+    window = Image.Resampling.HAMMING if shrinks else Image.Resampling.BICUBIC
+    # A scaled picture's sides are rounded up, never down, so the box lies inside.
+    return image.resize((size, size), window, box=(left, top, right, bottom), reducing_gap=2.0)
+
+
+def _random_box(
+    width: int, height: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Draws (left, top, right, bottom) within a picture of `width` x `height` pixels."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(low, high))
+        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(rng.integers(0, height - box_height + 1))
+            left = int(rng.integers(0, width - box_width + 1))
+            return left, top, left + box_width, top + box_height
+    box_width, box_height = width, height
+    if width / height < ratio[0]:
+        box_height = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        box_width = round(height * ratio[1])
+    left, top = (width - box_width) // 2, (height - box_height) // 2
+    return left, top, left + box_width, top + box_height

@@ -1,0 +1,262 @@
+"""The index of a set of tars: one file of columns, mapped into memory and never read as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import mmap
+import os
+import pathlib
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from jaxclip.data.index.tar_walk import LONGEST_NAME
+from jaxclip.data.storage import OpenFile
+from jaxclip.errors import UserError
+
+_FORMAT = 2  # a kept index of another format is made anew
+_MAGIC = b"jaxclip tar index\n"
+
+# A record: for its picture, caption and label the member's first block of 512 bytes and its size in bytes, (0, 0) where
+# there is none (block 0 is always a header); where its name ends among those of its tar; whether the caption is json.
+ROW = np.dtype([("places", "<u4", (3, 2)), ("name_end", "<u4"), ("json_caption", "?")])
+_ROW = struct.Struct("<7I?")
+_ROW_AND_THE_ONE_BEFORE = struct.Struct("<24xIx7I?")
+
+NAMED_EXTENSIONS = 12  # so many are remembered for messages
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is to be said of tars without looking at their records.
+
+    Attributes:
+      members: how many regular files the tars hold.
+      pictureless: how many records were left out because they have no picture.
+      irregular: how many links, devices and sparse files were passed over.
+      has_text_or_label: whether any record has a .txt or a .cls member.
+      extensions: those met, the first few.
+      flaws: for each tar that is damaged or empty its number, what is wrong with it, to follow its path in a message
+        (nothing where it is empty), and how many members were found before.
+    """
+
+    members: int = 0
+    pictureless: int = 0
+    irregular: int = 0
+    has_text_or_label: bool = False
+    extensions: tuple[str, ...] = ()
+    flaws: tuple[tuple[int, str, int], ...] = ()
+
+    @staticmethod
+    def of(parts: Sequence[Facts]) -> Facts:
+        """Those of several tars, each given by the facts of one."""
+        return Facts(
+            members=sum(part.members for part in parts),
+            pictureless=sum(part.pictureless for part in parts),
+            irregular=sum(part.irregular for part in parts),
+            has_text_or_label=any(part.has_text_or_label for part in parts),
+            extensions=tuple(sorted({name for part in parts for name in part.extensions})[:NAMED_EXTENSIONS]),
+            flaws=tuple(
+                (number, flaw, members) for number, part in enumerate(parts) for _, flaw, members in part.flaws
+            ),
+        )
+
+    @staticmethod
+    def from_json(fields: dict) -> Facts:
+        """Raises TypeError, KeyError or ValueError where these are not the fields of facts."""
+        flaws = tuple((int(number), str(flaw), int(members)) for number, flaw, members in fields.pop("flaws"))
+        return Facts(**fields | {"flaws": flaws, "extensions": tuple(map(str, fields["extensions"]))})
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The index of one tar.
+
+    Attributes:
+      facts: on the tar.
+      rows: ROW [records].
+      names: uint8 [bytes], the names of the records, end to end.
+      chunk_ends: int64 [chunks], as `Source.chunk_ends`.
+    """
+
+    facts: Facts
+    rows: np.ndarray
+    names: np.ndarray
+    chunk_ends: np.ndarray
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """How many records, bytes of names and chunks there are."""
+        return len(self.rows), len(self.names), len(self.chunk_ends)
+
+
+class Row(NamedTuple):
+    """Where one record lies: the number of its tar, its name, and (block, size) of its members, (0, 0) for none."""
+
+    shard: int
+    name: bytes
+    picture: tuple[int, int]
+    caption: tuple[int, int]
+    label: tuple[int, int]
+    json_caption: bool
+
+
+class TarIndex:
+    """The index of a set of tars, out of the bytes that `write` wrote.
+
+    The file has one line of JSON, and then int64 ends [3, shards] of each tar's records, names and chunks; chunk_ends;
+    ROW [records]; names.
+
+    Attributes:
+      facts: on all the tars.
+      record_ends: int64 [shards], the number of records up to the end of each tar.
+      chunk_ends: int64 [chunks], as `Source.chunk_ends`.
+    """
+
+    def __init__(self, content: mmap.mmap | bytes, file: OpenFile | None = None):
+        """Args: the bytes, and the file that they are mapped from. Raises ValueError where they are no whole index."""
+        self._content, self._file = content, file
+        start = len(_MAGIC) + 8
+        if len(content) < start or content[: len(_MAGIC)] != _MAGIC:
+            raise ValueError("no index")
+        length = int.from_bytes(content[len(_MAGIC) : start], "little")
+        try:
+            fields = json.loads(bytes(content[start : start + length]))
+            shards = int(fields.pop("shards"))
+            if fields.pop("format") != _FORMAT or shards < 1:
+                raise ValueError("an index of another format")
+            self.facts = Facts.from_json(fields)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError("no index") from error
+        start += length
+        ends = np.frombuffer(content, "<i8", 3 * shards, start).reshape(3, shards).copy()
+        if np.any(np.diff(ends, prepend=0) < 0):
+            raise ValueError("a damaged index")
+        self.record_ends, self._name_ends, _ = ends
+        records, names, chunks = ends[:, -1].tolist()
+        start += ends.nbytes
+        if len(content) != start + 8 * chunks + ROW.itemsize * records + names:
+            raise ValueError("a cut index")
+        self.chunk_ends = np.frombuffer(content, "<i8", chunks, start)
+        if chunks and self.chunk_ends[-1] != records:
+            raise ValueError("a damaged index")
+        self._rows = start + 8 * chunks
+        self._names = self._rows + ROW.itemsize * records
+
+    @staticmethod
+    def open(place: pathlib.Path, shards: int) -> TarIndex | None:
+        """The index kept in a file, mapped; None where there is none, it is broken, or not of so many tars."""
+        try:
+            file = OpenFile(str(place))
+            index = TarIndex(mmap.mmap(file.descriptor, 0, access=mmap.ACCESS_READ), file)
+        except (OSError, ValueError):
+            return None
+        return index if len(index.record_ends) == shards else None
+
+    def __len__(self) -> int:
+        return int(self.record_ends[-1])
+
+    def row(self, record: int) -> Row:
+        """Where a record lies, 0 <= record < len(index)."""
+        shard = int(np.searchsorted(self.record_ends, record, side="right"))
+        first = int(self.record_ends[shard - 1]) if shard else 0
+        place, name_start = self._rows + ROW.itemsize * record, 0
+        if record > first:
+            data = self._row_bytes(place - ROW.itemsize, 2 * ROW.itemsize)
+            name_start, *places, name_end, json_caption = _ROW_AND_THE_ONE_BEFORE.unpack(data)
+        else:
+            *places, name_end, json_caption = _ROW.unpack(self._row_bytes(place, ROW.itemsize))
+        names = self._names + (int(self._name_ends[shard - 1]) if shard else 0)
+        name = self._read(names + name_start, min(max(0, name_end - name_start), LONGEST_NAME))
+        picture, caption, label = zip(places[::2], places[1::2], strict=True)
+        return Row(shard, name, picture, caption, label, json_caption)
+
+    def _row_bytes(self, start: int, size: int) -> bytes:
+        data = self._read(start, size)
+        if len(data) != size:
+            raise UserError("the index of the tars was cut while it was in use: start again, and it is made anew")
+        return data
+
+    def _read(self, start: int, size: int) -> bytes:
+        # Not out of the mapping: up to 2 MiB around each byte that is touched there would count as the process's
+        # memory, and a file that somebody cuts would end the process.
+        return self._file.read(start, size) if self._file else self._content[start : start + size]
+
+    def part(self) -> Part:
+        """The whole of an index of one tar."""
+        records, names = len(self), int(self._name_ends[-1])
+        rows = np.frombuffer(self._content, ROW, records, self._rows)
+        return Part(self.facts, rows, np.frombuffer(self._content, np.uint8, names, self._names), self.chunk_ends)
+
+
+def write(file: BinaryIO, facts: Sequence[Facts], sizes: np.ndarray, parts: Iterable[Part]) -> None:
+    """Writes the index of several tars into an empty file.
+
+    Args:
+      file: to write to.
+      facts: on each tar.
+      sizes: int64 [shards, 3], those of each part.
+      parts: the parts themselves, in their order; one is held in memory at a time.
+
+    Raises:
+      OSError: the file cannot be written.
+      ValueError: a part is not of the size that was said.
+    """
+    write_head(file, facts, sizes)
+    places = column_places(file.tell(), sizes)
+    for part, size, place in zip(parts, sizes.tolist(), places, strict=True):
+        if part.sizes != tuple(size):
+            raise ValueError("a part is not what it was")
+        write_part(file, part, place)
+
+
+def write_head(file: BinaryIO, facts: Sequence[Facts], sizes: np.ndarray) -> None:
+    """Writes what stands before the columns; arguments as of `write`."""
+    fields = {"format": _FORMAT, "shards": len(facts)} | dataclasses.asdict(Facts.of(facts))
+    line = json.dumps(fields).encode()
+    line += b" " * (-(len(_MAGIC) + 8 + len(line) + 1) % 64) + b"\n"
+    ends = np.cumsum(sizes, axis=0)
+    file.write(_MAGIC + len(line).to_bytes(8, "little") + line + ends.T.astype("<i8").tobytes())
+
+
+def column_places(start: int, sizes: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
+    """For each tar its first record, and where in the file its chunk ends, rows and names begin.
+
+    Args:
+      start: where the columns begin.
+      sizes: as of `write`.
+    """
+    records, names, chunks = np.concatenate([[[0, 0, 0]], np.cumsum(sizes, axis=0)]).T
+    row_column = start + 8 * chunks[-1]
+    name_column = row_column + ROW.itemsize * records[-1]
+    places = np.stack([records, start + 8 * chunks, row_column + ROW.itemsize * records, name_column + names], axis=1)
+    return map(tuple, places[:-1].tolist())
+
+
+def write_part(file: BinaryIO, part: Part, place: tuple[int, int, int, int]) -> None:
+    """Writes the columns of one tar, at one of `column_places`."""
+    first, chunk_place, row_place, name_place = place
+    chunk_ends = (part.chunk_ends + first).astype("<i8")
+    for start, column in ((chunk_place, chunk_ends), (row_place, part.rows), (name_place, part.names)):
+        file.seek(start)
+        file.write(column.tobytes())
+
+
+def keep(place: pathlib.Path, fill: Callable[[BinaryIO], None]) -> bool:
+    """Lets `fill` write a file so that a reader sees the whole of it or nothing; whether that could be done."""
+    unfinished = place.with_name(f"{place.name}.{os.urandom(4).hex()}.tmp")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("xb") as file:
+            fill(file)
+        os.replace(unfinished, place)
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+    return True

@@ -1,0 +1,95 @@
+"""Sources of image-text records, one file per storage format, opened by their name in a config."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Sequence
+
+from jaxclip.data.mixture import Mixture
+from jaxclip.data.record import Source
+from jaxclip.data.storage import resolve
+from jaxclip.errors import UserError
+
+
+def open_source(text: str | Sequence[tuple[str, float]], *, root: str = "") -> Source:
+    """Opens the source that a config names.
+
+    Args:
+      text: one source, or several: a list of (source, weight), or as text `0.7 * A + 0.3 * B`, which gives each its
+        part of the training examples; `A + B` has every record of both once in an epoch. A source is `shapes` or
+        `shapes:SPLIT`; `tfds:NAME` or `tfds:NAME/CONFIG:VERSION`, either with `[SPLIT]` after it; `folder:PATH` or an
+        existing folder; or files by their path, of which the suffix says the kind (tar, csv, tsv, parquet, tfrecord,
+        array_record): one path, a glob, or a range `PATH/{00000..00099}.tar`, on a local disk or with the scheme of
+        remote storage (`gs://`, `s3://`).
+      root: the folder that relative paths start from and that TFDS data sets are looked for in first; by default the
+        working directory and TFDS's own folder.
+
+    Raises:
+      UserError: the text has none of these forms, or what it names cannot be used.
+    """
+    if not isinstance(text, str):
+        if not text:
+            raise UserError("an empty list names no data")
+        return Mixture([_open_one(name, root) for name, _ in text], [weight for _, weight in text])
+    terms = re.split(r"\s+\+\s+", text.strip())
+    weighted = [match for match in map(_WEIGHTED.match, terms) if match]
+    if weighted and len(weighted) < len(terms):
+        raise UserError(f"{text!r}: give every source a weight, as in '0.7 * A + 0.3 * B', or none of them")
+    if weighted:
+        return open_source([(match[2], float(match[1])) for match in weighted], root=root)
+    return _open_one(text, root) if len(terms) == 1 else Mixture([_open_one(term, root) for term in terms])
+
+
+# The kind of a file by its name: x.tar, x.tfrecord, x.tfrecord-00000-of-00010, x.tfrecord-*.
+_KIND = re.compile(r"\.(tar|csv|tsv|parquet|tfrecords?|array_?record)(-[\w.*?\[\]{}-]+)?$")
+_WEIGHTED = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s+\*\s+(.+)", re.DOTALL)
+
+
+def _open_one(text: str, root: str) -> Source:
+    name, _, split = text.partition(":")
+    if name == "shapes":
+        from jaxclip.data.sources.shapes import Shapes
+
+        # Scenes to train on are drawn quickly; people look at the others.
+        return Shapes(split, 128) if split else Shapes("train")
+    if name == "tfds":
+        from jaxclip.data.sources.tfds import Tfds
+
+        return Tfds(text, root=root)
+    if name == "folder" and split:
+        from jaxclip.data.sources.folder import Folder
+
+        return Folder(resolve(split, root))
+    path = resolve(text, root)
+    kind = _KIND.search(path.rpartition("/")[2].lower())
+    match kind and kind[1]:
+        case "tar":
+            from jaxclip.data.sources.tar import TarShards
+
+            return TarShards(path)
+        case "csv" | "tsv":
+            from jaxclip.data.sources.table import Table
+
+            return Table(path)
+        case "parquet":
+            from jaxclip.data.sources.parquet import Parquet
+
+            return Parquet(path)
+        case "tfrecord" | "tfrecords":
+            from jaxclip.data.sources.tfrecord import TfRecords
+
+            return TfRecords(path)
+        case "array_record" | "arrayrecord":
+            from jaxclip.data.sources.array_record import ArrayRecords
+
+            return ArrayRecords(path)
+    if text and pathlib.Path(path).is_dir():
+        from jaxclip.data.sources.folder import Folder
+
+        return Folder(path)
+    raise UserError(
+        f"{text!r} names no data: write shapes, shapes:SPLIT, tfds:NAME, folder:PATH, or files by their path, such as "
+        "PATH.tar, PATH/*.tar, PATH/{00000..00099}.tar, PATH/*.parquet, PATH/*.tfrecord, PATH/*.array_record, "
+        "PATH.csv, PATH.tsv; sources are mixed as in '0.7 * A + 0.3 * B'"
+    )

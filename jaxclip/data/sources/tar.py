@@ -1,0 +1,146 @@
+"""Webdataset tar shards as a source, local or remote: indexed once, read by position, never extracted."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxclip.data.index.tar_build import load_index
+from jaxclip.data.index.tar_scan import IMAGE_EXTENSIONS, shown
+from jaxclip.data.index.tar_walk import BLOCK
+from jaxclip.data.record import LARGEST_CAPTION, LARGEST_PICTURE, Record, Skip, clean_captions
+from jaxclip.data.storage import Files, is_remote, list_files
+from jaxclip.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+_JSON_FIELDS = ("caption", "text", "captions")
+_LARGEST_LABEL = 1 << 10  # digits and space; more is no label
+_MOST_WARNINGS = 20  # on single shards
+_PROBES = 64  # records looked into before shards whose only texts are .json are called caption-less
+
+
+class TarShards:
+    """The records of webdataset shards, in the order of the shards and of the members within each.
+
+    Members whose names agree up to the first dot of the basename are one record. Its picture is the member .jpg, .jpeg,
+    .png or .webp; its caption the member .txt, or else the field `caption`, `text` or `captions` (a list) of .json; its
+    label the member .cls, an integer as text. Of two pictures under one name the last counts.
+
+    Records without a picture are left out. What was left out or could not be read while indexing is logged as a
+    warning, one line for each kind.
+
+    Attributes:
+      chunk_ends: of remote shards, see `Source`; None where all are local.
+    """
+
+    class_names: Sequence[str] = ()
+
+    def __init__(self, pattern: str):
+        """Opens the shards, indexing them if there is no valid index yet.
+
+        Args:
+          pattern: one path, a glob (`data/*.tar`) or a numeric range (`data/{00000..00099}.tar`), local or remote.
+
+        Raises:
+          UserError: a shard is missing or is not a tar, or in all the shards together there is no member, no picture,
+            or neither a caption nor a label.
+        """
+        self.pattern = pattern
+        self._files = Files(list_files(pattern))
+        self._index = load_index(self._files)
+        self.chunk_ends = self._index.chunk_ends if any(is_remote(file.path) for file in self._files) else None
+        self._check()
+        self._report()
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def read(self, ids: Sequence[int]) -> list[Record | Skip]:
+        """The records of `ids`, in their order; a `Skip` where one cannot be read or has no caption and no label."""
+        return [self._record(int(index)) for index in ids]
+
+    def _record(self, index: int) -> Record | Skip:
+        row = self._index.row(index)
+        key = f"{self._files[row.shard].name}:{shown(row.name)}"
+        # The sizes are the headers' word: nothing is read, nor memory taken, on the word of a hostile one.
+        if row.picture[1] > LARGEST_PICTURE:
+            return Skip("picture file too large", key)
+        if row.caption[1] > LARGEST_CAPTION:
+            return Skip("caption too large", key)
+        try:
+            captions = _captions(self._member(row.shard, row.caption), is_json=row.json_caption)
+            label = _label(self._member(row.shard, row.label)) if row.label[1] <= _LARGEST_LABEL else None
+            if not captions and label is None:
+                return Skip("no caption", key)
+            return Record(self._member(row.shard, row.picture), captions, key, label)
+        except OSError:
+            return Skip("unreadable shard", key)
+
+    def _member(self, shard: int, place: tuple[int, int]) -> bytes:
+        """The content of a member; of none, nothing."""
+        block, size = place
+        return self._files.read(shard, block * BLOCK, size) if block else b""
+
+    def _report(self) -> None:
+        """Logs what the shards hold that is not among the records."""
+        facts = self._index.facts
+        for number, flaw, members in facts.flaws[:_MOST_WARNINGS]:
+            path = self._files[number].path
+            if flaw:
+                _log.warning("%s %s: only the %d whole members before are used", path, flaw, members)
+            else:
+                _log.warning("%s is an empty tar", path)
+        if len(facts.flaws) > _MOST_WARNINGS:
+            more = len(facts.flaws) - _MOST_WARNINGS
+            _log.warning("%s: %d more shards are empty, cut or damaged", self.pattern, more)
+        if facts.pictureless:
+            _log.warning("%s: %d records without a picture are left out", self.pattern, facts.pictureless)
+        if facts.irregular:
+            _log.warning("%s: %d links, devices or sparse files are ignored", self.pattern, facts.irregular)
+
+    def _check(self) -> None:
+        """Raises where the shards hold nothing to train on."""
+        facts = self._index.facts
+        if not facts.members:
+            flaw = next((flaw for _, flaw, _ in facts.flaws if flaw), "is an empty tar")
+            raise UserError(f"{self.pattern} {flaw}: it has no members, choose another file")
+        found = ", ".join(facts.extensions)
+        if not len(self):
+            wanted = ", ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
+            raise UserError(f"{self.pattern}: no record has a picture: found {found}, looked for {wanted}")
+        if facts.has_text_or_label:
+            return
+        probes = np.unique(np.linspace(0, len(self) - 1, num=_PROBES, dtype=np.int64)).tolist()
+        if not any(isinstance(self._record(index), Record) for index in probes):
+            raise UserError(
+                f"{self.pattern}: no record has a caption or a class label: found {found}, "
+                f"looked for .txt, .json (with a field {', '.join(_JSON_FIELDS)}) and .cls"
+            )
+
+
+def _captions(data: bytes, *, is_json: bool) -> tuple[str, ...]:
+    """The captions in a .txt or .json member; empty where it holds none or there is no member."""
+    if not is_json:
+        return clean_captions([data])
+    try:
+        fields = json.loads(data)
+    except (ValueError, RecursionError):
+        return ()
+    for name in _JSON_FIELDS if isinstance(fields, dict) else ():
+        values = fields.get(name)
+        texts = [text for text in (values if isinstance(values, list) else [values]) if isinstance(text, str)]
+        # Json may spell half a surrogate pair, which is no text that a tokenizer takes: it becomes "?".
+        texts = [text.encode("utf-8", errors="replace").decode().strip() for text in texts]
+        if any(texts):
+            return tuple(text for text in texts if text)
+    return ()
+
+
+def _label(data: bytes) -> int | None:
+    """The class index in a .cls member; None where it is none or there is no member."""
+    digits = data.strip()
+    return int(digits) if digits.isdigit() and len(digits) < 10 else None

@@ -1,0 +1,210 @@
+"""Data sets prepared by TensorFlow Datasets as a source, read by position from their ArrayRecord files.
+
+`python -m jaxclip.data.tfds FOLDER` adds the ArrayRecord files to a data set that was prepared as TFRecord.
+TensorFlow itself is imported for that command only.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxclip.data.record import Record, Skip
+from jaxclip.data.sources.tf_example import Features
+from jaxclip.errors import UserError
+
+# The features that hold captions in the captioned sets of TFDS, tried in this order: coco_captions has
+# captions/text, the Flickr sets captions, others one caption for a picture under one of the other names.
+_CAPTION_FEATURES = ("captions/text", "captions", "caption", "text", "title")
+
+_FORM = re.compile(r"tfds:(?P<name>\w+(/[\w\-.]+)?(:[\d.*]+)?)(\[(?P<split>.+)\])?")
+
+
+class Tfds:
+    """A split of a prepared TFDS data set.
+
+    The feature `image` is the picture, as stored. The captions are those of the first of the features captions/text,
+    captions, caption, text and title that is there; without any, the name of the class that `label` says. A label is
+    kept beside captions too.
+    """
+
+    chunk_ends = None
+
+    def __init__(self, text: str, *, root: str = ""):
+        """Opens a data set found under `root`, `$TFDS_DATA_DIR` or else `~/tensorflow_datasets`.
+
+        Args:
+          text: `tfds:NAME`, `tfds:NAME/CONFIG:VERSION`, with `[SPLIT]` after it for another split than train
+            (`tfds:coco_captions[val]`, `tfds:coco_captions[train[:10%]]`).
+          root: a folder of TFDS data sets to look into first.
+
+        Raises:
+          UserError: the text is of another form; the data set is unknown, not prepared, not prepared as ArrayRecord, or
+            incomplete; there is no such split; no feature is a picture, or none a caption or a class.
+        """
+        match = _FORM.fullmatch(text)
+        if not match:
+            raise UserError(f"{text} is not of the form tfds:NAME, tfds:NAME/CONFIG:VERSION or tfds:NAME[SPLIT]")
+        builder = _prepared(match["name"], root)
+        self._text, self._split = f"tfds:{match['name']}", match["split"] or "train"
+        self._records = self._open(builder)
+        self._features = self._choose_features(builder.info.features)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, ids: Sequence[int]) -> list[Record | Skip]:
+        """The records of `ids`, in their order; a `Skip` where one is broken or has neither caption nor label."""
+        return [self._record(int(index)) for index in ids]
+
+    def _record(self, index: int) -> Record | Skip:
+        key = f"{self._text}[{self._split}]:{index}"
+        try:
+            data = self._records[index]
+        except Exception:  # array_record has no class of its own for what a damaged file makes it raise
+            return Skip("unreadable record", key)
+        return self._features.record(data, key)
+
+    def _open(self, builder):
+        """The records of the split as a sequence of serialized tf.train.Example."""
+        import tensorflow_datasets as tfds
+
+        try:
+            records = builder.as_data_source(
+                split=self._split,
+                deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+                file_format=tfds.core.FileFormat.ARRAY_RECORD,
+            )
+            missing = [path for path in builder.info.splits[self._split].filepaths if not path.exists()]
+        except NotImplementedError:
+            raise UserError(
+                f"{self._text} lies in {builder.data_path} as {builder.info.file_format.value}, which cannot be "
+                f"read by position: convert it with `python -m jaxclip.data.tfds {builder.data_path}`"
+            ) from None
+        except (ValueError, KeyError, AssertionError):
+            found = ", ".join(builder.info.splits)
+            raise UserError(f"{self._text} has no split {self._split}: found {found}") from None
+        if missing:
+            raise UserError(f"{self._text} is incomplete: {missing[0]} is not there, prepare the data set again")
+        return records
+
+    def _choose_features(self, features) -> Features:
+        """Decides which features are the picture, the captions and the label.
+
+        Parsing by the data set's own features, even with SkipDecoding, takes ten times as long: 0.1 ms a record.
+        """
+        import tensorflow_datasets as tfds
+
+        stored = tfds.core.utils.flatten_nest_dict(features.get_serialized_info())
+        captions = [name for name in _CAPTION_FEATURES if _is_text(stored.get(name))][:1]
+        top = dict(features.items())
+        image, label = top.get("image"), top.get("label")
+        self.class_names: Sequence[str] = label.names if isinstance(label, tfds.features.ClassLabel) else []
+        if not isinstance(image, tfds.features.Image):
+            wanted = "for the picture: image"
+        elif not captions and not self.class_names:
+            wanted = f"for captions: {', '.join(_CAPTION_FEATURES)} or, a class label, label"
+        else:
+            labels = ("label",) if self.class_names else ()
+            return Features(("image",), tuple(captions), labels, self.class_names)
+        raise UserError(f"{self._text} has the features {', '.join(sorted(stored))}: looked {wanted}")
+
+
+def _is_text(feature) -> bool:
+    """Whether a feature is stored as one text or a flat list of texts."""
+    return feature is not None and np.dtype(feature.np_dtype).kind == "O" and len(feature.shape) <= 1
+
+
+def _folders(root: str) -> list[pathlib.Path]:
+    """The folders of TFDS data sets to look into, the first first."""
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return [pathlib.Path(folder).expanduser() for folder in dict.fromkeys((root, default)) if folder]
+
+
+def _prepared(name: str, root: str):
+    """The TFDS builder of a data set that lies prepared on disk."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    folders = _folders(root)
+    for folder in folders:
+        try:
+            # From the files alone: any version that is there will do, and the code that prepared it is not loaded.
+            return read_only_builder.builder_from_files(name, data_dir=str(folder))
+        except tfds.core.DatasetNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"tfds:{name} in {folder} cannot be opened: {reason}") from error
+    where = " or ".join(map(str, folders))
+    known = tfds.list_builders(with_community_datasets=False)
+    if re.split("[/:]", name)[0] not in known:
+        raise UserError(f"tfds:{name} is not a data set that TFDS knows, and none of that name is in {where}")
+    raise UserError(
+        f'tfds:{name} is not in {where}: prepare it with `python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\"`, "
+        "or name other data with --config.data.train=..."
+    )
+
+
+def convert(folder: str) -> int:
+    """Adds ArrayRecord files to a data set prepared as TFRecord, beside what is there.
+
+    The work of `tfds convert_format`, which cannot even start without apache-beam. Each file appears when it is whole,
+    and `dataset_info.json` names the format when all are, so after an interruption the command can be run again.
+
+    Args:
+      folder: where the data set's `dataset_info.json` lies (NAME/CONFIG/VERSION).
+
+    Returns:
+      How many records the data set holds.
+
+    Raises:
+      UserError: the folder holds no prepared data set, or one of another format than TFRecord.
+    """
+    import tensorflow_datasets as tfds
+    from array_record.python import array_record_module
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder} holds no data set prepared by TFDS: name the folder of its dataset_info.json"
+        ) from error
+    formats = builder.info.available_file_formats()
+    if tfds.core.FileFormat.TFRECORD not in formats:
+        found = ", ".join(sorted(known.value for known in formats))
+        raise UserError(f"{folder} is prepared as {found}: only TFRecord is converted")
+    import tensorflow as tf
+
+    converted = 0
+    for split in builder.info.splits.values():
+        for path in split.filepaths:
+            target = path.with_name(path.name.replace(".tfrecord-", ".array_record-"))
+            unfinished = path.with_name(f"incomplete.{target.name}")
+            # One record in a group: what TFDS writes, for reading at random.
+            writer = array_record_module.ArrayRecordWriter(os.fspath(unfinished), "group_size:1")
+            for record in tf.data.TFRecordDataset(os.fspath(path)).as_numpy_iterator():
+                writer.write(record)
+                converted += 1
+            writer.close()
+            unfinished.replace(target)
+    if tfds.core.FileFormat.ARRAY_RECORD not in formats:
+        builder.info.add_alternative_file_format(tfds.core.FileFormat.ARRAY_RECORD)
+        builder.info.write_dataset_info_json(folder)
+    return converted
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m jaxclip.data.tfds FOLDER")
+    try:
+        print(f"{convert(sys.argv[1])} records are now there as ArrayRecord too")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

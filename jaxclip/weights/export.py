@@ -1,0 +1,100 @@
+"""Weights written in the forms that others open as their own."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+
+from jaxclip import checkpoint, methods
+from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.errors import UserError
+from jaxclip.weights import tensor_map
+from jaxclip.weights.families import hugging_face, open_clip
+from jaxclip.weights.families.hugging_face import files
+from jaxclip.weights.formats.safetensors_writer import write_tensors
+
+Form = Literal["jaxclip", "openclip", "huggingface"]
+
+
+def save(
+    folder: pathlib.Path,
+    form: Form,
+    method: Any,
+    tokenizer: Tokenizer,
+    params: Mapping[str, Any],
+    stats: Mapping[str, Any],
+) -> None:
+    """Writes a model into a new folder.
+
+    Args:
+      folder: made here; what is there already is not touched.
+      form: "jaxclip", a checkpoint for `jaxclip.load` and `config.init_from`; "openclip", for
+        `open_clip.create_model_and_transforms("local-dir:FOLDER")`; "huggingface", for `CLIPModel` or
+        `SiglipModel.from_pretrained(FOLDER)` and `AutoProcessor`.
+      method: the model's.
+      tokenizer: the model's.
+      params, stats: nested dicts of arrays.
+
+    Raises:
+      UserError: the form has no such model, the folder is there already, or it cannot be written.
+    """
+    check_new(folder)
+    folder = folder.absolute()
+    if form != "jaxclip":
+        # Refuses a model that the form has not, before anything is made.
+        _FAMILIES[form].config_of(method, tokenizer)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if form == "jaxclip":
+            model = {"method": methods.to_config(method), "tokenizer": tokenizer.to_json()}
+            checkpoint.save_variables(unfinished, params, stats, model)
+        else:
+            unfinished.mkdir()
+            arrays = tensor_map.flat(params) | tensor_map.flat(stats)
+            _FORMS[form](unfinished, method, tokenizer, arrays)
+        unfinished.replace(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def check_new(folder: pathlib.Path) -> None:
+    """Raises UserError where a folder that is to be made is there already with something in it."""
+    try:
+        taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be written: {error}") from None
+    if taken:
+        raise UserError(f"{folder} is there already; name a new folder")
+
+
+def _save_open_clip(folder: pathlib.Path, method: Any, tokenizer: Tokenizer, arrays: Mapping[str, jax.Array]) -> None:
+    config = open_clip.config_of(method, tokenizer)
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    files.write_tokenizer(folder, method, tokenizer)
+    extras = [
+        (name, value.shape, value.dtype, lambda value=value: value) for name, value in open_clip.extras(method).items()
+    ]
+    # open_clip looks for one file.
+    write_tensors(
+        folder, "open_clip_model", [*tensor_map.write(arrays, open_clip.pieces(method)), *extras], limit=1 << 62
+    )
+
+
+def _save_hugging_face(
+    folder: pathlib.Path, method: Any, tokenizer: Tokenizer, arrays: Mapping[str, jax.Array]
+) -> None:
+    files.write_files(folder, method, tokenizer)
+    write_tensors(folder, "model", tensor_map.write(arrays, hugging_face.pieces(method)))
+
+
+_FAMILIES: dict[str, Any] = {"openclip": open_clip, "huggingface": hugging_face}
+_FORMS = {"openclip": _save_open_clip, "huggingface": _save_hugging_face}

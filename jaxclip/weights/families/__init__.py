@@ -1,0 +1,1 @@
+"""Published model families: their configs, tensor names and preprocessing, read and written."""

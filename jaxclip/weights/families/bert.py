@@ -1,0 +1,90 @@
+"""BERT's weights as Hugging Face's BertModel has them, for a text tower to start from.
+
+Facts are those of transformers 5.23, models/bert: configuration_bert.py and modeling_bert.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from jaxclip.towers.bert import BertConfig
+from jaxclip.weights.checked_json import Keys
+from jaxclip.weights.families.hugging_face.tensors import block_keys, blocks
+from jaxclip.weights.formats.safetensors import Stored
+from jaxclip.weights.tensor_map import Piece, layer_norm
+
+_DEFAULTS = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+_LAYERS = {
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "attention_out": "attention.output.dense",
+    "ln_1": "attention.output.LayerNorm",
+    "mlp_in": "intermediate.dense",
+    "mlp_out": "output.dense",
+    "ln_2": "output.LayerNorm",
+}
+_HEADS = ("cls.", "pooler.")  # what BERT was trained by, and its next-sentence state
+_COUNTED = ("embeddings.position_ids", "embeddings.token_type_ids")
+
+
+def describe(source: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The text tower that a BERT's config.json describes, as `towers.bert.BertConfig` takes it.
+
+    Args:
+      source: the folder, for messages.
+      config: what is in config.json; keys that are not there have transformers' defaults.
+
+    Raises:
+      UserError: it is not BERT's, or something in it is wrong or not among what the tower does.
+    """
+    keys = Keys(f"{source}, config.json", config, _DEFAULTS)
+    keys.choice("model_type", {"bert": "bert"})
+    keys.choice("position_embedding_type", {"absolute": "absolute"})
+    keys.choice("type_vocab_size", {2: 2})
+    keys.choice("is_decoder", {False: False})
+    keys.choice("add_cross_attention", {False: False})
+    return {
+        "name": "bert",
+        "vocab_size": keys.whole("vocab_size"),
+        "context_length": keys.whole("max_position_embeddings"),
+        **block_keys(keys),
+    }
+
+
+def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors of the encoder under BertModel's names.
+
+    The prefix "bert." of models with a head goes, and so do the heads, the pooler and numbers from 0. Layer
+    normalisations have a gamma and a beta where the file was made of Google's, as bert-base-uncased's was.
+    """
+    short = {re.sub(r"^bert\.", "", name): tensor for name, tensor in tensors.items()}
+    short = {re.sub(r"\.gamma$", ".weight", name): tensor for name, tensor in short.items()}
+    short = {re.sub(r"\.beta$", ".bias", name): tensor for name, tensor in short.items()}
+    return {name: short[name] for name in short if not name.startswith(_HEADS) and name not in _COUNTED}
+
+
+def pieces(config: BertConfig) -> list[Piece]:
+    """Where the tensors of a BertModel go: all of the text tower but its projection."""
+    return [
+        Piece("embeddings.word_embeddings.weight", "text/token_embedding"),
+        Piece("embeddings.position_embeddings.weight", "text/positions"),
+        Piece("embeddings.token_type_embeddings.weight", "text/segments"),
+        *layer_norm("embeddings.LayerNorm", "text/ln_embedding"),
+        *blocks("encoder.layer", "text", config, _LAYERS),
+    ]

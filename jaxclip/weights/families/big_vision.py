@@ -1,0 +1,188 @@
+"""SigLIP as google-research/big_vision saves it: an .npz of flax.linen's parameters, whose shapes say nearly all.
+
+Names and computation are those of big_vision's models/vit.py, models/proj/image_text/two_towers.py and
+text_transformer.py. What the code fixes rather than the file: flax.linen's gelu is the tanh approximation, and the eps
+of its LayerNorm is 1e-6. `t` is the logarithm of the scale, as ours is.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jaxclip.errors import UserError
+from jaxclip.methods.clip import Method
+from jaxclip.towers.layers import Activation
+from jaxclip.weights.formats.safetensors import Stored
+from jaxclip.weights.overrides import Questions
+from jaxclip.weights.tensor_map import FLAX_PATCHES, ONE_ROW, TWO_ROWS, Layout, Piece
+
+_ACTIVATION: Activation = "gelu_tanh"
+_EPS = 1e-6
+_IMAGE, _TEXT = "img/Transformer", "txt/Encoder_0"
+_ATTENTION = "MultiHeadDotProductAttention_0"
+
+
+def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The parameters, without the prefix "params/" that files of a whole training state have; the optimizer's go."""
+    return {name.removeprefix("params/"): tensors[name] for name in tensors if not name.startswith("opt/")}
+
+
+def describe(source: str, tensors: Mapping[str, Stored], questions: Questions) -> dict[str, Any]:
+    """The model that an .npz holds, as `methods.from_config` takes it.
+
+    Args:
+      source: the file, for messages.
+      tensors: as `names` gives them.
+      questions: asked for the pixels, and for the size of pictures where the patches do not tell.
+
+    Raises:
+      UserError: it is no SigLIP.
+    """
+    shapes = _Shapes(source, tensors)
+    patch, other, channels, width = shapes.of("img/embedding/kernel", 4)
+    _, patches, _ = shapes.of("img/pos_embedding", 3)
+    grid = math.isqrt(patches)
+    if patch != other or channels != 3 or grid**2 != patches:
+        raise UserError(
+            f"{source}: {patches} patches of {patch} x {other} pixels in {channels} colours are no square picture's"
+        )
+    vocab_size, text_width = shapes.of("txt/Embed_0/embedding", 2)
+    _, context_length, _ = shapes.of("txt/pos_embedding", 3)
+    shapes.of("img/MAPHead_0/probe", 3)
+    return {
+        "name": "siglip",
+        "image": {
+            "name": "vit",
+            "image_size": questions.image_size(patch, grid),
+            "patch_size": patch,
+            **shapes.blocks(_IMAGE, width),
+            "pool": "map",
+            "ln_pre": False,
+            "patch_bias": True,
+            "projection": False,
+        },
+        "text": {
+            "name": "text",
+            "vocab_size": vocab_size,
+            "context_length": context_length,
+            **shapes.blocks(_TEXT, text_width),
+            "causal": False,
+            "pool": "last",
+            "projection_bias": True,
+        },
+        "embed_dim": width,
+        "pixels": questions.pixels(),
+    }
+
+
+class _Shapes:
+    """The shapes in a file, each with as many axes as asked for, or a UserError."""
+
+    def __init__(self, source: str, tensors: Mapping[str, Stored]):
+        self._source = source
+        self._tensors = tensors
+
+    def of(self, name: str, axes: int) -> tuple[int, ...]:
+        if name not in self._tensors:
+            raise UserError(f"{self._source}: it has no {name}, as big_vision's two towers of SigLIP have")
+        shape = self._tensors[name].shape
+        if len(shape) != axes or 0 in shape:
+            raise UserError(
+                f"{self._source}: {name} has the shape {shape}; it must have {axes} axes, none of them empty"
+            )
+        return shape
+
+    def blocks(self, theirs: str, width: int) -> dict[str, Any]:
+        """Our keys of the blocks of a tower of this width."""
+        scanned = _is_scanned(theirs, self._tensors)
+        block = f"{theirs}/encoderblock" if scanned else f"{theirs}/encoderblock_0"
+        queries = self.of(f"{block}/{_ATTENTION}/query/kernel", 3 + scanned)
+        hidden = self.of(f"{block}/MlpBlock_0/Dense_0/kernel", 2 + scanned)[-1]
+        numbered = re.compile(rf"{re.escape(theirs)}/encoderblock_\d+/LayerNorm_0/scale")
+        return {
+            "width": width,
+            "layers": queries[0] if scanned else sum(bool(numbered.fullmatch(name)) for name in self._tensors),
+            "heads": queries[-2],
+            "mlp_width": 0 if hidden == 4 * width else hidden,  # as recipes have it
+            "activation": _ACTIVATION,
+            "eps": _EPS,
+        }
+
+
+def pieces(method: Method, tensors: Mapping[str, Stored]) -> list[Piece]:
+    """Where the tensors go. A tower's blocks are in tensors of their own, or stacked where it was trained scanned."""
+    image, text = method.image, method.text
+    assert image.name == "vit" and text.name == "text"
+    head, pool = "img/MAPHead_0", "image/map_head"
+    return [
+        Piece("img/embedding/kernel", "image/patch_kernel", (), FLAX_PATCHES),
+        Piece("img/embedding/bias", "image/patch_bias"),
+        Piece("img/pos_embedding", "image/positions", (), ONE_ROW),
+        *_blocks(_IMAGE, "image", image.width, image.heads, image.layers, tensors),
+        *_norm(f"{_IMAGE}/encoder_norm", "image/ln_post"),
+        Piece(f"{head}/probe", f"{pool}/probe", (), TWO_ROWS),
+        *_attention(f"{head}/{_ATTENTION}", pool, image.width, image.heads, (), ()),
+        *_norm(f"{head}/LayerNorm_0", f"{pool}/ln"),
+        *_mlp(f"{head}/MlpBlock_0", pool),
+        Piece("txt/Embed_0/embedding", "text/token_embedding"),
+        Piece("txt/pos_embedding", "text/positions", (), ONE_ROW),
+        *_blocks(_TEXT, "text", text.width, text.heads, text.layers, tensors),
+        *_norm(f"{_TEXT}/encoder_norm", "text/ln_final"),
+        Piece("txt/head/kernel", "text/projection"),
+        Piece("txt/head/bias", "text/projection_bias"),
+        Piece("t", "logit_scale", (), ONE_ROW),
+        Piece("b", "logit_bias", (), ONE_ROW),
+    ]
+
+
+def _is_scanned(theirs: str, tensors: Mapping[str, Stored]) -> bool:
+    return any(name.startswith(f"{theirs}/encoderblock/") for name in tensors)
+
+
+Where = tuple[int | slice, ...]
+
+
+def _blocks(
+    theirs: str, tower: str, width: int, heads: int, layers: int, tensors: Mapping[str, Stored]
+) -> Iterator[Piece]:
+    ours = f"{tower}/transformer/blocks"
+    # (their block, which of ours it is as a whole, and the same as an index that columns can follow)
+    found: list[tuple[str, Where, Where]] = [
+        (f"{theirs}/encoderblock_{number}", (number,), (number,)) for number in range(layers)
+    ]
+    if _is_scanned(theirs, tensors):
+        found = [(f"{theirs}/encoderblock", (), (slice(None),))]
+    for block, where, first in found:
+        yield from _norm(f"{block}/LayerNorm_0", f"{ours}/ln_1", where)
+        yield from _attention(f"{block}/{_ATTENTION}", ours, width, heads, where, first)
+        yield from _norm(f"{block}/LayerNorm_1", f"{ours}/ln_2", where)
+        yield from _mlp(f"{block}/MlpBlock_0", ours, where)
+
+
+def _attention(theirs: str, ours: str, width: int, heads: int, where: Where, first: Where) -> Iterator[Piece]:
+    """Those of a MultiHeadDotProductAttention, whose heads have an axis of their own."""
+    # Queries, keys, values: [..., heads, head width] there, side by side here.
+    beside = Layout(lambda x: x.reshape(*x.shape[:-2], -1), lambda x: x.reshape(*x.shape[:-1], heads, -1))
+    # Back: [..., heads, head width, width] there.
+    below = Layout(
+        lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1]), lambda x: x.reshape(*x.shape[:-2], heads, -1, x.shape[-1])
+    )
+    for third, name in enumerate(("query", "key", "value")):
+        columns = slice(third * width, (third + 1) * width)
+        yield Piece(f"{theirs}/{name}/kernel", f"{ours}/qkv_kernel", (*first, slice(None), columns), beside)
+        yield Piece(f"{theirs}/{name}/bias", f"{ours}/qkv_bias", (*first, columns), beside)
+    yield Piece(f"{theirs}/out/kernel", f"{ours}/attention_out_kernel", where, below)
+    yield Piece(f"{theirs}/out/bias", f"{ours}/attention_out_bias", where)
+
+
+def _mlp(theirs: str, ours: str, where: Where = ()) -> Iterator[Piece]:
+    for layer, name in (("Dense_0", "mlp_in"), ("Dense_1", "mlp_out")):
+        yield Piece(f"{theirs}/{layer}/kernel", f"{ours}/{name}_kernel", where)
+        yield Piece(f"{theirs}/{layer}/bias", f"{ours}/{name}_bias", where)
+
+
+def _norm(theirs: str, ours: str, where: Where = ()) -> list[Piece]:
+    return [Piece(f"{theirs}/scale", f"{ours}/scale", where), Piece(f"{theirs}/bias", f"{ours}/bias", where)]

@@ -1,0 +1,363 @@
+"""CLIPModel and SiglipModel as Hugging Face's transformers has them: config.json and the names of tensors.
+
+Facts are those of transformers 5.23, models/clip and models/siglip: configuration_*.py for keys and their defaults,
+modeling_*.py for names and for what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.errors import UserError
+from jaxclip.methods import clip, siglip
+from jaxclip.towers.layers import Activation
+from jaxclip.towers.text import TextConfig
+from jaxclip.towers.vit import ViTConfig
+from jaxclip.weights.checked_json import Keys
+from jaxclip.weights.families.hugging_face.pixels import describe_pixels
+from jaxclip.weights.formats.safetensors import Stored
+from jaxclip.weights.overrides import Questions
+from jaxclip.weights.tensor_map import LINEAR, ONE_ROW, PATCHES, TWO_ROWS, Piece, layer_norm, linear
+
+ACTIVATIONS: dict[str, Activation] = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+_ACTS: dict[Activation, str] = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+
+_BLOCK = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+_CLIP_VISION = _BLOCK | {"num_channels": 3, "image_size": 224, "patch_size": 32}
+_CLIP_TEXT = _BLOCK | {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_attention_heads": 8,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+}
+_SIGLIP_BLOCK = _BLOCK | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+_SIGLIP_VISION = _SIGLIP_BLOCK | {"num_channels": 3, "image_size": 224, "patch_size": 16, "vision_use_head": True}
+_SIGLIP_TEXT = _SIGLIP_BLOCK | {"vocab_size": 32000, "max_position_embeddings": 64, "projection_size": None}
+
+# Our towers' keys that make them CLIPModel's and SiglipModel's, besides the sizes.
+_TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "clip": (
+        {"pool": "class", "ln_pre": True, "patch_bias": False, "projection": True},
+        {"causal": True, "pool": "end", "projection_bias": False},
+    ),
+    "siglip": (
+        {"pool": "map", "ln_pre": False, "patch_bias": True, "projection": False},
+        {"causal": False, "pool": "last", "projection_bias": True},
+    ),
+}
+
+_ELSE = "write open_clip's form"
+
+# A block's layers by our name: in CLIPModel and SiglipModel.
+_LAYERS = {
+    "ln_1": "layer_norm1",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "attention_out": "self_attn.out_proj",
+    "ln_2": "layer_norm2",
+    "mlp_in": "mlp.fc1",
+    "mlp_out": "mlp.fc2",
+}
+
+
+def describe(
+    source: str,
+    config: Mapping[str, Any],
+    preprocessor: tuple[str, Mapping[str, Any]] | None,
+    questions: Questions,
+) -> dict[str, Any]:
+    """The model that a config.json describes, as `methods.from_config` takes it.
+
+    Args:
+      source: the folder, for messages.
+      config: what is in config.json; keys that are not there have transformers' defaults.
+      preprocessor: what is said of pictures: the name of a file, and what is in it; None where nothing is.
+      questions: asked for the pixels then.
+
+    Raises:
+      UserError: it is no CLIPModel and no SiglipModel, or something in it is wrong or not among what the towers do.
+    """
+    file = f"{source}, config.json"
+    kind = _kind(file, config)
+    if kind == "clip":
+        vision = _tower(file, config, "vision_config", _CLIP_VISION)
+        text = _tower(file, config, "text_config", _CLIP_TEXT)
+        embed_dim = Keys(file, config, {"projection_dim": 512}).whole("projection_dim")
+    else:
+        vision = Keys(file, _given(config, "vision_config"), _SIGLIP_VISION, "vision_config")
+        text = Keys(file, _given(config, "text_config"), _SIGLIP_TEXT, "text_config")
+        vision.choice("vision_use_head", {True: True})
+        embed_dim = vision.whole("hidden_size")
+        size = "hidden_size" if text.get("projection_size") is None else "projection_size"
+        if text.whole(size) != embed_dim:
+            raise text.wrong(size, f"vision_config.hidden_size={embed_dim}")
+    vision.choice("num_channels", {3: 3})
+    image_size = vision.whole("image_size")
+    image_keys, text_keys = _TOWERS[kind]
+    return {
+        "name": kind,
+        "image": {
+            "name": "vit",
+            "image_size": image_size,
+            "patch_size": vision.whole("patch_size"),
+            **block_keys(vision),
+            **image_keys,
+        },
+        "text": {
+            "name": "text",
+            "vocab_size": text.whole("vocab_size"),
+            "context_length": text.whole("max_position_embeddings"),
+            **block_keys(text),
+            **text_keys,
+        },
+        "embed_dim": embed_dim,
+        "pixels": (
+            questions.pixels()
+            if preprocessor is None
+            else describe_pixels(f"{source}, {preprocessor[0]}", preprocessor[1], kind, image_size)
+        ),
+    }
+
+
+def check_end(source: str, config: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Checks that CLIPModel reads texts where our tokenizer says that they end.
+
+    It looks for the largest id of a text where the config says 2, which all published before 2023 do, and else for the
+    first end token.
+
+    Args:
+      source: the folder, for messages.
+      config: what `describe` has described.
+      tokenizer: the folder's, or another.
+
+    Raises:
+      UserError: it reads at another token.
+    """
+    file, end = f"{source}, config.json", tokenizer.end_id
+    if _kind(file, config) != "clip":
+        return  # SiglipModel reads at the last place, whatever is there
+    text = _tower(file, config, "text_config", {"eos_token_id": 49407})
+    said, largest = text.get("eos_token_id"), tokenizer.vocab_size - 1
+    if type(said) is not int or (largest if said == 2 else said) != end:
+        old = f" (2 has texts read at their largest id, which may be {largest})" if said == 2 else ""
+        raise text.wrong("eos_token_id", f"{end}, the end token of the vocabulary, where jaxclip reads texts{old}")
+
+
+def block_keys(keys: Keys) -> dict[str, Any]:
+    """Our keys of a transformer's blocks from transformers' keys."""
+    width, heads, hidden = keys.whole("hidden_size"), keys.whole("num_attention_heads"), keys.whole("intermediate_size")
+    if width % heads:
+        raise keys.wrong("num_attention_heads", f"a divisor of hidden_size={width}")
+    return {
+        "width": width,
+        "layers": keys.whole("num_hidden_layers"),
+        "heads": heads,
+        "mlp_width": 0 if hidden == 4 * width else hidden,  # as recipes have it
+        "activation": keys.choice("hidden_act", ACTIVATIONS),
+        "eps": keys.positive("layer_norm_eps"),
+    }
+
+
+def _kind(file: str, config: Mapping[str, Any]) -> str:
+    keys = Keys(file, config, {"model_type": None})
+    kind = keys.get("model_type")
+    if kind in ("clip", "siglip"):
+        return kind
+    if kind == "siglip2":
+        # google/siglip2-*-naflex; google/siglip2-base-patch16-224 and all others of one resolution are "siglip".
+        raise UserError(
+            f"{file}: model_type='siglip2' is SigLIP 2 for pictures of any shape (NaFlex), which no tower here is; "
+            "take a SigLIP 2 of one resolution, whose model_type is 'siglip'"
+        )
+    raise keys.wrong("model_type", "'clip' or 'siglip': that of both towers, as CLIPModel and SiglipModel save it")
+
+
+def _given(config: Mapping[str, Any], key: str) -> Any:
+    """A tower's object; where it is left out, all its keys are."""
+    given = config.get(key)
+    return {} if given is None else given
+
+
+def _tower(file: str, config: Mapping[str, Any], key: str, defaults: Mapping[str, Any]) -> Keys:
+    """The keys of one of CLIPModel's towers.
+
+    Files before transformers 4.25 may have `text_config_dict` too. Where it is not null, it and the defaults are all
+    that counts, then as in 5.23 (`CLIPConfig.__post_init__`).
+    """
+    legacy = f"{key}_dict"
+    name = key if config.get(legacy) is None else legacy
+    return Keys(file, _given(config, name), defaults, name)
+
+
+def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors that mean something: all but the numbers from 0 that older releases saved with the positions."""
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(".embeddings.position_ids")}
+
+
+def pieces(method: clip.Method) -> list[Piece]:
+    """Where the tensors of a CLIPModel or SiglipModel go. Raises UserError for a method that is neither."""
+    kind, image, text = towers(method)
+    found = [
+        Piece("vision_model.embeddings.patch_embedding.weight", "image/patch_kernel", (), PATCHES),
+        Piece("vision_model.embeddings.position_embedding.weight", "image/positions"),
+        *blocks("vision_model.encoder.layers", "image", image, _LAYERS),
+        *layer_norm("vision_model.post_layernorm", "image/ln_post"),
+        Piece("text_model.embeddings.token_embedding.weight", "text/token_embedding"),
+        Piece("text_model.embeddings.position_embedding.weight", "text/positions"),
+        *blocks("text_model.encoder.layers", "text", text, _LAYERS),
+        *layer_norm("text_model.final_layer_norm", "text/ln_final"),
+    ]
+    if kind == "clip":
+        return [
+            *found,
+            Piece("vision_model.embeddings.class_embedding", "image/class_embedding"),
+            *layer_norm("vision_model.pre_layrnorm", "image/ln_pre"),
+            Piece("visual_projection.weight", "image/projection", (), LINEAR),
+            Piece("text_projection.weight", "text/projection", (), LINEAR),
+            Piece("logit_scale", "logit_scale"),
+        ]
+    head, ours = "vision_model.head", "image/map_head"
+    return [
+        *found,
+        Piece("vision_model.embeddings.patch_embedding.bias", "image/patch_bias"),
+        Piece(f"{head}.probe", f"{ours}/probe", (), TWO_ROWS),
+        Piece(f"{head}.attention.in_proj_weight", f"{ours}/qkv_kernel", (), LINEAR),
+        Piece(f"{head}.attention.in_proj_bias", f"{ours}/qkv_bias"),
+        *linear(f"{head}.attention.out_proj", f"{ours}/attention_out"),
+        *layer_norm(f"{head}.layernorm", f"{ours}/ln"),
+        *linear(f"{head}.mlp.fc1", f"{ours}/mlp_in"),
+        *linear(f"{head}.mlp.fc2", f"{ours}/mlp_out"),
+        Piece("text_model.head.weight", "text/projection", (), LINEAR),
+        Piece("text_model.head.bias", "text/projection_bias"),
+        Piece("logit_scale", "logit_scale", (), ONE_ROW),
+        Piece("logit_bias", "logit_bias", (), ONE_ROW),
+    ]
+
+
+def blocks(theirs: str, tower: str, config: Any, layers: Mapping[str, str]) -> Iterator[Piece]:
+    """Those of a tower's stacked blocks.
+
+    Args:
+      theirs: the name before a block's number.
+      tower: our path to the tower.
+      config: the tower's, for its number of layers and its width.
+      layers: the names in a block of "q", "k", "v", "ln_1", "attention_out", "ln_2", "mlp_in" and "mlp_out".
+    """
+    ours = f"{tower}/transformer/blocks"
+    for number in range(config.layers):
+        named = {name: f"{theirs}.{number}.{layer}" for name, layer in layers.items()}
+        at: tuple[int | slice, ...] = (number,)
+        yield from layer_norm(named["ln_1"], f"{ours}/ln_1", at)
+        for third, name in enumerate("qkv"):
+            columns = slice(third * config.width, (third + 1) * config.width)
+            yield Piece(f"{named[name]}.weight", f"{ours}/qkv_kernel", (number, slice(None), columns), LINEAR)
+            yield Piece(f"{named[name]}.bias", f"{ours}/qkv_bias", (number, columns))
+        yield from linear(named["attention_out"], f"{ours}/attention_out", at)
+        yield from layer_norm(named["ln_2"], f"{ours}/ln_2", at)
+        yield from linear(named["mlp_in"], f"{ours}/mlp_in", at)
+        yield from linear(named["mlp_out"], f"{ours}/mlp_out", at)
+
+
+def towers(method: clip.Method) -> tuple[str, ViTConfig, TextConfig]:
+    """Whether a method is a CLIPModel, "clip", or a SiglipModel, "siglip", and its towers.
+
+    Raises:
+      UserError: it is neither, with the first key that is not as in either.
+    """
+    kind = "siglip" if isinstance(method, siglip.Method) else "clip"
+    model = "SiglipModel" if kind == "siglip" else "CLIPModel"
+    image, text = method.image, method.text
+    for tower, config, wanted in (("image", image, ViTConfig), ("text", text, TextConfig)):
+        if not isinstance(config, wanted):
+            raise UserError(
+                f"{tower}.name={config.name!r}: Hugging Face's {model} has no such tower; write open_clip's form"
+            )
+    assert isinstance(image, ViTConfig) and isinstance(text, TextConfig)
+    for tower, config, keys in (("image", image, _TOWERS[kind][0]), ("text", text, _TOWERS[kind][1])):
+        for key, value in keys.items():
+            if getattr(config, key) != value:
+                raise UserError(
+                    f"{tower}.{key}={getattr(config, key)!r}: Hugging Face's {model} has {value!r}; {_ELSE}"
+                )
+    return kind, image, text
+
+
+def config_of(method: clip.Method, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The config.json of a model, for transformers to open it as CLIPModel or SiglipModel.
+
+    Raises:
+      UserError: there is no such model, or it would read texts elsewhere than ours does.
+    """
+    kind, image, text = towers(method)
+    if kind == "clip":
+        _check_end(tokenizer, text.context_length)
+    vision_config = {
+        "model_type": f"{kind}_vision_model",
+        **_block_of(image),
+        "num_channels": 3,
+        "image_size": image.image_size,
+        "patch_size": image.patch_size,
+    }
+    text_config = {
+        "model_type": f"{kind}_text_model",
+        **_block_of(text),
+        "vocab_size": text.vocab_size,
+        "max_position_embeddings": text.context_length,
+        "bos_token_id": tokenizer.start_id,
+        "eos_token_id": tokenizer.end_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+    config: dict[str, Any] = {"model_type": kind, "vision_config": vision_config, "text_config": text_config}
+    if kind == "clip":
+        vision_config["projection_dim"] = text_config["projection_dim"] = method.embed_dim
+        return config | {"architectures": ["CLIPModel"], "projection_dim": method.embed_dim}
+    text_config["projection_size"] = method.embed_dim
+    return config | {"architectures": ["SiglipModel"]}
+
+
+def _block_of(config: ViTConfig | TextConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": config.width,
+        "intermediate_size": config.block.hidden,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "hidden_act": _ACTS[config.activation],
+        "layer_norm_eps": config.eps,
+    }
+
+
+def _check_end(tokenizer: Tokenizer, context_length: int) -> None:
+    """Raises UserError where texts are not read at their first end token, which is where CLIPModel reads them."""
+    end = tokenizer.end_id
+    if end == 2:
+        raise UserError(
+            "the vocabulary's end token has id 2, for which Hugging Face's CLIPModel looks for the largest id instead "
+            f"(it takes a config with 2 for one of OpenAI's old ones); {_ELSE}"
+        )
+    if end is not None:
+        tokens, places = tokenizer(["", "a photo of a dog"], context_length)
+        is_end = tokens == end
+        if is_end.any(axis=1).all() and np.array_equal(is_end.argmax(axis=1), places):
+            return
+    raise UserError(
+        "Hugging Face's CLIPModel reads a text at its first end token, which is not where texts of this vocabulary are "
+        f"read; {_ELSE}"
+    )

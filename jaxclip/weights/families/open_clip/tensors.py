@@ -1,0 +1,278 @@
+"""Weights of OpenAI's CLIP and of open_clip, which has kept their names (clip/model.py; open_clip/model.py).
+
+A model of class CustomTextCLIP has "text." before the names of its text tower. Such a prefix is put where open_clip
+itself would have it in the model, and taken off elsewhere: it has it where the text's projection has a bias, and needs
+it there, for it moves a text tower without the prefix only where the projection is a matrix alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxclip.errors import UserError
+from jaxclip.methods import siglip
+from jaxclip.methods.clip import Method
+from jaxclip.towers.modified_resnet import ModifiedResNetConfig
+from jaxclip.towers.text import TextConfig
+from jaxclip.towers.vit import ViTConfig
+from jaxclip.weights.families import timm
+from jaxclip.weights.families.open_clip.config import describe_config
+from jaxclip.weights.families.open_clip.export import towers
+from jaxclip.weights.families.torchvision import batch_norm, count, stage_sizes, stages
+from jaxclip.weights.formats.safetensors import Stored
+from jaxclip.weights.overrides import Questions
+from jaxclip.weights.tensor_map import CONVOLUTION, LINEAR, PATCHES, Piece, layer_norm, linear
+
+# Sizes, masks and counts that files may have beside the parameters.
+_NO_PARAMETERS = {
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+    "num_batches_tracked",
+    "attn_mask",
+    "position_ids",
+}
+# Heads of the towers of each width in open_clip's model_configs/*.json. Most are 64 wide; the image towers wider than L
+# (H, g, bigG, e) and those of SigLIP's so400m have sixteen.
+_VIT_HEADS = {384: 6, 512: 8, 768: 12, 896: 14, 1024: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}
+_TEXT_HEADS = {256: 4, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 20}
+_TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+_TRUNK = "visual.trunk."
+
+
+def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors that are parameters or running averages, under the names that `pieces` has.
+
+    The "module." of DistributedDataParallel comes off, and "text." on or off.
+    """
+    ddp = "module." if all(name.startswith("module.") for name in tensors) else ""
+    kept = {
+        name.removeprefix(ddp): tensor
+        for name, tensor in tensors.items()
+        if name.rpartition(".")[2] not in _NO_PARAMETERS
+    }
+    custom = any(name.removeprefix("text.").startswith("text_projection.") for name in kept)
+    renamed = {_text_name(name, custom): tensor for name, tensor in kept.items()}
+    # A file with both forms of one name is left as it is, so that each can be told of.
+    return renamed if len(renamed) == len(kept) else kept
+
+
+def _text_name(name: str, custom: bool) -> str:
+    plain = name.removeprefix("text.")
+    if not plain.startswith(_TEXT):
+        return name
+    return f"text.{plain}" if custom else plain
+
+
+def describe(
+    source: str, tensors: Mapping[str, Stored], config: Mapping[str, Any] | None, questions: Questions
+) -> dict[str, Any]:
+    """The method's config of weights.
+
+    Args:
+      source: what they are called, for messages.
+      tensors: as `names` gives them.
+      config: the content of config.json, which may be anything; None for a file without one, of which the
+        sizes are in the shapes, the heads are those that published models of such widths have, and the rest is asked.
+      questions: what is asked.
+
+    Returns:
+      What `methods.from_config` takes. Whether the tensors are those of that model is for `pieces.check` to see.
+
+    Raises:
+      UserError: it is a model that jaxclip's towers are not, or the config is wrong.
+    """
+    if config is not None:
+        return describe_config(source, config, "logit_bias" in tensors, questions)
+    return _Shapes(source, tensors).describe(questions)
+
+
+class _Shapes:
+    """What the shapes of a file's tensors say of its model."""
+
+    def __init__(self, source: str, tensors: Mapping[str, Stored]):
+        self._source = source
+        self._tensors = tensors
+
+    def describe(self, questions: Questions) -> dict[str, Any]:
+        activations = questions.activations()
+        if "visual.class_embedding" in self._tensors:
+            image = self._vit(questions) | {"activation": activations[0]}
+        elif "visual.attnpool.positional_embedding" in self._tensors:
+            image = self._modified_resnet()
+        else:
+            image = self._trunk(questions) | {"activation": activations[0]}
+        text, embed_dim = self._text(questions)
+        return {
+            "name": "siglip" if "logit_bias" in self._tensors else "clip",
+            "embed_dim": embed_dim,
+            "image": image,
+            "text": text | {"activation": activations[1]},
+            "pixels": questions.pixels(),
+        }
+
+    def _shape(self, name: str, dimensions: int) -> tuple[int, ...]:
+        if name not in self._tensors:
+            raise UserError(
+                f"{self._source} has no tensor {name}: it is none of the kinds of open_clip's models that jaxclip has"
+            )
+        shape = self._tensors[name].shape
+        if len(shape) != dimensions or 0 in shape:
+            raise UserError(f"{self._source}: {name} has the shape {shape}, and must have {dimensions} dimensions")
+        return shape
+
+    def _vit(self, questions: Questions) -> dict[str, Any]:
+        if "visual.ln_pre.weight" not in self._tensors:
+            raise UserError(
+                f"{self._source} has no visual.ln_pre.weight, as CLIPA's models have none, which jaxclip has no towers "
+                "for; if it is another, give its folder with config.json"
+            )
+        width, _, _, patch = self._shape("visual.conv1.weight", 4)
+        return {
+            "name": "vit",
+            "image_size": questions.image_size(patch, self._grid("visual.positional_embedding", 2, 1)),
+            "patch_size": patch,
+            "heads": questions.heads("image", width, _VIT_HEADS.get(width)),
+            **self._blocks(width, "visual.transformer.resblocks.", "mlp.c_fc"),
+        }
+
+    def _trunk(self, questions: Questions) -> dict[str, Any]:
+        width, _, _, patch = self._shape(f"{_TRUNK}patch_embed.proj.weight", 4)
+        self._shape(f"{_TRUNK}attn_pool.latent", 3)
+        return {
+            "name": "vit",
+            "image_size": questions.image_size(patch, self._grid(f"{_TRUNK}pos_embed", 3, 0)),
+            "patch_size": patch,
+            "heads": questions.heads("image", width, timm.heads(width)),
+            "eps": timm.EPS,
+            "pool": "map",
+            "ln_pre": False,
+            "patch_bias": True,
+            "projection": "visual.head.proj.weight" in self._tensors,
+            **self._blocks(width, f"{_TRUNK}blocks.", "mlp.fc1"),
+        }
+
+    def _modified_resnet(self) -> dict[str, Any]:
+        return {
+            "name": "modified_resnet",
+            "image_size": 32 * self._grid("visual.attnpool.positional_embedding", 2, 1),
+            "width": self._shape("visual.layer1.0.conv1.weight", 4)[0],
+            "layers": stage_sizes(self._tensors, "visual."),
+        }
+
+    def _text(self, questions: Questions) -> tuple[dict[str, Any], int]:
+        """The text tower and the width of the embedding."""
+        custom = "text.text_projection.weight" in self._tensors
+        prefix = "text." if custom else ""
+        vocabulary, width = self._shape(f"{prefix}token_embedding.weight", 2)
+        text = {
+            "name": "text",
+            "vocab_size": vocabulary,
+            "context_length": self._shape(f"{prefix}positional_embedding", 2)[0],
+            "heads": questions.heads("text", width, _TEXT_HEADS.get(width)),
+            **self._blocks(width, f"{prefix}transformer.resblocks.", "mlp.c_fc"),
+        }
+        if not custom:
+            return text, self._shape("text_projection", 2)[1]
+        # Of the published models SigLIP's alone have a bias there.
+        text |= {"causal": False, "pool": "last", "projection_bias": True, "eps": timm.EPS}
+        return text, self._shape("text.text_projection.weight", 2)[0]
+
+    def _blocks(self, width: int, prefix: str, mlp: str) -> dict[str, Any]:
+        hidden = self._shape(f"{prefix}0.{mlp}.weight", 2)[0]
+        layers = count(self._tensors, prefix)
+        return {"width": width, "layers": layers, "mlp_width": 0 if hidden == 4 * width else hidden}
+
+    def _grid(self, name: str, dimensions: int, others: int) -> int:
+        """Patches along a side, of positions of which `others` are of no patch."""
+        tokens = self._shape(name, dimensions)[-2] - others
+        if tokens < 1 or math.isqrt(tokens) ** 2 != tokens:
+            raise UserError(f"{self._source}: {name} has {tokens} patches, which make no square")
+        return math.isqrt(tokens)
+
+
+def pieces(method: Method) -> list[Piece]:
+    """The pieces of a model that `config_of` has a config for.
+
+    Raises:
+      UserError: open_clip has no such towers.
+    """
+    image, text = towers(method)
+    scalars = ["logit_scale", "logit_bias"] if isinstance(method, siglip.Method) else ["logit_scale"]
+    return [*_image(image), *_text(text), *(Piece(name, name) for name in scalars)]
+
+
+def extras(method: Method) -> dict[str, np.ndarray]:
+    """What a file of open_clip's has beside the parameters: each BatchNorm's count of batches, which nothing reads."""
+    counted = (piece.name for piece in pieces(method) if piece.name.endswith(".running_mean"))
+    return {name.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64) for name in counted}
+
+
+def _image(config: ViTConfig | ModifiedResNetConfig) -> list[Piece]:
+    if isinstance(config, ModifiedResNetConfig):
+        return _modified_resnet(config)
+    if config.pool == "class":
+        return _vit(config)
+    projection = [Piece("visual.head.proj.weight", "image/projection", layout=LINEAR)] if config.projection else []
+    return [*timm.trunk_pieces(config, _TRUNK), *projection]
+
+
+def _modified_resnet(config: ModifiedResNetConfig) -> list[Piece]:
+    pieces = [*stages(config.layers, "visual.")]
+    for conv in (1, 2, 3):
+        pieces.append(Piece(f"visual.conv{conv}.weight", f"image/conv{conv}_kernel", layout=CONVOLUTION))
+        pieces += batch_norm(f"visual.bn{conv}", f"image/bn{conv}")
+    pieces.append(Piece("visual.attnpool.positional_embedding", "image/attention_pool/positions"))
+    for theirs, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("c", "out")):
+        pieces += linear(f"visual.attnpool.{theirs}_proj", f"image/attention_pool/{ours}")
+    return pieces
+
+
+def _vit(config: ViTConfig) -> list[Piece]:
+    return [
+        Piece("visual.conv1.weight", "image/patch_kernel", layout=PATCHES),
+        Piece("visual.class_embedding", "image/class_embedding"),
+        Piece("visual.positional_embedding", "image/positions"),
+        *(layer_norm("visual.ln_pre", "image/ln_pre") if config.ln_pre else []),
+        *_blocks(config.layers, "visual.transformer.resblocks.", "image/transformer/blocks"),
+        *layer_norm("visual.ln_post", "image/ln_post"),
+        Piece("visual.proj", "image/projection"),
+    ]
+
+
+def _text(config: TextConfig) -> list[Piece]:
+    prefix = "text." if config.projection_bias else ""
+    return [
+        Piece(f"{prefix}token_embedding.weight", "text/token_embedding"),
+        Piece(f"{prefix}positional_embedding", "text/positions"),
+        *_blocks(config.layers, f"{prefix}transformer.resblocks.", "text/transformer/blocks"),
+        *layer_norm(f"{prefix}ln_final", "text/ln_final"),
+        *(
+            [
+                Piece(f"{prefix}text_projection.weight", "text/projection", layout=LINEAR),
+                Piece(f"{prefix}text_projection.bias", "text/projection_bias"),
+            ]
+            if config.projection_bias
+            else [Piece("text_projection", "text/projection")]
+        ),
+    ]
+
+
+def _blocks(layers: int, theirs: str, ours: str) -> list[Piece]:
+    pieces = []
+    for layer in range(layers):
+        block, where = f"{theirs}{layer}", (layer,)
+        pieces += [
+            *layer_norm(f"{block}.ln_1", f"{ours}/ln_1", where),
+            Piece(f"{block}.attn.in_proj_weight", f"{ours}/qkv_kernel", where, LINEAR),
+            Piece(f"{block}.attn.in_proj_bias", f"{ours}/qkv_bias", where),
+            *linear(f"{block}.attn.out_proj", f"{ours}/attention_out", where),
+            *layer_norm(f"{block}.ln_2", f"{ours}/ln_2", where),
+            *linear(f"{block}.mlp.c_fc", f"{ours}/mlp_in", where),
+            *linear(f"{block}.mlp.c_proj", f"{ours}/mlp_out", where),
+        ]
+    return pieces

@@ -1,0 +1,106 @@
+"""SigLIP's image towers as timm has them (timm/models/vision_transformer.py), which open_clip's models are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jaxclip.towers.layers import Activation
+from jaxclip.towers.vit import ViTConfig
+from jaxclip.weights.tensor_map import LINEAR, ONE_ROW, PATCHES, TWO_ROWS, Piece, layer_norm, linear
+
+EPS = 1e-6  # of timm's own layer normalisation
+
+
+@dataclasses.dataclass(frozen=True)
+class Trunk:
+    """What a name of timm stands for; the attributes are those of `ViTConfig`."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+    activation: Activation
+
+
+def _named(name: str, sizes: dict[int, Activation], *shape: int) -> dict[str, Trunk]:
+    patch, width, layers, heads, mlp_width = shape
+    return {
+        f"vit_{name}_patch{patch}_siglip_{size}": Trunk(size, patch, width, layers, heads, mlp_width, activation)
+        for size, activation in sizes.items()
+    }
+
+
+# Those pooled by attention, with the activation that timm gives each: it follows neither the version of SigLIP nor the
+# weights, all of which were trained with the tanh approximation.
+TRUNKS: dict[str, Trunk] = {
+    **_named("base", {256: "gelu_tanh"}, 32, 768, 12, 12, 0),
+    **_named("base", {224: "gelu", 256: "gelu", 384: "gelu", 512: "gelu"}, 16, 768, 12, 12, 0),
+    **_named("large", {256: "gelu", 384: "gelu", 512: "gelu_tanh"}, 16, 1024, 24, 16, 0),
+    **_named("so400m", {224: "gelu", 378: "gelu", 384: "gelu"}, 14, 1152, 27, 16, 4304),
+    **_named("so400m", {256: "gelu_tanh", 384: "gelu_tanh", 512: "gelu_tanh"}, 16, 1152, 27, 16, 4304),
+    **_named("giantopt", {256: "gelu_tanh", 384: "gelu_tanh"}, 16, 1536, 40, 16, 0),
+}
+
+
+def keys(trunk: Trunk) -> dict[str, Any]:
+    """The image tower's keys, but for its projection."""
+    return {
+        "name": "vit",
+        **dataclasses.asdict(trunk),
+        "eps": EPS,
+        "pool": "map",
+        "ln_pre": False,
+        "patch_bias": True,
+    }
+
+
+def trunk_name(config: ViTConfig) -> str | None:
+    """The name of timm's model that a tower is but for its projection, None where it is none."""
+    hidden = 0 if config.mlp_width == 4 * config.width else config.mlp_width
+    own = dataclasses.asdict(config) | {"mlp_width": hidden}
+    return next((name for name, trunk in TRUNKS.items() if keys(trunk).items() <= own.items()), None)
+
+
+def heads(width: int) -> int | None:
+    """Of the trunks of a width; None where there is no such trunk."""
+    return next((trunk.heads for trunk in TRUNKS.values() if trunk.width == width), None)
+
+
+def trunk_pieces(config: ViTConfig, prefix: str) -> list[Piece]:
+    """The pieces of a tower pooled by attention, but for its projection.
+
+    Args:
+      config: of the tower.
+      prefix: what the tensors' names begin with.
+    """
+    blocks, head, pool = "image/transformer/blocks", "image/map_head", f"{prefix}attn_pool"
+    pieces = [
+        Piece(f"{prefix}patch_embed.proj.weight", "image/patch_kernel", layout=PATCHES),
+        Piece(f"{prefix}patch_embed.proj.bias", "image/patch_bias"),
+        Piece(f"{prefix}pos_embed", "image/positions", layout=ONE_ROW),
+        *layer_norm(f"{prefix}norm", "image/ln_post"),
+        Piece(f"{pool}.latent", f"{head}/probe", layout=TWO_ROWS),
+        *linear(f"{pool}.proj", f"{head}/attention_out"),
+        *layer_norm(f"{pool}.norm", f"{head}/ln"),
+        *linear(f"{pool}.mlp.fc1", f"{head}/mlp_in"),
+        *linear(f"{pool}.mlp.fc2", f"{head}/mlp_out"),
+    ]
+    for name, part in (("q", slice(config.width)), ("kv", slice(config.width, None))):
+        pieces += [
+            Piece(f"{pool}.{name}.weight", f"{head}/qkv_kernel", (slice(None), part), LINEAR),
+            Piece(f"{pool}.{name}.bias", f"{head}/qkv_bias", (part,)),
+        ]
+    for layer in range(config.layers):
+        block, where = f"{prefix}blocks.{layer}", (layer,)
+        pieces += [
+            *layer_norm(f"{block}.norm1", f"{blocks}/ln_1", where),
+            *linear(f"{block}.attn.qkv", f"{blocks}/qkv", where),
+            *linear(f"{block}.attn.proj", f"{blocks}/attention_out", where),
+            *layer_norm(f"{block}.norm2", f"{blocks}/ln_2", where),
+            *linear(f"{block}.mlp.fc1", f"{blocks}/mlp_in", where),
+            *linear(f"{block}.mlp.fc2", f"{blocks}/mlp_out", where),
+        ]
+    return pieces

@@ -1,0 +1,1 @@
+"""File formats of weights: safetensors and npz, read as memory-mapped views."""

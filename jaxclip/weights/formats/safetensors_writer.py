@@ -1,0 +1,158 @@
+"""Tensors to safetensors files, one tensor in memory at a time.
+
+The safetensors library's own save wants all of them at once. What it checks on reading is what is written here: a
+header in JSON padded with spaces to a multiple of eight bytes, and the values without gaps, those of the widest types
+first, so that each stands at a multiple of its own width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from jaxclip.errors import UserError
+from jaxclip.weights.formats.safetensors import DTYPES
+
+LIMIT = 5 << 30  # bytes of values in a file
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_tensors(
+    folder: pathlib.Path,
+    stem: str,
+    tensors: Iterable[tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]],
+    limit: int = LIMIT,
+    metadata: dict[str, str] | None = None,
+) -> pathlib.Path:
+    """Writes {stem}.safetensors, or shards and their index as Hugging Face has them where that would be too large.
+
+    Shards are {stem}-00001-of-0000N.safetensors, with the tensors in the order given, and {stem}.safetensors.index.json
+    says which is where. The files get their names when all of them are whole, the index last; where something fails,
+    none is left.
+
+    Args:
+      folder: where to; it is made if it is missing.
+      stem: of the names, "model" or "open_clip_model".
+      tensors: (name, shape, dtype, a function without arguments that gives the values), of types in `DTYPES`.
+      limit: how many bytes of values a file has at most, unless a single tensor has more.
+      metadata: for the header of every file, beside {"format": "pt"}, which transformers wants there.
+
+    Returns:
+      The file to open: that of the tensors, or the index.
+
+    Raises:
+      UserError: weights of that name are there already, or the disk is full or cannot be written to.
+      ValueError: a name comes twice, or values are not of the shape or type given for them.
+    """
+    shards = _shards(
+        [_Tensor(name, tuple(shape), np.dtype(dtype), read) for name, shape, dtype, read in tensors], limit
+    )
+    count = len(shards)
+    numbered = [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+    contents = dict(zip(numbered if count > 1 else [f"{stem}.safetensors"], shards, strict=True))
+    # (the name until all is written, the name from then on)
+    files = [(folder / f".{name}.{os.getpid()}", folder / name) for name in contents]
+    index = folder / f"{stem}.safetensors.index.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Whoever loads the folder could get either of the two.
+        there = [*folder.glob(f"{stem}.safetensors*"), *folder.glob(f"{stem}-*-of-*.safetensors")]
+        if there:
+            raise UserError(f"{there[0]} exists; name another folder, or remove the weights in this one")
+        try:
+            for (path, _), shard in zip(files, shards, strict=True):
+                _write(path, _parts(shard, {"format": "pt"} | (metadata or {})))
+            if count > 1:
+                files.append((folder / f".{index.name}.{os.getpid()}", index))
+                _write(files[-1][0], [_index(contents)])
+            for path, name in files:
+                path.replace(name)
+        except BaseException:
+            for path in (path for pair in files for path in pair):
+                path.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {folder / stem}: {error.strerror}; make room or name another folder") from None
+    return files[-1][1]
+
+
+def _shards(tensors: Sequence[_Tensor], limit: int) -> list[list[_Tensor]]:
+    """The tensors in as few files as their order and the limit allow. Raises ValueError for names that do not serve."""
+    names = [tensor.name for tensor in tensors]
+    if len(set(names)) != len(names) or "__metadata__" in names or not names:
+        raise ValueError("every tensor needs a name of its own, which is not __metadata__, and there has to be one")
+    shards: list[list[_Tensor]] = []
+    room = 0
+    for tensor in tensors:
+        if not shards or tensor.size > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(tensor)
+        room -= tensor.size
+    return shards
+
+
+def _parts(tensors: Sequence[_Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
+    """What stands in a file, one tensor after the other."""
+    ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for tensor in ordered:
+        start, end = end, end + tensor.size
+        header[tensor.name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for tensor in ordered:
+        yield _values(tensor)
+
+
+def _values(tensor: _Tensor) -> memoryview:
+    values = np.asarray(tensor.read())
+    if values.shape != tensor.shape or values.dtype != tensor.dtype:
+        raise ValueError(f"{tensor.name} is {values.dtype}{values.shape} and not {tensor.dtype}{tensor.shape}")
+    # ml_dtypes' types are no buffers that a file would take, but their bytes are.
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
+def _index(contents: dict[str, list[_Tensor]]) -> bytes:
+    """Hugging Face's index of shards."""
+    tensors = [(tensor, name) for name, shard in contents.items() for tensor in shard]
+    index = {
+        "metadata": {"total_size": sum(tensor.size for tensor, _ in tensors)},
+        "weight_map": {tensor.name: name for tensor, name in tensors},
+    }
+    return (json.dumps(index, indent=2) + "\n").encode()
+
+
+def _write(path: pathlib.Path, parts: Iterable[bytes | memoryview]) -> None:
+    """A file whose parts are on the disk when this returns."""
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(part)
+            del part  # before the next one is made
+        file.flush()
+        os.fsync(file.fileno())

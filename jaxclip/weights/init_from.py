@@ -1,0 +1,179 @@
+"""Where a run starts that does not start fresh: `config.init_from`."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxclip import methods, sharding
+from jaxclip.config import Config, parse, to_dict
+from jaxclip.data import tokenizers
+from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.errors import UserError
+from jaxclip.towers.bert import BertConfig
+from jaxclip.towers.resnet import ResNetConfig
+from jaxclip.weights import public, tensor_map
+from jaxclip.weights.families import bert, torchvision
+from jaxclip.weights.formats.safetensors import open_tensors
+from jaxclip.weights.load import open_weights
+from jaxclip.weights.overrides import Answers
+from jaxclip.weights.positions import resized
+
+# What two towers may differ in, and one still start from the other: sizes that positions are resized to, what shapes
+# tell apart, and how the tower is run.
+_FREE = {"image_size", "context_length", "vocab_size", "scan", "remat", "patch_drop"}
+_SHOWN = 6  # faults named in an error
+_SAMPLE = ("a photo of a dog", "Two red circles, left of 3 blue stars!", "ein Strassenschild", "don't", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What a run may start from.
+
+    Attributes:
+      keys: the method's keys, as far as they are known.
+      arrays: by path.
+      tokenizer: None where it is not known.
+    """
+
+    keys: Mapping[str, Any]
+    arrays: Mapping[str, jax.Array]
+    tokenizer: Tokenizer | None
+
+
+def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer, state: Any) -> tuple[Any, int]:
+    """A fresh state whose parameters, or those that `config.init_only` finds, are replaced by trained ones.
+
+    The source is anything `jaxclip.load` opens, or one tower alone: torchvision's or timm's ResNet in a .safetensors, a
+    Hugging Face folder of a BertModel.
+
+    Args:
+      config: the run's.
+      method: the run's.
+      mesh: the run's devices.
+      tokenizer: the run's.
+      state: fresh.
+
+    Returns:
+      The state, and how many numbers were taken.
+
+    Raises:
+      UserError: the source cannot be opened, or does not have what is wanted of it, or means another thing by it: other
+        activations, other preprocessing, another vocabulary.
+    """
+    source = config.init_from
+    own = tensor_map.flat(state.params) | tensor_map.flat(state.stats)
+    wanted = {path: leaf for path, leaf in own.items() if re.search(config.init_only, path)}
+    if not wanted:
+        raise UserError(
+            f"config.init_only={config.init_only!r} is found in no parameter's path, such as image/positions"
+        )
+    start = _one_tower(source, method, mesh) or _whole(config, method, mesh)
+    _check_same(source, start.keys, to_dict(method), wanted)
+    shapes = {path: leaf.shape for path, leaf in wanted.items()}
+    found = resized(start.arrays, shapes, cut_text=isinstance(method.text, BertConfig))
+    faults = [f"{path} is not there" for path in wanted if path not in found]
+    faults += [
+        f"{path} is {found[path].shape}, not {leaf.shape}"
+        for path, leaf in wanted.items()
+        if path in found and found[path].shape != leaf.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise UserError(
+            f"config.init_from={source}: {'; '.join(faults[:_SHOWN])}{more}. Make the recipe's towers those of the "
+            "weights, or take a part of them by config.init_only, such as '^image/'"
+        )
+    if "text/token_embedding" in wanted and start.tokenizer is not None:
+        _check_vocabulary(source, start.tokenizer, tokenizer)
+    taken = {path: jax.device_put(found[path].astype(leaf.dtype), leaf.sharding) for path, leaf in wanted.items()}
+    params, stats = (
+        tensor_map.nested({path: taken.get(path, leaf) for path, leaf in tensor_map.flat(part).items()})
+        for part in (state.params, state.stats)
+    )
+    return dataclasses.replace(state, params=params, stats=stats), sum(leaf.size for leaf in wanted.values())
+
+
+def _whole(config: Config, method: Any, mesh: Mesh) -> _Start:
+    # What files do not say, the recipe does; what they say, it is compared with.
+    text_activation = method.text.activation
+    answers = Answers(
+        activation=f"{getattr(method.image, 'activation', text_activation)},{text_activation}",
+        preprocess=method.pixels,
+        heads=f"{getattr(method.image, 'heads', '')},{method.text.heads}",
+        image_size=method.image_size,
+    )
+    weights = open_weights(config.init_from, answers, answers_binding=False, tokenizer_needed=False)
+    params, stats = weights.read(mesh)
+    return _Start(to_dict(weights.method), tensor_map.flat(params) | tensor_map.flat(stats), weights.tokenizer)
+
+
+def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
+    """A tower alone; None where the source is something else."""
+    path = pathlib.Path(source).expanduser()
+    if path.is_dir() and (path / "config.json").is_file():
+        config = public.read_json(path / "config.json")
+        if config.get("model_type") != "bert":
+            return None
+        family: Any = bert
+        kind: Any = BertConfig
+        tower, keys = "text", bert.describe(source, config)
+        tensors = bert.names(open_tensors(public.weight_file(path, "model")))
+        tokenizer = tokenizers.load(path) if public.has_tokenizer(path) else None
+    elif path.is_file() and torchvision.is_one(found := open_tensors(path)):
+        family, kind = torchvision, ResNetConfig
+        tensors, tokenizer = torchvision.names(found), None
+        tower, keys = "image", torchvision.describe(source, tensors)
+    else:
+        return None
+    public.check_numbers(source, keys, len(tensors))
+    theirs = parse(kind, keys, source)
+    listed = family.pieces(theirs)
+    # Beside the run's other tower, for its paths and shapes.
+    variables = methods.abstract_variables(dataclasses.replace(method, **{tower: theirs}))
+    shapes = tensor_map.flat(methods.joined(*variables))
+    named = {piece.path for piece in listed}
+    tensor_map.check(source, tensors, listed, {path: shapes[path].shape for path in named})
+    abstract = tensor_map.flat(methods.joined(*sharding.placed(mesh, *variables)))
+    arrays = tensor_map.read(tensors, listed, {path: leaf for path, leaf in abstract.items() if path in named})
+    return _Start({tower: to_dict(theirs)}, arrays, tokenizer)
+
+
+def _check_same(source: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises UserError where a tower that is taken computes another thing in the recipe than in its weights."""
+    parts = [tower for tower in ("image", "text") if any(path.startswith(f"{tower}/") for path in wanted)]
+    if "image" in parts:
+        parts.append("pixels")
+    faults: dict[str, tuple[Any, Any]] = {}
+    for part in parts:
+        if part not in theirs:
+            continue
+        # Keys of another kind of tower tell nothing beside its name.
+        keys = theirs[part] if theirs[part].get("name") == ours[part].get("name") else ("name",)
+        faults |= {
+            f"{part}.{key}": (theirs[part][key], ours[part][key])
+            for key in keys
+            if key not in _FREE and theirs[part][key] != ours[part][key]
+        }
+    if faults:
+        said = ", ".join(f"{key}={value!r} where the recipe has {mine!r}" for key, (value, mine) in faults.items())
+        keys = ", ".join(f"config.method.{key}={value!r}" for key, (value, _) in faults.items())
+        raise UserError(
+            f"config.init_from={source} has {said}; set {keys}, or take a part of the weights by config.init_only"
+        )
+
+
+def _check_vocabulary(source: str, theirs: Tokenizer, ours: Tokenizer) -> None:
+    if theirs.vocab_size == ours.vocab_size and np.array_equal(theirs(_SAMPLE, 32)[0], ours(_SAMPLE, 32)[0]):
+        return
+    raise UserError(
+        f"config.init_from={source} has another vocabulary than the run; set config.data.vocabulary to the file of the "
+        "weights' (and config.data.train_vocabulary=0), or leave the text tower out by config.init_only='^image/'"
+    )

@@ -1,0 +1,249 @@
+"""Weights of other projects, opened: whose they are, what model they are of, which tensor goes where."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jaxclip import methods, sharding
+from jaxclip.data import tokenizers
+from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.errors import UserError
+from jaxclip.methods.clip import Method
+from jaxclip.weights import tensor_map
+from jaxclip.weights.checked_json import LARGEST
+from jaxclip.weights.families import big_vision, hugging_face, open_clip
+from jaxclip.weights.formats.safetensors import Stored, open_tensors
+from jaxclip.weights.overrides import Answers, Questions
+from jaxclip.weights.tensor_map import Piece
+
+_ACCEPTED = (
+    "accepted are a run's workdir or checkpoint, a Hugging Face folder of a CLIPModel or SiglipModel, an open_clip "
+    "folder, OpenAI's or open_clip's .safetensors, and a big_vision .npz"
+)
+_MOST_JSON = 4 << 20  # bytes of a config
+_FEWEST = 9  # tensors of a layer: a ResNet's bottleneck has no fewer, and a transformer's block more
+_MOST_SCANNED = 1000  # layers that are together in the tensors of one; towers have no more than some dozens
+
+
+@dataclasses.dataclass(frozen=True)
+class ForeignWeights:
+    """Weights in files, of which nothing but the names, types and shapes has been read.
+
+    Attributes:
+      source: the path, for messages.
+      method: the method they are of.
+      tokenizer: theirs; None where the files have none and none was asked for.
+      config: that of the run that trained them, of which such files say nothing.
+    """
+
+    source: str
+    method: Method
+    tokenizer: Tokenizer | None
+    _tensors: Mapping[str, Stored]
+    _pieces: list[Piece]
+    config: None = None
+
+    def read(self, mesh: Mesh, dtype: Any = "float32") -> tuple[dict[str, Any], dict[str, Any]]:
+        """Parameters and batch statistics on the devices of a mesh, read one array at a time.
+
+        Args:
+          mesh: where they go, laid out by the rules of `jaxclip.mesh`.
+          dtype: of the parameters; scalars and batch statistics are float32 whatever it is.
+        """
+        abstract = sharding.placed(mesh, *methods.abstract_variables(self.method), dtype)
+        leaves = [tensor_map.flat(part) for part in abstract]
+        arrays = tensor_map.read(self._tensors, self._pieces, leaves[0] | leaves[1])
+        params, stats = ({path: arrays[path] for path in part} for part in leaves)
+        return tensor_map.nested(params), tensor_map.nested(stats)
+
+
+def open_foreign(
+    path: str | os.PathLike[str], answers: Answers, *, tokenizer_needed: bool = True, answers_binding: bool = True
+) -> ForeignWeights:
+    """Opens public weights.
+
+    Args:
+      path: a Hugging Face folder of a CLIPModel or SiglipModel, an open_clip folder, a .safetensors of OpenAI's or
+        open_clip's, or a big_vision .npz.
+      answers: what the files may not say.
+      tokenizer_needed: whether the vocabulary has to be known.
+      answers_binding: whether an answer is an error where the files say it themselves; else what they say counts. The
+        tokenizer's is never one.
+
+    Raises:
+      UserError: it is none of these, something in it is wrong, or something must be asked for.
+    """
+    path = pathlib.Path(os.fspath(path)).expanduser()
+    if not path.exists():
+        raise UserError(f"{path}: there is nothing; {_ACCEPTED}")
+    questions = Questions(str(path), answers, binding=answers_binding)
+    config: dict[str, Any] | None = None
+    if path.is_dir() and (path / "open_clip_config.json").is_file():
+        tensors = open_clip.names(
+            open_tensors(weight_file(path, "open_clip_model", "open_clip_pytorch_model", "model"))
+        )
+        config = read_json(path / "open_clip_config.json")
+        described = open_clip.describe(str(path), tensors, config, questions)
+        family: Any = open_clip
+    elif path.is_dir() and (path / "config.json").is_file():
+        tensors = hugging_face.names(open_tensors(weight_file(path, "model")))
+        config = read_json(path / "config.json")
+        described = hugging_face.describe(str(path), config, _preprocessor(path), questions)
+        family = hugging_face
+    elif path.is_dir():
+        raise UserError(f"{path} has neither checkpoints/ nor open_clip_config.json nor config.json; {_ACCEPTED}")
+    else:
+        found = open_tensors(path)
+        if any(name.startswith(("vision_model.", "text_model.")) for name in found):
+            raise UserError(
+                f"{path} is of Hugging Face's form, and its config.json says what model it is: give the folder"
+            )
+        family = big_vision if any(name.split("/")[0] in ("params", "img", "txt") for name in found) else open_clip
+        tensors = family.names(found)
+        if family is big_vision:
+            described = big_vision.describe(str(path), tensors, questions)
+        else:
+            described = open_clip.describe(str(path), tensors, None, questions)
+    tokenizer = _tokenizer(path if path.is_dir() else None, questions, tokenizer_needed)
+    questions.check(described)
+    method = build(str(path), described, len(tensors), scanned=family is big_vision)
+    listed = big_vision.pieces(method, tensors) if family is big_vision else family.pieces(method)
+    shapes = {
+        name: leaf.shape for name, leaf in tensor_map.flat(methods.joined(*methods.abstract_variables(method))).items()
+    }
+    tensor_map.check(str(path), tensors, listed, shapes)
+    if tokenizer is not None and tokenizer.vocab_size > method.text.vocab_size:
+        raise UserError(
+            f"{path}: the vocabulary has {tokenizer.vocab_size} ids, and the text tower only {method.text.vocab_size}"
+        )
+    # A file without a config does not say where its texts are read: it is at the vocabulary's end token.
+    if tokenizer is not None and config is not None:
+        family.check_end(str(path), config, tokenizer)
+    return ForeignWeights(str(path), method, tokenizer, tensors, listed)
+
+
+def build(source: str, described: Mapping[str, Any], tensors: int, *, scanned: bool = False) -> Any:
+    """The method of a description, which may come from a stranger's file.
+
+    Raises:
+      UserError: it describes no model, or one that the number of tensors cannot be.
+    """
+    check_numbers(source, described, tensors, scanned=scanned)
+    try:
+        return methods.from_config(described)
+    except UserError as error:
+        raise UserError(f"{source}: {str(error).replace('config.method.', '')}") from None
+
+
+def check_numbers(source: str, described: Mapping[str, Any], tensors: int, *, scanned: bool = False) -> None:
+    """Looks at the numbers of a description before anything is made by them.
+
+    Args:
+      source: what it is of, for messages.
+      described: a method's keys, or a tower's.
+      tensors: how many the weights have.
+      scanned: whether all layers may be in the tensors of one.
+
+    Raises:
+      UserError: a number would take more time or memory than what the tensors can be of.
+    """
+    for key, value in described.items():
+        if isinstance(value, Mapping):
+            check_numbers(source, value, tensors, scanned=scanned)
+            continue
+        numbers = [item for item in (value if isinstance(value, tuple | list) else [value]) if _is_number(item)]
+        most = max(tensors // _FEWEST, _MOST_SCANNED if scanned else 0) if key == "layers" else LARGEST
+        if sum(numbers) > most:
+            raise UserError(f"{source}: it says {key} is {sum(numbers):.6g}, which its {tensors} tensors cannot be")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a small JSON file.
+
+    Raises:
+      UserError: there is none.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_JSON + 1)
+        if len(data) > _MOST_JSON:
+            raise ValueError(f"more than {_MOST_JSON >> 20} MiB")
+        content = json.loads(data)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path} cannot be read as JSON ({reason}); copy it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; copy it again")
+    return content
+
+
+def has_tokenizer(folder: pathlib.Path) -> bool:
+    """Whether a folder has a tokenizer's files."""
+    names = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
+    return any((folder / name).is_file() for name in names)
+
+
+def weight_file(folder: pathlib.Path, *stems: str) -> pathlib.Path:
+    """The tensors of a folder: one file or an index of several."""
+    for stem in stems:
+        for name in (f"{stem}.safetensors", f"{stem}.safetensors.index.json"):
+            if (folder / name).is_file():
+                return folder / name
+    others = sorted(name for kind in ("*.bin", "*.pt", "*.pth") for name in folder.glob(kind))
+    if others:
+        return others[0]  # refused with what to do about it
+    raise UserError(f"{folder} has no {stems[0]}.safetensors: copy all of the folder")
+
+
+def _preprocessor(folder: pathlib.Path) -> tuple[str, Any] | None:
+    """What a Hugging Face folder says of pictures, and the file it says it in, the one that transformers would take."""
+    whole, alone = folder / "processor_config.json", folder / "preprocessor_config.json"
+    if whole.is_file() and (part := read_json(whole).get("image_processor")) is not None:
+        return f"{whole.name}, image_processor", part
+    return (alone.name, read_json(alone)) if alone.is_file() else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _tokenizer(folder: pathlib.Path | None, questions: Questions, needed: bool) -> Tokenizer | None:
+    answer = questions.answers.tokenizer
+    if answer is not None:
+        return tokenizers.load(answer, clean=_cleaning(folder))
+    if folder is not None and has_tokenizer(folder):
+        return tokenizers.load(folder, clean=_cleaning(folder))
+    if needed:
+        questions.ask(
+            "tokenizer=PATH of its vocabulary (for OpenAI's and LAION's models bpe_simple_vocab_16e6.txt.gz, in the "
+            "folder clip/ of github.com/openai/CLIP)"
+        )
+    return None
+
+
+def _cleaning(folder: pathlib.Path | None) -> str | None:
+    """What open_clip does to texts before it cuts them into tokens, where the folder is one of its own.
+
+    Raises:
+      UserError: it does what jaxclip does not.
+    """
+    if folder is None or not (folder / "open_clip_config.json").is_file():
+        return None
+    path = folder / "open_clip_config.json"
+    text = read_json(path)["model_cfg"]["text_cfg"]  # described by now, and so of this form
+    options, mode = text.get("tokenizer_kwargs") or {}, text.get("tokenizer_mode")
+    # Unless it is given a name of another, open_clip's tokenizer is OpenAI's.
+    named = bool(text.get("hf_tokenizer_name"))
+    known = ("whitespace", "lower", "canonicalize") if named else ("lower",)
+    clean = options.get("clean", known[0]) if isinstance(options, dict) else None
+    if clean not in known or mode or any(value for key, value in options.items() if key != "clean"):
+        said = json.dumps({"tokenizer_kwargs": options, "tokenizer_mode": mode})[:200]
+        raise UserError(f"{path} has text_cfg {said}, where jaxclip has nothing but clean={' or '.join(known)}")
+    return clean if named else None

@@ -1,0 +1,168 @@
+"""Hostile tars: nothing in them is executed or written, and they cost neither the run nor its memory."""
+
+import contextlib
+import faulthandler
+import os
+import pathlib
+import re
+import sys
+import tracemalloc
+
+import pytest
+from hostile_tars import ARCHIVES, END, GOOD
+from tar_files import header, member, pax, write_tar
+
+from jaxclip.data.index import tar_scan
+from jaxclip.data.index.tar_build import load_index
+from jaxclip.data.record import Record, Skip
+from jaxclip.data.sources.tar import TarShards
+from jaxclip.data.storage import Files, list_files
+from jaxclip.errors import UserError
+
+REASONS = {"no caption", "unreadable shard", "picture file too large", "caption too large"}
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+_ACTS = re.compile(
+    r"exec|compile|import|pickle\.find_class|marshal\.|ctypes\.|socket\.connect|subprocess\.Popen"
+    r"|os\.(system|exec|fork|forkpty|posix_spawn|startfile|link|symlink|chmod|chown|truncate|setxattr)|shutil\..*"
+)
+_noted: list[tuple[str, str]] | None = None
+
+
+def _note(event: str, arguments: tuple) -> None:
+    """Notes what acts on the world; Python reports it here (PEP 578). A hook stays for the life of the process."""
+    if _noted is None:
+        return
+    if event in ("os.mkdir", "os.remove", "os.rmdir", "os.rename") or event == "open" and arguments[2] & _WRITES:
+        _noted.append((event, str(arguments[0])))
+    elif _ACTS.fullmatch(event):
+        _noted.append((event, str(arguments)))
+
+
+sys.addaudithook(_note)
+
+
+@contextlib.contextmanager
+def acts():
+    """A list of the (event, path or arguments) of what is done within."""
+    global _noted
+    _noted = done = []
+    try:
+        yield done
+    finally:
+        _noted = None
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch) -> pathlib.Path:
+    """An empty working directory, some way down in a folder that is searched afterwards."""
+    monkeypatch.setenv("JAXCLIP_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "a/b/c"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    # What is imported on first use is imported here.
+    TarShards(str(write_tar(tmp_path / "other.tar", [("a.jpg", b"!"), ("a.json", b'{"caption": "a"}')])))
+    faulthandler.dump_traceback_later(60, exit=True)  # a hang ends the tests with the place where it was
+    yield folder
+    faulthandler.cancel_dump_traceback_later()
+
+
+def files_outside(tmp_path: pathlib.Path) -> dict[str, tuple]:
+    """Everything below the folder but for the cache, with sizes and times."""
+    return {
+        str(path): (path.lstat().st_mode, path.lstat().st_size, path.lstat().st_mtime_ns)
+        for path in tmp_path.rglob("*")
+        if "cache" not in path.relative_to(tmp_path).parts[:1]
+    }
+
+
+def test_there_are_hostile_tars_enough():
+    assert len(ARCHIVES) >= 200 and len(set(ARCHIVES.values())) > 0.9 * len(ARCHIVES)
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_a_hostile_tar_does_no_harm(tmp_path, caplog, name):
+    path = tmp_path / "x.tar"
+    path.write_bytes(ARCHIVES[name])
+    before = files_outside(tmp_path)
+    records = error = None
+    with acts() as done:
+        try:
+            source = TarShards(str(path))
+            records = source.read(range(len(source)))
+        except UserError as raised:
+            error = str(raised)
+    assert files_outside(tmp_path) == before
+    assert not [act for act in done if act[0] not in ("open", "os.mkdir", "os.remove", "os.rmdir", "os.rename")]
+    assert all(what.startswith(str(tmp_path / "cache")) for _, what in done), done
+    if records is None:
+        assert error.isprintable() and str(path) in error
+    else:
+        for record in records:
+            assert record.key.isprintable() and record.key.startswith("x.tar:")
+            assert record.reason in REASONS if isinstance(record, Skip) else record.image in ARCHIVES[name]
+    assert all(message.isprintable() and len(message) < 1000 for message in caplog.messages)
+    if ARCHIVES[name].startswith(GOOD):
+        assert records[0] == Record(b"!", ("a good one",), "x.tar:good", None)
+
+
+def test_what_was_left_out_of_hostile_tars_is_said(tmp_path, caplog):
+    said = {
+        "kind-49-5": "1 links, devices or sparse files are ignored",
+        "size-0-0": "has a damaged header at byte 2048",
+        "size-3-0": "is cut short",
+        "chain-x": "has a damaged header at byte",
+        "pax-name-4097": "1 links, devices or sparse files are ignored",
+        "pax-size-3": "is cut short",
+        "sparse-3": "1 links, devices or sparse files are ignored",
+    }
+    for name, message in said.items():
+        caplog.clear()
+        path = tmp_path / "x.tar"
+        path.write_bytes(ARCHIVES[name])
+        TarShards(str(path))
+        assert message in " ".join(caplog.messages), name
+
+
+def test_members_behind_two_tebibytes_are_left_out(tmp_path, caplog):
+    path = tmp_path / "x.tar"
+    with path.open("wb") as file:  # with a hole
+        file.write(GOOD + header(b"huge.bin", b"\x80" + (2 << 40).to_bytes(11, "big")))
+        file.seek(2 << 40, os.SEEK_CUR)
+        file.write(member(b"behind.jpg", b"!") + member(b"behind.txt", b"behind") + END)
+    source = TarShards(str(path))
+    assert source.read(range(len(source))) == [Record(b"!", ("a good one",), "x.tar:good", None)]
+    assert any("is larger than 2 TiB: only the 2 whole members" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("members", "most_bytes"),
+    [
+        pytest.param((header(b"%06d.jpg" % n) for n in range(20_000)), 200, id="empty-pictures"),
+        pytest.param((header(b"%06d.txt" % n) for n in range(20_000)), 200, id="empty-captions"),
+        pytest.param((header(b"x.%06d" % n) for n in range(20_000)), 60, id="one-name"),
+        pytest.param((pax(path=b"%05000d.jpg" % n) + header() for n in range(1_000)), 400, id="long-names"),
+    ],
+)
+def test_the_members_of_one_tar_take_little_memory(tmp_path, members, most_bytes):
+    path, count = tmp_path / "x.tar", 0
+    with path.open("wb") as file:
+        for data in members:
+            file.write(data)
+            count += 1
+        file.write(END)
+    files = Files(list_files(str(path)))
+    tracemalloc.start()
+    try:
+        load_index(files)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5e5 + most_bytes * count
+
+
+def test_a_tar_of_too_many_members_gives_the_first(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(tar_scan, "_MOST_RECORDS", 10)
+    path = tmp_path / "x.tar"
+    path.write_bytes(b"".join(member(b"%d.jpg" % n, b"!") + member(b"%d.txt" % n, b"t") for n in range(20)) + END)
+    assert len(TarShards(str(path))) == 10
+    assert caplog.messages == [f"{path} has too many members: only the 20 whole members before are used"]

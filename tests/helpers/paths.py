@@ -1,0 +1,10 @@
+"""Folders that tests read from."""
+
+from __future__ import annotations
+
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
+GOLDEN = TESTS / "golden"
+MODELS = TESTS / "models"  # small SentencePiece models

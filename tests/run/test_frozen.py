@@ -1,0 +1,251 @@
+"""Frozen parameters stay as they are, cost nothing, and leave the others as they would be without them."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxclip import methods, optimizer, sharding
+from jaxclip.config import MeshConfig, OptimizerConfig, parse
+from jaxclip.errors import UserError
+from jaxclip.step import Step, TrainState
+from jaxclip.train import check_frozen
+
+TINY = {
+    "name": "clip",
+    "embed_dim": 16,
+    "image": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "heads": 2},
+    "text": {"vocab_size": 50, "context_length": 6, "width": 16, "layers": 1, "heads": 2},
+}
+RESNET = {"name": "modified_resnet", "image_size": 32, "width": 2, "layers": (1, 1, 1, 1)}
+BATCH = 8
+SETTINGS = {"learning_rate": 1e-3, "warmup_steps": 0, "eps": 1e-3}
+
+
+@functools.cache
+def step_with(frozen: str, microbatches: int = 1, image: str = "vit") -> Step:
+    method = methods.from_config(TINY if image == "vit" else TINY | {"image": RESNET})
+    mesh = sharding.create(MeshConfig(), jax.devices()[:1])
+    adamw = optimizer.create(OptimizerConfig(**SETTINGS, frozen=frozen), 100)
+    return Step(method, adamw, mesh, "float32", microbatches, frozen)
+
+
+def batch(size: int = 16) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (BATCH, size, size, 3), dtype=np.uint8),
+        "text": rng.integers(0, 50, (BATCH, 6), dtype=np.int32),
+        "text_end": rng.integers(0, 6, BATCH, dtype=np.int32),
+    }
+
+
+def made_up(step: Step, **params: Any) -> TrainState:
+    """A state of random parameters before the first step; `params` replace those at the top."""
+    rng = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        return np.asarray((name in ("scale", "var")) + 0.2 * rng.standard_normal(leaf.shape), np.float32)
+
+    values, stats = jax.tree_util.tree_map_with_path(draw, (step.abstract_state.params, step.abstract_state.stats))
+    stats = jax.tree.map(np.abs, stats)
+    moments = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), step.abstract_state.opt_state)
+    state = TrainState(np.int32(0), values | params, stats, moments, jax.random.key(7))
+    return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, step.abstract_state))
+
+
+@functools.cache
+def compiled(frozen: str, microbatches: int = 1) -> Any:
+    """The training step; compiling is what takes time here."""
+    hurry = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    step = step_with(frozen, microbatches)
+    return step.train.lower(step.abstract_state, batch()).compile(hurry)
+
+
+def arrays(tree: Any) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+@functools.cache
+def run(frozen: str, steps: int = 1, microbatches: int = 1) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Parameters after some steps, and the last one's metrics."""
+    state = made_up(step_with(frozen, microbatches))
+    for _ in range(steps):
+        state, metrics = compiled(frozen, microbatches)(state, batch())
+    return arrays(state.params), {name: float(value) for name, value in metrics.items()}
+
+
+def start() -> dict[str, np.ndarray]:
+    return arrays(made_up(step_with("")).params)
+
+
+# ------------------------------------------------------------------------------------ what stays, what moves
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_what_the_expression_finds_stays_bit_for_bit_and_all_else_moves(microbatches):
+    """Weight decay too, which needs no gradient, leaves it alone."""
+    before, (after, _) = start(), run("^image/", 3, microbatches)
+    for path, values in after.items():
+        assert (values.tobytes() == before[path].tobytes()) == path.startswith("image/"), path
+
+
+def test_the_expression_is_searched_for_in_the_whole_path():
+    found = arrays(optimizer.frozen_paths(step_with("").abstract_state.params, r"ln_\d/scale|^logit"))
+    assert {path for path, frozen in found.items() if frozen} == {
+        "logit_scale",
+        *(f"{tower}/transformer/blocks/ln_{n}/scale" for tower in ("image", "text") for n in (1, 2)),
+    }
+
+
+def test_the_others_first_update_is_that_of_a_run_without_frozen_parameters():
+    """AdamW's first update of a parameter depends on its own gradient alone."""
+    before, (frozen, _), (free, _) = start(), run("^image/"), run("")
+    for path, values in frozen.items():
+        if not path.startswith("image/"):
+            moved = free[path] - before[path]
+            np.testing.assert_allclose(values - before[path], moved, rtol=0, atol=1e-3 * np.abs(moved).max())
+            assert np.abs(moved).max() > 1e-5
+
+
+def test_the_gradient_norm_counts_only_what_is_trained():
+    step = step_with("")
+    state = made_up(step)
+    loss = lambda params, rows: step.loss(params, {}, rows, None)[0]  # noqa: E731
+    gradients = arrays(jax.jit(jax.grad(loss))(state.params, batch()))
+    norm = lambda kept: math.sqrt(sum(np.sum(np.square(gradients[path], dtype=float)) for path in kept))  # noqa: E731
+    trained = [path for path in gradients if not path.startswith("image/")]
+    assert run("^image/")[1]["grad_norm"] == pytest.approx(norm(trained), rel=1e-4)
+    assert norm(gradients) > 1.01 * norm(trained)
+
+
+def test_a_clamp_leaves_what_is_frozen_too():
+    """Weights start with temperatures that are a rounding above what training would clamp them to."""
+    state = made_up(step_with("^logit_scale"), logit_scale=np.float32(4.61))
+    state, metrics = compiled("^logit_scale")(state, batch())
+    assert float(state.params["logit_scale"]) == np.float32(4.61)
+    assert float(metrics["logit_scale"]) == pytest.approx(math.exp(4.61), rel=1e-5)
+
+
+# ----------------------------------------------------------------------------------------- the optimizer
+
+
+def test_frozen_parameters_have_no_moments():
+    params = step_with("").abstract_state.params
+    sizes = {path: math.prod(leaf.shape) for path, leaf in paths(params).items()}
+    trained = sum(size for path, size in sizes.items() if not path.startswith("image/"))
+    moments = {path: leaf for path, leaf in paths(step_with("^image/").abstract_state.opt_state).items() if leaf.ndim}
+    assert not [path for path in moments if "image" in path]
+    # Scalars are counts, and the temperature's two moments.
+    assert sum(math.prod(leaf.shape) for leaf in moments.values()) == 2 * (trained - 1)
+
+
+def paths(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def test_trained_parameters_are_updated_as_if_there_were_no_others():
+    """Clipping by the global norm among the rest: that of a frozen parameter's gradient does not count."""
+    rng = np.random.default_rng(2)
+    draw = lambda size: {"kernel": np.float32(size * rng.standard_normal((3, 2))), "bias": np.float32([size, 1])}  # noqa: E731
+    settings = OptimizerConfig(**SETTINGS | {"clip_norm": 1.0})
+    alone = optimizer.create(settings, 10)
+    beside = optimizer.create(OptimizerConfig(**SETTINGS | {"clip_norm": 1.0, "frozen": "^image"}), 10)
+    params = {"text": draw(1.0)}
+    both = params | {"image": draw(1.0)}
+    state, both_state = alone.init(params), beside.init(both)
+    update, update_both = jax.jit(alone.update), jax.jit(beside.update)
+    for size in (0.1, 1.0, 10.0):
+        gradients = {"text": draw(size)}
+        expected, state = update(gradients, state, params)
+        found, both_state = update_both(gradients | {"image": draw(100.0)}, both_state, both)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found["text"], expected["text"])
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(found["image"]))
+
+
+# ----------------------------------------------------------------------------------------- batch statistics
+
+
+def forward(frozen: str) -> tuple[float, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The training loss, and the batch statistics before and after."""
+    step = step_with(frozen, image="resnet")
+    state = made_up(step)
+    loss, (_, after) = jax.jit(step.loss)(state.params, state.stats, batch(32), jax.random.key(0))
+    return float(loss), arrays(state.stats), arrays(after)
+
+
+def test_frozen_layers_normalise_by_their_running_averages_and_keep_them():
+    loss, before, after = forward("^image/")
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+    step = step_with("^image/", image="resnet")
+    assert loss == pytest.approx(float(step.validate(made_up(step).variables, batch(32))["loss"]), rel=1e-5)
+
+
+def test_layers_that_are_trained_beside_them_move_theirs():
+    loss, before, after = forward("^image/layer[12]_")
+    frozen = {path for path in before if re.match("image/layer[12]_", path)}
+    assert 0 < len(frozen) < len(before)
+    for path, values in after.items():
+        assert np.array_equal(values, before[path]) == (path in frozen), path
+    assert loss != pytest.approx(forward("^image/")[0], rel=1e-4)
+
+
+# --------------------------------------------------------------------------------------------- the work
+
+
+def products(jaxpr) -> int:
+    """How many matrix products a program does."""
+    inner = [part for equation in jaxpr.eqns for part in jax.core.jaxprs_in_params(equation.params)]
+    return sum(equation.primitive.name == "dot_general" for equation in jaxpr.eqns) + sum(map(products, inner))
+
+
+def test_a_frozen_tower_has_no_backward_pass():
+    counts = {}
+    for frozen in ("", "^image/", "^text/"):
+        step = step_with(frozen)
+        counts[frozen] = products(jax.make_jaxpr(step.train)(step.abstract_state, batch()).jaxpr)
+    # Each tower has six products in its block and a projection, and each product has a gradient by either side. The
+    # image tower has one more, of the patches, whose pixels need no gradient.
+    assert counts[""] - counts["^image/"] == 2 * 7 + 1
+    assert counts[""] - counts["^text/"] == 2 * 7
+
+
+# ------------------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(("frozen", "which"), [("^vision/", "no"), (".", "every"), ("", None), ("^image/", None)])
+def test_an_expression_that_finds_nothing_or_everything_is_an_error(frozen, which):
+    if which is None:
+        check_frozen(step_with(frozen))
+        return
+    expected = f"config.optimizer.frozen='{frozen}' is found in {which} parameter's path"
+    with pytest.raises(UserError, match=re.escape(expected)) as error:
+        check_frozen(step_with(frozen))
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_regular_expression_is_an_error():
+    with pytest.raises(UserError, match=r"config.optimizer.frozen='\^image\(' is not a regular expression") as error:
+        parse(OptimizerConfig, {"learning_rate": 1e-3, "frozen": "^image("}, "config.optimizer")
+    assert "\n" not in str(error.value)
+
+
+def test_a_frozen_tower_with_batch_statistics_takes_micro_batches():
+    """A record's embedding no longer depends on the others, so that parts give what the whole gives."""
+    found = []
+    for microbatches in (1, 2):
+        step = step_with("^image/", microbatches, "resnet")
+        state = made_up(step)
+        rows = jax.device_put(batch(32))
+        loss, (_, stats) = jax.jit(step.loss)(state.params, state.stats, rows, jax.random.key(0))
+        np.testing.assert_equal(arrays(stats), arrays(state.stats))
+        found.append(float(loss))
+    assert found[1] == pytest.approx(found[0], rel=1e-6)

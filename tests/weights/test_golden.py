@@ -1,0 +1,82 @@
+"""Embeddings equal those of open_clip and of transformers for the same weights, pictures and tokens.
+
+What the peers computed is in golden/, made by golden/make.py where they are installed; no peer is needed here.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import made
+import numpy as np
+import pytest
+from paths import GOLDEN
+
+from jaxclip import methods, sharding
+from jaxclip.config import MeshConfig
+from jaxclip.weights.formats.safetensors_writer import write_tensors
+from jaxclip.weights.load import Weights, open_weights
+from jaxclip.weights.overrides import Answers
+
+MODELS: dict[str, Any] = json.loads((GOLDEN / "models.json").read_text())
+
+
+def write(folder: pathlib.Path, name: str) -> None:
+    """The folder that the peer would have written."""
+    model = MODELS[name]
+    is_open_clip = "model_cfg" in model["config"]
+    tensors = (
+        (
+            tensor,
+            tuple(shape),
+            np.dtype("int64" if "num_batches" in tensor else "float32"),
+            values(tensor, tuple(shape)),
+        )
+        for tensor, shape in model["tensors"].items()
+    )
+    write_tensors(folder, "open_clip_model" if is_open_clip else "model", tensors)
+    (folder / ("open_clip_config.json" if is_open_clip else "config.json")).write_text(json.dumps(model["config"]))
+
+
+def values(tensor: str, shape: tuple[int, ...]) -> Any:
+    return lambda: made.values(tensor, shape)
+
+
+def embeddings(weights: Weights, count: int) -> dict[str, np.ndarray]:
+    """What our towers give for the pictures and the tokens that the peer was given."""
+    import jax
+
+    method = weights.method
+    variables = methods.joined(*weights.read(sharding.create(MeshConfig(), jax.devices()[:1])))
+    model = methods.bind(method)
+    pictures = jnp.asarray(made.pictures(16, method.image_size)[:count])
+    rows = made.tokens(16, method.context_length, method.text.vocab_size)[:count]
+    tokens, ends = jnp.asarray(rows.astype(np.int32)), jnp.asarray(made.ends(rows))
+
+    @jax.jit
+    def encode(variables, pictures, tokens, ends):
+        built = model(variables)
+        image = built.encode_image(pictures, dtype=jnp.float32)
+        return {"image": image, "text": built.encode_text(tokens, ends, dtype=jnp.float32)}
+
+    return {tower: np.asarray(value) for tower, value in encode(variables, pictures, tokens, ends).items()}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_embeddings_equal_the_peers(name, tmp_path):
+    golden = np.load(GOLDEN / "embeddings.npz")
+    expected = {tower: golden[f"{name}/{tower}"] for tower in ("image", "text")}
+    write(tmp_path, name)
+    preprocess = "siglip" if "siglip" in name.lower() else "clip"
+    weights = open_weights(tmp_path, Answers(preprocess=preprocess), answers_binding=False, tokenizer_needed=False)
+    found = embeddings(weights, len(expected["image"]))
+    for tower, value in expected.items():
+        assert np.abs(found[tower] - value).max() <= 1e-5 * np.abs(value).max(), tower
+        # Inputs are told apart by far more than that.
+        assert np.abs(value[0] - value[1]).max() > 0.05 * np.abs(value).max(), tower
+    if len(found["image"]) == 16:
+        logits = [e["image"] @ e["text"].T / 0.07 for e in (found, expected)]
+        assert np.abs(logits[0] - logits[1]).max() <= 1e-4
