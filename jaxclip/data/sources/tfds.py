@@ -1,6 +1,6 @@
 """Data sets prepared by TensorFlow Datasets as a source, read by position from their ArrayRecord files.
 
-`python -m jaxclip.data.tfds FOLDER` adds the ArrayRecord files to a data set that was prepared as TFRecord.
+`python -m jaxclip.data.sources.tfds FOLDER` adds the ArrayRecord files to a data set that was prepared as TFRecord.
 TensorFlow itself is imported for that command only.
 """
 
@@ -84,7 +84,7 @@ class Tfds:
         except NotImplementedError:
             raise UserError(
                 f"{self._text} lies in {builder.data_path} as {builder.info.file_format.value}, which cannot be "
-                f"read by position: convert it with `python -m jaxclip.data.tfds {builder.data_path}`"
+                f"read by position: convert it with `python -m jaxclip.data.sources.tfds {builder.data_path}`"
             ) from None
         except (ValueError, KeyError, AssertionError):
             found = ", ".join(builder.info.splits)
@@ -202,7 +202,7 @@ def convert(folder: str) -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m jaxclip.data.tfds FOLDER")
+        sys.exit("usage: python -m jaxclip.data.sources.tfds FOLDER")
     try:
         print(f"{convert(sys.argv[1])} records are now there as ArrayRecord too")
     except UserError as error:

@@ -146,7 +146,9 @@ def test_what_other_processes_cannot_do_is_done_here(tmp_path, cache, monkeypatc
 
 def test_processes_that_index_the_same_tars_at_once_agree(tmp_path, cache):
     pattern = shards(tmp_path / "data", 12)
-    program = "import sys; from jaxclip.data.tar import TarShards; s = TarShards(sys.argv[1]); print(s.read([0, 77]))"
+    program = (
+        "import sys; from jaxclip.data.sources.tar import TarShards; s = TarShards(sys.argv[1]); print(s.read([0, 77]))"
+    )
     commands = [[sys.executable, "-c", program, pattern]] * 3
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
     said = [process.communicate()[0] for process in started]
@@ -263,7 +265,7 @@ def test_looking_up_records_takes_no_memory(tmp_path):
     del part
     look_up = """if True:
         import pathlib, sys
-        from jaxclip.data.tar_index import TarIndex
+        from jaxclip.data.index.tar import TarIndex
         index = TarIndex.open(pathlib.Path(sys.argv[1]), 1)
         held = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
         before = held()

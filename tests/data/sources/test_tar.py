@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tar_files import header, numbered, pax, special, write_tar
 
-from jaxclip.data.storage import files as storage
 from jaxclip.data.record import Record, Skip
 from jaxclip.data.sources.tar import TarShards
+from jaxclip.data.storage import files as storage
 from jaxclip.errors import UserError
 
 SHARED = next(

@@ -219,7 +219,7 @@ def test_tfrecord_is_refused_with_the_command_that_converts_it(folder, tmp_path)
     message = str(raised.value)
     assert "tfrecord" in message and "\n" not in message
     command = message.split("`")[1].split()
-    assert command == ["python", "-m", "jaxclip.data.tfds", str(tmp_path / "data/like_coco/1.2.0")]
+    assert command == ["python", "-m", "jaxclip.data.sources.tfds", str(tmp_path / "data/like_coco/1.2.0")]
     assert convert(command[-1]) == 6
     assert convert(command[-1]) == 6  # after an interruption it is run again
     converted = Tfds("tfds:like_coco", root=str(tmp_path / "data"))
@@ -229,7 +229,7 @@ def test_tfrecord_is_refused_with_the_command_that_converts_it(folder, tmp_path)
 
 def test_the_command_says_in_one_line_what_it_cannot_convert(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "jaxclip.data.tfds", str(tmp_path)],
+        [sys.executable, "-m", "jaxclip.data.sources.tfds", str(tmp_path)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -245,7 +245,8 @@ def test_array_record_needs_no_conversion(folder):
 
 def test_reading_does_not_import_tensorflow(folder):
     code = (
-        f"import sys; from jaxclip.data.tfds import Tfds; Tfds('tfds:like_coco', root={str(folder)!r}).read([0]); "
+        "import sys; from jaxclip.data.sources.tfds import Tfds; "
+        f"Tfds('tfds:like_coco', root={str(folder)!r}).read([0]); "
         "sys.exit('tensorflow' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -133,7 +133,7 @@ def test_checksums_are_those_of_the_standard():
 def whole(tmp_path, sizes=(10, 9000, 20)) -> tuple[bytes, list[int]]:
     """The content of a file of three records, and where each ends."""
     path = write(tmp_path / "whole.tfrecord", [serialized(image=b"!" * size, caption="a") for size in sizes])
-    ends = tfrecord.scan(Files(list_files(str(path))), 0)
+    ends = tfrecord_index.scan(Files(list_files(str(path))), 0)
     assert ends[0] == -1 and ends[-1] == path.stat().st_size
     return path.read_bytes(), ends[1:].tolist()
 
@@ -178,7 +178,7 @@ def test_a_long_run_of_zeros_is_not_taken_for_empty_records(tmp_path, monkeypatc
     files = Files(list_files(str(path)))
     read = files.read_once
     monkeypatch.setattr(files, "read_once", lambda *place: reads.append(place) or read(*place))
-    assert tfrecord.scan(files, 0).tolist() == [ends[-1], *ends]
+    assert tfrecord_index.scan(files, 0).tolist() == [ends[-1], *ends]
     assert max(start for _, start, _ in reads) < ends[-1] + 4096  # it stopped soon
 
 
@@ -227,7 +227,7 @@ def test_unusable_files_are_one_line_naming_the_culprit(tmp_path, content, said)
 
 def counted_scans(monkeypatch) -> list[str]:
     scans: list[str] = []
-    scan = tfrecord.scan
+    scan = tfrecord_index.scan
     monkeypatch.setattr(tfrecord_index, "scan", lambda files, n: scans.append(files[n].name) or scan(files, n))
     return scans
 
@@ -299,7 +299,7 @@ def test_remote_files_are_read_like_local_ones(tmp_path, monkeypatch):
     remote = TfRecords("memory://tf/{0..2}.tfrecord")
     expected = [(record.image, record.captions) for record in local.read(range(40))]
     assert [(record.image, record.captions) for record in remote.read(range(80))] == expected * 2
-    starts = [remote._place(index)[2] - tfrecord.HEADER for index in range(40)]
+    starts = [remote._place(index)[2] - tfrecord_index.HEADER for index in range(40)]
     ends = [index + 1 for index in range(40) if index == 39 or starts[index] // 8192 != starts[index + 1] // 8192]
     assert len(ends) > 3
     assert remote.chunk_ends is not None and remote.chunk_ends.tolist() == ends + [40 + end for end in ends]
@@ -318,7 +318,7 @@ def test_threads_may_read_at_once(tmp_path):
 def test_reading_does_not_import_tensorflow(tmp_path):
     path = write(tmp_path / "x.tfrecord", numbered(0, 1))
     code = (
-        f"import sys; from jaxclip.data.tfrecord import TfRecords; TfRecords({str(path)!r}).read([0]); "
+        f"import sys; from jaxclip.data.sources.tfrecord import TfRecords; TfRecords({str(path)!r}).read([0]); "
         "sys.exit('tensorflow' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -332,5 +332,5 @@ def test_little_is_fetched_of_remote_records_that_are_long(tmp_path, monkeypatch
     fetched = []
     read = files.read_once
     monkeypatch.setattr(files, "read_once", lambda *place: fetched.append(place[2]) or read(*place))
-    assert tfrecord.scan(files, 0).tolist() == [-1, *ends]
+    assert tfrecord_index.scan(files, 0).tolist() == [-1, *ends]
     assert sum(fetched) < len(content) // 8

@@ -9,8 +9,8 @@ import fsspec
 import fsspec.implementations.memory
 import pytest
 
-from jaxclip.data.storage import files as storage
 from jaxclip.data.storage import REMOTE_BLOCK, Files, fingerprint, list_files
+from jaxclip.data.storage import files as storage
 from jaxclip.data.storage.chunk_cache import ChunkCache
 from jaxclip.errors import UserError
 
