@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -104,8 +105,9 @@ def save_variables(path: pathlib.Path, params: Any, stats: Any, model: dict[str,
 
 
 def _pack(state: Any) -> dict[str, Any]:
-    packed = {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": state.key}
-    return _with_stats(packed, state.stats)
+    """The fields of a state by name, without those that are empty, for which a checkpoint has no place."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
 def _with_stats(packed: dict[str, Any], stats: Any) -> dict[str, Any]:
@@ -114,5 +116,5 @@ def _with_stats(packed: dict[str, Any], stats: Any) -> dict[str, Any]:
 
 
 def _unpack(loaded: dict[str, Any], like: Any) -> Any:
-    loaded = {"stats": {}} | dict(loaded)
-    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(type(like)(**loaded)))
+    empty = {field.name: {} for field in dataclasses.fields(like)}
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(type(like)(**empty | dict(loaded))))

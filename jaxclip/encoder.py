@@ -14,10 +14,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 
 from jaxclip import sharding
+from jaxclip.context import Context
 from jaxclip.data.loader import examples
 from jaxclip.data.record import Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.inputs import first_image, first_text
 from jaxclip.methods import bind
 from jaxclip.step import compute_dtype
 
@@ -57,11 +59,14 @@ class Encoder:
         model = bind(method)
         self._batch = sharding.batch_sharding(mesh)
         replicated = NamedSharding(mesh, PartitionSpec())
+        self.image = first_image(method.inputs())
+        self.text = first_text(method.inputs())
+        ctx = Context(mesh=mesh, dtype=dtype)
         self._encode_image = jax.jit(
-            lambda params, images: model(params).encode_image(images, dtype=dtype), out_shardings=replicated
+            lambda params, images: model(params).encode_image(images, ctx), out_shardings=replicated
         )
         self._encode_text = jax.jit(
-            lambda params, tokens, ends: model(params).encode_text(tokens, ends, dtype=dtype), out_shardings=replicated
+            lambda params, tokens, ends: model(params).encode_text(tokens, ends, ctx), out_shardings=replicated
         )
 
     def images(self, params: Any, images: UInt8[np.ndarray, "n size size 3"]) -> Float[np.ndarray, "n width"]:
@@ -70,7 +75,7 @@ class Encoder:
 
     def texts(self, params: Any, texts: Sequence[str]) -> Float[np.ndarray, "n width"]:
         """Embeds strings; every process gives the same ones."""
-        tokens, ends = self.tokenizer(texts, self.method.context_length)
+        tokens, ends = self.tokenizer(texts, self.text.length)
         return self._in_batches(self._encode_text, params, tokens, ends)
 
     def _in_batches(self, encode: Any, params: Any, *arrays: np.ndarray) -> np.ndarray:
@@ -94,11 +99,11 @@ class Encoder:
             ids[start + process * share : min(start + (process + 1) * share, start + self.batch_size)]
             for start in range(0, len(ids), self.batch_size)
         ]
-        stream = examples(source, [i for rows in mine for i in rows], self.method.image_size, self.method.pixels, skips)
+        stream = examples(source, [i for rows in mine for i in rows], self.image.size, self.image.pixels, skips)
         found: list[tuple[int, int | None, list[str]]] = []
         outputs = []
         for number, rows in enumerate(mine):
-            images = np.zeros((share, *(self.method.image_size,) * 2, 3), np.uint8)
+            images = np.zeros((share, *(self.image.size,) * 2, 3), np.uint8)
             for row in range(len(rows)):
                 _, image, record = next(stream)
                 if image is not None and record is not None:

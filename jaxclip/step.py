@@ -14,26 +14,32 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxclip import sharding
-from jaxclip.context import check_separable, in_parts
-from jaxclip.methods import Method, batch_stats, bind, init_variables, joined
+from jaxclip import methods, sharding
+from jaxclip.context import Context
+from jaxclip.errors import UserError
+from jaxclip.methods import Method
 from jaxclip.optimizer import frozen_paths
 from jaxclip.towers.batch_norm import BatchNorm
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["step", "params", "stats", "opt_state", "key"], meta_fields=[]
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "params", "stats", "opt_state", "key", "memory", "average", "rate"],
+    meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a step carries to the next, and everything a checkpoint holds.
+    """Everything a step passes to the next, and everything a checkpoint holds.
 
     Attributes:
       step: int32, steps done.
       params: nested dict of float32 arrays.
-      stats: nested dict of the running averages that batch normalisation keeps; empty for most models.
+      stats: nested dict of the running averages that batch normalization keeps; empty for most models.
       opt_state: the optimizer's.
       key: the run's random key; each step folds its number in.
+      memory: nested dict of what `Method.memory` holds: momentum copies, queues, banks; empty for most methods.
+      average: exponential moving average of `params`; empty if the recipe asks for none.
+      rate: float32, a factor on the updates; 1 unless a plateau schedule has lowered it.
     """
 
     step: jax.Array
@@ -41,15 +47,18 @@ class TrainState:
     stats: Any
     opt_state: Any
     key: jax.Array
+    memory: Any
+    average: Any
+    rate: jax.Array
 
     @property
     def variables(self) -> dict[str, Any]:
-        """All that the model computes with."""
-        return joined(self.params, self.stats)
+        """What evaluations compute with: the averaged parameters if there are any, and the batch statistics."""
+        return methods.joined(self.average or self.params, self.stats)
 
 
 def compute_dtype(precision: str, platform: str) -> Any:
-    """What the towers compute in: `auto` is bfloat16 on TPU and GPU, float32 on CPU (where bfloat16 is no faster)."""
+    """The dtype of the towers: `auto` is bfloat16 on TPU and GPU, float32 on CPU (where bfloat16 is no faster)."""
     if precision == "auto":
         precision = "float32" if platform == "cpu" else "bfloat16"
     return jnp.dtype(precision)
@@ -64,7 +73,7 @@ class Step:
       train: (state, batch) -> (state, metrics). The state's buffers are donated. Metrics are float32 scalars: `loss`,
         `grad_norm`, `param_norm` and the method's own.
       model: (variables) -> the method's model over them.
-      validate: (variables, batch) -> metrics without an update or randomness.
+      validate: (variables, memory, batch) -> metrics without an update or randomness.
 
     Raises:
       UserError: `microbatches` is more than 1 and the method's model has batch statistics.
@@ -78,20 +87,23 @@ class Step:
         precision: str = "auto",
         microbatches: int = 1,
         frozen: str = "",
+        average_decay: float = 0.0,
     ):
         if microbatches > 1:
             check_separable(method, frozen)
         self.microbatches = microbatches
         self.frozen = frozen
+        self.average_decay = average_decay
         self.method = method
         self.optimizer = optimizer
         self.mesh = mesh
         self.dtype = compute_dtype(precision, mesh.devices.flat[0].platform)
-        self.model = bind(method)
+        self.model = methods.bind(method)
+        self._memory = methods.bind_memory(method)
         abstract = jax.eval_shape(self._init, jax.random.key(0))
         shardings = sharding.state_shardings(mesh, abstract)
         self.abstract_state = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+            lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), abstract, shardings
         )
         replicated = NamedSharding(mesh, PartitionSpec())
         batch = sharding.batch_sharding(mesh)
@@ -100,73 +112,126 @@ class Step:
         self.train = jax.jit(
             self._train, in_shardings=(shardings, batch), out_shardings=(shardings, replicated), donate_argnums=0
         )
-        self.validate = jax.jit(self._validate, in_shardings=(shardings.variables, batch), out_shardings=replicated)
+        self.validate = jax.jit(
+            self._validate, in_shardings=(shardings.variables, shardings.memory, batch), out_shardings=replicated
+        )
 
     def _init(self, key: jax.Array) -> TrainState:
         init_key, run_key = jax.random.split(key)
-        params, stats = init_variables(self.method, init_key)
-        return TrainState(jnp.zeros((), jnp.int32), params, stats, self.optimizer.init(params), run_key)
+        params, stats = methods.init_variables(self.method, init_key)
+        memory = methods.init_memory(
+            self.method, self.model(methods.joined(params, stats)), jax.random.fold_in(init_key, 1)
+        )
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            stats=stats,
+            opt_state=self.optimizer.init(params),
+            key=run_key,
+            memory=memory,
+            average=params if self.average_decay else {},
+            rate=jnp.ones((), jnp.float32),
+        )
 
     def _train(self, state: TrainState, batch: Mapping[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        (loss, (metrics, stats)), grads = jax.value_and_grad(self.loss, has_aux=True)(
-            state.params, state.stats, batch, key
+        loss = functools.partial(self.loss, key=key, step=state.step)
+        (value, (metrics, stats, memory)), grads = jax.value_and_grad(loss, has_aux=True)(
+            state.params, state.stats, state.memory, batch
         )
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        updates = jax.tree.map(lambda update: update * state.rate.astype(update.dtype), updates)
         params = self.method.clamp(optax.apply_updates(state.params, updates))
-        # A clamp does not ask what is frozen.
+        # `clamp` does not know what is frozen, so frozen parameters are restored here.
         params = jax.tree.map(
             lambda new, old, frozen: old if frozen else new,
             params,
             state.params,
             frozen_paths(state.params, self.frozen),
         )
-        metrics |= {"loss": loss, "grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(state.params)}
-        return TrainState(state.step + 1, params, stats, opt_state, state.key), metrics
+        metrics |= {"loss": value, "grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(state.params)}
+        state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=params,
+            stats=stats,
+            opt_state=opt_state,
+            memory=memory,
+            average=self._averaged(state, params),
+        )
+        return state, metrics
 
-    def _validate(self, variables: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        loss, (metrics, _) = self.loss(variables, {}, batch, None)
+    def _averaged(self, state: TrainState, params: Any) -> Any:
+        """The moving average after an update. The first update copies, so that a run may start from any weights."""
+        if not self.average_decay:
+            return {}
+        decay = jnp.where(state.step == 0, 0.0, self.average_decay)
+        return jax.tree.map(
+            lambda average, new: (decay * average + (1 - decay) * new).astype(new.dtype), state.average, params
+        )
+
+    def _validate(self, variables: Any, memory: Any, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        loss, (metrics, *_) = self.loss(variables, {}, memory, batch)
         return metrics | {"loss": loss}
 
     def loss(
-        self, params: Any, stats: Any, batch: Mapping[str, jax.Array], key: jax.Array | None
-    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-        """The loss, and with it the metrics and the new batch statistics."""
-        rows = len(next(iter(batch.values())))
-        # One key per record: what is random about it does not depend on the micro-batch it falls into.
-        keys = None if key is None else jax.random.split(key, rows)
-        constrain = sharding.constrain_batch(self.mesh)
+        self,
+        params: Any,
+        stats: Any,
+        memory: Any,
+        batch: Mapping[str, jax.Array],
+        key: jax.Array | None = None,
+        step: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any, Any]]:
+        """The loss, and with it the metrics, the new batch statistics and the new memory.
+
+        Without a `key` it is that of an evaluation: nothing is random, and batch statistics and memory stay.
+        """
         params = jax.tree.map(
             lambda leaf, frozen: jax.lax.stop_gradient(leaf) if frozen else leaf,
             params,
             frozen_paths(params, self.frozen),
         )
+        model = self.model(methods.joined(params, stats))
+        if self.frozen:
+            _lock(model, self.frozen)
+        kept = self._memory(memory)
+        ctx = Context(
+            model=model,
+            memory=kept,
+            mesh=self.mesh,
+            dtype=self.dtype,
+            step=step,
+            key=key,
+            microbatches=self.microbatches,
+        )
+        loss, metrics = self.method.loss(model, batch, ctx)
+        return loss, (metrics, methods.batch_stats(model), jax.lax.stop_gradient(methods.contents(kept)))
 
-        def build() -> nnx.Module:
-            model = self.model(joined(params, stats))
-            if self.frozen:
-                _lock(model, self.frozen)
-            return model
 
-        model = build()
+def check_separable(method: Method, frozen: str = "") -> None:
+    """Checks that a record's embedding does not depend on the other records.
 
-        def embed(part: tuple[Mapping[str, jax.Array], jax.Array | None], model: nnx.Module) -> dict[str, jax.Array]:
-            records, keys = part
-            return self.method.embed(model, records, keys=keys, dtype=self.dtype, constrain=constrain)
+    Args:
+      method: the run's.
+      frozen: the recipe's `optimizer.frozen`: frozen layers normalize by their running averages.
 
-        # A validation batch may be smaller than a training one: in as many parts then as divide it.
-        parts = max(n for n in range(1, self.microbatches + 1) if rows % (n * self.mesh.size) == 0 or n == 1)
-        if parts == 1:
-            embedded = embed((batch, keys), model)
-        else:
-            # The parts have a model each: one that lives outside the loop must not be touched inside.
-            embedded = in_parts(lambda part: embed(part, build()), (batch, keys), parts, self.mesh)
-        loss, metrics = self.method.loss(model, jax.tree.map(constrain, embedded), mesh=self.mesh)
-        return loss, (metrics, batch_stats(model))
+    Raises:
+      UserError: the model has batch statistics; the message names the first.
+    """
+    model = nnx.eval_shape(lambda: method.init(nnx.Rngs(params=0)))
+    for path, _ in nnx.to_flat_state(nnx.state(model, nnx.BatchStat)):
+        name = "/".join(map(str, path))
+        if frozen and re.search(frozen, name.rpartition("/")[0] + "/scale"):
+            continue
+        raise UserError(
+            f"config.microbatches: the model has batch statistics ({name}), which would be those of a micro-batch and "
+            f"not of the batch; set config.microbatches=1, or use towers without batch normalization"
+        )
 
 
 def _lock(model: nnx.Module, frozen: str) -> None:
-    """Keeps the frozen layers' batch statistics out of training: they are part of what must not change."""
+    """Makes frozen layers use, and keep, their running averages in training."""
     for path, module in nnx.iter_modules(model):
         if isinstance(module, BatchNorm) and re.search(frozen, "/".join(map(str, (*path, "scale")))):
             module.locked = True

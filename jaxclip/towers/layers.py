@@ -8,7 +8,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, UInt8
 
 Initializer = Callable[[jax.Array, Sequence[int]], jax.Array]
 Remat = Literal["none", "dots", "full"]
@@ -58,6 +59,28 @@ def linear(
     if bias is not None:
         y = y + bias.astype(x.dtype)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def unit(x: Float[Array, "batch width"]) -> Float[Array, "batch width"]:
+    """Rows scaled to length 1, in float32."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
+
+
+def normalized_pixels(
+    images: UInt8[Array, "batch height width 3"],
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    dtype: DTypeLike,
+) -> Float[Array, "batch height width 3"]:
+    """8-bit RGB images scaled to [0, 1], less the mean and divided by the standard deviation of each channel.
+
+    Args:
+      images: uint8.
+      mean, std: of red, green and blue, in [0, 1]; see `config.PixelsConfig`.
+      dtype: of the result; the arithmetic is in float32.
+    """
+    return ((images.astype(jnp.float32) / 255 - jnp.asarray(mean)) / jnp.asarray(std)).astype(dtype)
 
 
 class LayerNorm(nnx.Module):
