@@ -85,16 +85,23 @@ def vit(
         "pool": "class",
         "ln_pre": True,
         "patch_bias": False,
-        "projection": True,
         "scan": True,
         "remat": remat,
         "patch_drop": 0.0,
+        "drop": 0.0,
     }
 
 
 def modified_resnet(*, image_size: int, width: int, layers: tuple[int, int, int, int], remat: str = "none") -> dict:
     """CLIP's ResNet."""
-    return {"name": "modified_resnet", "image_size": image_size, "width": width, "layers": layers, "remat": remat}
+    return {
+        "name": "modified_resnet",
+        "image_size": image_size,
+        "width": width,
+        "layers": layers,
+        "remat": remat,
+        "norm_groups": 1,
+    }
 
 
 def text(*, width: int, layers: int, remat: str = "none", activation: str = "quick_gelu", eps: float = 1e-5) -> dict:
@@ -111,9 +118,9 @@ def text(*, width: int, layers: int, remat: str = "none", activation: str = "qui
         "eps": eps,
         "causal": True,
         "pool": "end",
-        "projection_bias": False,
         "scan": True,
         "remat": remat,
+        "drop": 0.0,
     }
 
 
@@ -125,7 +132,9 @@ def two_towers(name: str, image: dict, text: dict, embed_dim: int) -> ConfigDict
         "resize": "crop",
         "interpolation": "bicubic",
     }
-    return ConfigDict({"name": name, "embed_dim": embed_dim, "image": image, "text": text, "pixels": pixels})
+    projections = {"image_projection": True, "image_projection_bias": False, "text_projection_bias": False}
+    towers = {"embed_dim": embed_dim, "image": image, "text": text}
+    return ConfigDict({"name": name, **towers, "pixels": pixels, **projections})
 
 
 def clip(
@@ -149,7 +158,9 @@ def clip_resnet(
 ) -> ConfigDict:
     """CLIP with its ResNet and a text tower of twelve layers, both recomputed in the backward pass."""
     image = modified_resnet(image_size=image_size, width=width, layers=layers, remat="full")
-    return two_towers("clip", image, text(width=text_width, layers=12, remat="full"), embed_dim)
+    method = two_towers("clip", image, text(width=text_width, layers=12, remat="full"), embed_dim)
+    method.image_projection_bias = True
+    return method
 
 
 def paper() -> ConfigDict:
