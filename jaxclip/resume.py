@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxclip import checkpoint, methods
+from jaxclip import checkpoint, methods, upgrade
 from jaxclip.config import Config, flatten, parse, to_dict
 from jaxclip.errors import UserError
 from jaxclip.run import Run
@@ -71,7 +71,7 @@ def check_resumable(config: Config, workdir: pathlib.Path) -> None:
     path = workdir / "config.json"
     if not path.exists() or not has_checkpoint(workdir):
         return
-    written = json.loads(path.read_text())
+    written = upgrade.config(json.loads(path.read_text()))
     with contextlib.suppress(UserError):  # a key of another version's
         # Keys that the run did not know yet had what is their default now.
         written = _complete(parse(Config, written))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -94,6 +94,9 @@ class Method(methods.Method):
     image_projection: bool = True
     image_projection_bias: bool = False
     text_projection_bias: bool = False
+
+    # The model's parameters beside towers and projections.
+    scalars: ClassVar[tuple[str, ...]] = ("logit_scale",)
 
     def __post_init__(self):
         check_at_least(self, 1, "embed_dim")
