@@ -57,7 +57,7 @@ class CLIP(nnx.Module):
         pooled = self.features(images, ctx)
         return unit(self.image_projection(pooled) if self.projects_images else pooled)
 
-    def features(self, images: UInt8[Array, "batch height width 3"], ctx: Context) -> Float[Array, "batch width"]:
+    def features(self, images: UInt8[Array, "batch height width 3"], ctx: Context) -> Float[Array, "batch channels"]:
         """The image tower's pooled vectors of 8-bit RGB images, before the projection, in `ctx.dtype`."""
         return self.image(normalized_pixels(images, self.pixels.mean, self.pixels.std, ctx.dtype), ctx)
 

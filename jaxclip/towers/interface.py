@@ -50,7 +50,7 @@ class GridTower(ImageTower, Protocol):
 class TokenTower(ImageTower, Protocol):
     """An image tower whose tokens form a sequence."""
 
-    def pool(self, tokens: Float[Array, "batch tokens width"]) -> Float[Array, "batch output_width"]:
+    def pool(self, tokens: Float[Array, "batch tokens channels"]) -> Float[Array, "batch output_width"]:
         """The pooled vector of `tokens`."""
         ...
 

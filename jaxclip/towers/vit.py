@@ -119,7 +119,7 @@ class ViT(nnx.Module):
 
     def __call__(
         self, images: Float[Array, "batch height width 3"], ctx: Context = Context()
-    ) -> Float[Array, "batch width"]:
+    ) -> Float[Array, "batch channels"]:
         """The normalized state of the class token, or attention pooling of all tokens."""
         x = self._states(images, ctx)
         # Of a class token alone one state is normalized, not all.
@@ -127,15 +127,17 @@ class ViT(nnx.Module):
 
     def tokens(
         self, images: Float[Array, "batch height width 3"], ctx: Context = Context()
-    ) -> Float[Array, "batch tokens width"]:
+    ) -> Float[Array, "batch tokens channels"]:
         """The states of all tokens after `ln_post`, first the class token if there is one."""
         return self.ln_post(self._states(images, ctx))
 
-    def pool(self, tokens: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
+    def pool(self, tokens: Float[Array, "batch tokens channels"]) -> Float[Array, "batch channels"]:
         """The pooled vector of what `tokens` gives."""
         return tokens[:, 0] if self.config.pool == "class" else self.map_head(tokens)
 
-    def _states(self, images: Float[Array, "batch height width 3"], ctx: Context) -> Float[Array, "batch tokens width"]:
+    def _states(
+        self, images: Float[Array, "batch height width 3"], ctx: Context
+    ) -> Float[Array, "batch tokens channels"]:
         """Before `ln_post`."""
         config, dtype = self.config, images.dtype
         x = patchify(images, config.patch_size)
