@@ -34,7 +34,9 @@ from jaxclip.data.images import decode as images
 from jaxclip.data.loader import TrainingLoader  # noqa: E402
 from jaxclip.data.record import Skip  # noqa: E402
 from jaxclip.data.sources import open_source  # noqa: E402
+from jaxclip.data.views import Views  # noqa: E402
 from jaxclip.errors import UserError  # noqa: E402
+from jaxclip.inputs import Image, Text  # noqa: E402
 
 
 def main() -> None:
@@ -110,7 +112,8 @@ def deliver(pattern: str) -> None:
     source = open_source(pattern)
     tokenizer = tokenizers.train(["number 0123456789 long"] * 2, 600)
     config = DataConfig(train=pattern, train_vocabulary=600, max_skip_rate=1.0)
-    loader = TrainingLoader(source, tokenizer, config, 224, 77, 256, 0)
+    views = Views({"image": Image(224), "text": Text(77)}, config, tokenizer)
+    loader = TrainingLoader(source, views, config, 256, 0)
     began = time.perf_counter()
     rows = sum(len(batch["image"]) for batch in loader.batches(0, len(source) // 256 + 1))
     print(f"{rows:,} rows delivered in {time.perf_counter() - began:.0f} s; the process took {peak():.0f} MiB at most")

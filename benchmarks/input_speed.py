@@ -25,11 +25,13 @@ from collections.abc import Iterator
 
 from PIL import Image
 
+from jaxclip import inputs
 from jaxclip.config import DataConfig
 from jaxclip.data import tokenizers
 from jaxclip.data.loader import TrainingLoader
 from jaxclip.data.record import Record
 from jaxclip.data.sources import open_source
+from jaxclip.data.views import Views
 
 _BATCH = 64
 _PEER = pathlib.Path(__file__).with_name("open_clip_input.py")
@@ -47,9 +49,9 @@ def main() -> None:
     print(f"{'photographs':>22} {'jaxclip':>9} {'open_clip':>9} {'ratio':>6} {'data wait at 80 %':>18}")
     with tempfile.TemporaryDirectory() as folder:
         for name, shard in _store(options.photos, pathlib.Path(folder)):
-            loader = TrainingLoader(
-                open_source(str(shard)), tokenizer, DataConfig(train=str(shard), vocabulary="given"), 224, 77, _BATCH, 0
-            )
+            config = DataConfig(train=str(shard), vocabulary="given")
+            views = Views({"image": inputs.Image(224), "text": inputs.Text(77)}, config, tokenizer)
+            loader = TrainingLoader(open_source(str(shard)), views, config, _BATCH, seed=0)
             ours, theirs = [], []
             for _ in range(options.rounds):
                 ours.append(_rate(loader, options.pictures))

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -47,9 +48,9 @@ class TrainState:
     stats: Any
     opt_state: Any
     key: jax.Array
-    memory: Any
-    average: Any
-    rate: jax.Array
+    memory: Any = dataclasses.field(default_factory=dict)
+    average: Any = dataclasses.field(default_factory=dict)
+    rate: Any = dataclasses.field(default_factory=lambda: np.float32(1))
 
     @property
     def variables(self) -> dict[str, Any]:

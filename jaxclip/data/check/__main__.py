@@ -86,11 +86,14 @@ def _pictures_per_second(source, tokenizer, arguments: argparse.Namespace) -> fl
     """What this machine delivers of the source, cropped and tokenised as for training."""
     from jaxclip.config import DataConfig
     from jaxclip.data.loader import TrainingLoader
+    from jaxclip.data.views import Views
+    from jaxclip.inputs import Image, Text
 
     # Whatever the share of bad records, they are counted and not a reason to stop here.
     config = DataConfig(train=arguments.source, train_vocabulary=4096, max_skip_rate=1.0)
     batch = 64
-    loader = TrainingLoader(source, tokenizer, config, arguments.image_size, arguments.context_length, batch, 0)
+    inputs = {"image": Image(arguments.image_size), "text": Text(arguments.context_length)}
+    loader = TrainingLoader(source, Views(inputs, config, tokenizer), config, batch, 0)
     began, count = 0.0, -batch
     for _ in loader.batches(0, 1 << 30):
         count += batch
