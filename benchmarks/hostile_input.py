@@ -1,6 +1,6 @@
-"""python benchmarks/hostile_input.py: what bad data costs, in seconds for the worst picture and in memory.
+"""python benchmarks/hostile_input.py: what bad data costs, in seconds for the worst image and in memory.
 
-1. Hostile pictures, 500 by default: those that cannot be used, damaged ones, and the dearest that are allowed.
+1. Hostile images, 500 by default: those that cannot be used, damaged ones, and the dearest that are allowed.
 2. Hostile tars, each opened and read to its end.
 3. A training epoch over more than 10,000 bad records among as many good ones, in a process of its own.
 
@@ -30,7 +30,7 @@ from hostile_tars import ARCHIVES  # noqa: E402
 from jaxclip.config import DataConfig  # noqa: E402
 from jaxclip.data import tokenizers  # noqa: E402
 from jaxclip.data.images import crops  # noqa: E402
-from jaxclip.data.images import decode as images
+from jaxclip.data.images.decode import Unreadable  # noqa: E402
 from jaxclip.data.loader import TrainingLoader  # noqa: E402
 from jaxclip.data.record import Skip  # noqa: E402
 from jaxclip.data.sources import open_source  # noqa: E402
@@ -39,7 +39,7 @@ from jaxclip.errors import UserError  # noqa: E402
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--of-each-kind", type=int, default=300, help="bad records; 35 kinds")
     parser.add_argument("--deliver", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -47,7 +47,7 @@ def main() -> None:
     if options.deliver:
         deliver(options.deliver)
         return
-    pictures(options.pictures)
+    crop_images(options.images)
     tars()
     with tempfile.TemporaryDirectory() as folder:
         reasons, pattern = hostile.write_shards(pathlib.Path(folder), options.of_each_kind, 10_000)
@@ -57,10 +57,10 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, "--deliver", pattern], check=True)
 
 
-def pictures(number: int) -> None:
-    """Training's crop of hostile pictures: how each kind ends, and the slowest of it."""
+def crop_images(number: int) -> None:
+    """Training's crop of hostile images: how each kind ends, and the slowest of it."""
     rng = np.random.default_rng(0)
-    print(f"{'picture':34} {'ends as':22} {'bytes':>12} {'seconds':>8}")
+    print(f"{'image':34} {'ends as':22} {'bytes':>12} {'seconds':>8}")
     worst = 0.0
     made = [(kind, make()) for kind, make in hostile.DEAR.items()]
     kinds = [*hostile.PICTURES.items()]
@@ -73,14 +73,14 @@ def pictures(number: int) -> None:
         try:
             crops.random_resized_crop(data, 224, rng, (0.9, 1.0))
             end = "used"
-        except images.Unreadable as error:
+        except Unreadable as error:
             end = str(error)
         seconds = time.perf_counter() - began
         worst = max(worst, seconds)
         slowest[kind] = max(slowest.get(kind, (0.0, "", 0)), (seconds, end, len(data)))
     for kind, (seconds, end, size) in sorted(slowest.items(), key=lambda item: -item[1][0])[:20]:
         print(f"{kind:34} {end:22} {size:>12,} {seconds:>8.3f}")
-    print(f"{len(made)} pictures, the slowest took {worst:.3f} s; the process took {peak():.0f} MiB at most")
+    print(f"{len(made)} images, the slowest took {worst:.3f} s; the process took {peak():.0f} MiB at most")
 
 
 def tars() -> None:

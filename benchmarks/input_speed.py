@@ -1,9 +1,9 @@
-"""How many pictures a second the input pipeline delivers, beside open_clip's, in one run.
+"""How many images a second the input pipeline delivers, beside open_clip's, in one run.
 
     python benchmarks/input_speed.py 'photos/*.tar' --vocabulary=bpe_simple_vocab_16e6.txt.gz --peer-python=PATH
 
 The photographs are read as they are and stored anew at a short side of 256 pixels (JPEG, quality 90). Both sides crop
-at random (0.9 to 1 of the area), resize with antialiasing to 224 x 224 RGB and tokenise the captions, with two threads
+at random (0.9 to 1 of the area), resize with antialiasing to 224 x 224 RGB and tokenize the captions, with two threads
 here and two workers there; the sides take turns, and the best round of each counts. Then the rate is measured once
 more, a consumer takes 80 % of it, and the share of its time that it waits for data is measured.
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", required=True, help="OpenAI's bpe_simple_vocab_16e6.txt.gz")
     parser.add_argument("--peer-python", help="the Python of an environment with open_clip")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--pictures", type=int, default=1536, help="per round")
+    parser.add_argument("--images", type=int, default=1536, help="per round")
     options = parser.parse_args()
     tokenizer = tokenizers.load(options.vocabulary)
     print(f"{'photographs':>22} {'jaxclip':>9} {'open_clip':>9} {'ratio':>6} {'data wait at 80 %':>18}")
@@ -52,18 +52,18 @@ def main() -> None:
             )
             ours, theirs = [], []
             for _ in range(options.rounds):
-                ours.append(_rate(loader, options.pictures))
+                ours.append(_rate(loader, options.images))
                 if options.peer_python:
-                    theirs.append(_peer_rate(options.peer_python, shard, options.pictures))
+                    theirs.append(_peer_rate(options.peer_python, shard, options.images))
             rate, peer = max(ours), max(theirs, default=float("nan"))
             # 80 % of the rate just before: a shared machine's speed is not what it was some minutes ago.
-            wait = _wait(loader, options.pictures, 0.8 * _rate(loader, 2 * options.pictures))
+            wait = _wait(loader, options.images, 0.8 * _rate(loader, 2 * options.images))
             print(f"{name:>22} {rate:>7.0f}/s {peer:>7.0f}/s {rate / peer:>6.2f} {wait:>18.2%}", flush=True)
 
 
-def _rate(loader: TrainingLoader, pictures: int) -> float:
-    """Pictures a second from the second batch on: the first one has start-up in it."""
-    steps = pictures // _BATCH
+def _rate(loader: TrainingLoader, images: int) -> float:
+    """Images a second from the second batch on: the first one has start-up in it."""
+    steps = images // _BATCH
     batches = loader.batches(0, steps + 1)
     next(batches)
     began = time.perf_counter()
@@ -71,9 +71,9 @@ def _rate(loader: TrainingLoader, pictures: int) -> float:
     return count / (time.perf_counter() - began)
 
 
-def _wait(loader: TrainingLoader, pictures: int, rate: float) -> float:
-    """The share of its time that a consumer of `rate` pictures a second waits for the next batch."""
-    steps = 2 * pictures // _BATCH
+def _wait(loader: TrainingLoader, images: int, rate: float) -> float:
+    """The share of its time that a consumer of `rate` images a second waits for the next batch."""
+    steps = 2 * images // _BATCH
     batches = loader.batches(0, steps + 4)
     for _ in range(4):
         next(batches)
@@ -86,9 +86,9 @@ def _wait(loader: TrainingLoader, pictures: int, rate: float) -> float:
     return waited / (time.perf_counter() - began)
 
 
-def _peer_rate(python: str, shard: pathlib.Path, pictures: int) -> float:
+def _peer_rate(python: str, shard: pathlib.Path, images: int) -> float:
     ran = subprocess.run(
-        [python, str(_PEER), str(shard), str(pictures), str(_BATCH)], capture_output=True, text=True, check=False
+        [python, str(_PEER), str(shard), str(images), str(_BATCH)], capture_output=True, text=True, check=False
     )
     if ran.returncode:
         sys.exit(f"{python} {_PEER.name} failed: {ran.stderr.strip().splitlines()[-1]}")

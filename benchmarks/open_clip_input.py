@@ -1,4 +1,4 @@
-"""open_clip's side of input_speed.py, run by a Python that has open_clip: pictures a second, as JSON."""
+"""open_clip's side of input_speed.py, run by a Python that has open_clip: images a second, as JSON."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ import webdataset  # noqa: E402
 from open_clip.transform import AugmentationCfg, image_transform  # noqa: E402
 
 
-def main(shard: str, pictures: int, batch: int) -> None:
+def main(shard: str, images: int, batch: int) -> None:
     transform = image_transform(224, is_train=True, aug_cfg=AugmentationCfg(scale=(0.9, 1.0)))
     tokenize = open_clip.get_tokenizer("ViT-B-32")
     # Its own training pipeline (open_clip_train/data.py): every worker reads its share of the shards, here one each.
@@ -31,7 +31,7 @@ def main(shard: str, pictures: int, batch: int) -> None:
         next(batches)
     began = time.perf_counter()
     count = 0
-    while count < pictures:
+    while count < images:
         count += len(next(batches)[0])
     print(json.dumps(count / (time.perf_counter() - began)), flush=True)
 

@@ -18,7 +18,7 @@ from jaxclip.data import captions as texts
 from jaxclip.data import order
 from jaxclip.data.images.augment import Augmentation, from_config
 from jaxclip.data.images.crops import prepare, random_resized_crop
-from jaxclip.data.images.decode import Unreadable, open_picture
+from jaxclip.data.images.decode import Unreadable, open_image
 from jaxclip.data.mixture import chunk_numbers, is_chunked, may_replace, spread, training_order
 from jaxclip.data.record import Record, Skip, Source
 from jaxclip.data.skips import SkipLog
@@ -230,7 +230,7 @@ def examples(
             try:
                 if isinstance(record, Skip):
                     raise Unreadable(record.reason)
-                loaded.append((record_id, prepare(open_picture(record.image), image_size, pixels), record))
+                loaded.append((record_id, prepare(open_image(record.image), image_size, pixels), record))
             except Unreadable as error:
                 skips.add(str(error), record.key)
                 loaded.append((record_id, None, None))

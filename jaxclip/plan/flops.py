@@ -1,4 +1,4 @@
-"""The floating-point operations a model asks for, whatever a compiler makes of them."""
+"""Count of a model's floating-point operations, independent of the compiled program."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from jaxclip.step import Step
 
 
 def model_flops(step: Step, batch: Any) -> float:
-    """Of one training step over the whole batch: three times the towers' matrix products forward.
+    """The operations of one training step over the whole batch: three times the towers' forward matrix products.
 
-    Backward is counted as twice forward, recomputation and everything that is no matrix product as nothing (the
-    convention of PaLM, Chowdhery et al. 2022, appendix B). The loss's own products are below 1 % up to a batch of 256k.
+    The backward pass counts as twice the forward pass. Recomputation, and all that is not a matrix product, is not
+    counted (the convention of PaLM, Chowdhery et al. 2022, appendix B). The loss's own products are below 1 % up to a
+    batch of 256k.
 
     Args:
       step: of the method.

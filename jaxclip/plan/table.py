@@ -1,4 +1,4 @@
-"""A plan as a table for people, and as an object for programs."""
+"""Text and JSON output of plans and searches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxclip.plan.search import Found
 
 
 def table(plan: Plan, topology: Topology) -> str:
-    """What to know of one plan, a line each."""
+    """A plan as text, one line per fact."""
     devices, hbm = len(topology.devices), topology.chip.hbm_bytes
     spare = hbm - plan.peak_hbm_bytes
     if plan.fits:
@@ -47,7 +47,7 @@ def table(plan: Plan, topology: Topology) -> str:
 
 
 def advice(plan: Plan) -> str:
-    """What to change when a plan does not fit."""
+    """The settings to change if a plan does not fit."""
     devices = plan.mesh["data"] * plan.mesh["fsdp"]
     rows = plan.batch_size // (devices * plan.microbatches)
     state = plan.parts["parameters"] + plan.parts["optimizer state"]
@@ -69,11 +69,11 @@ def _least_factor(number: int) -> int:
 
 
 def search_table(found: Found, batch_size: int, topology: Topology) -> str:
-    """The answers of a search."""
+    """The results of a search as text."""
     if found.cheapest:
         first = f"batch {batch_size:,} fits with remat {found.cheapest.remat}, the least recomputation that does"
     else:
-        first = f"batch {batch_size:,} fits with no rematerialisation: use config.microbatches or more devices"
+        first = f"batch {batch_size:,} does not fit with any rematerialization; use config.microbatches or more devices"
     lines = [first, "", f"{'remat':<8}{'largest batch':>16}{'per device':>12}{'peak HBM':>12}{'MFU':>6}{'pairs/s':>12}"]
     for remat, plan in found.largest.items():
         mfu, images = plan.estimated_mfu(topology), plan.images_per_second(topology)
@@ -86,7 +86,7 @@ def search_table(found: Found, batch_size: int, topology: Topology) -> str:
 
 
 def as_dict(plan: Plan, topology: Topology) -> dict[str, Any]:
-    """The same as JSON values."""
+    """A plan as JSON values."""
     return {
         "fits": plan.fits,
         "topology": topology.name,

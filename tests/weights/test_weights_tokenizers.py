@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from paths import MODELS
-from test_tokenizer_normalising import CAPTIONS, EXPECTED, letters
+from test_tokenizer_normalizing import CAPTIONS, EXPECTED, letters
 from test_weights_hugging_face_files import siglip_method
 
 from jaxclip import methods

@@ -1,4 +1,4 @@
-"""Pictures to the square that a model sees: CLIP's evaluation crop, and the random crop of training."""
+"""Evaluation and training crops: CLIP's center crop and the random resized crop."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import numpy as np
 from PIL import Image
 
 from jaxclip.config import PixelsConfig
-from jaxclip.data.images.decode import MAX_PIXELS, Encoded, open_picture
+from jaxclip.data.images.decode import MAX_PIXELS, Encoded, open_image
 
-# A picture this many times longer than wide is cropped before it is resized: a strip of 1 x 60,000 pixels,
-# resized whole to a short side of 224, would take 9 GB.
+# An image this many times longer than wide is cropped before it is resized. Resized whole to a short side of 224, a
+# strip of 1 x 60,000 pixels would take 9 GB.
 _LONGEST = 32
 
 _WINDOWS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def center_crop(image: Image.Image, size: int, window: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:
-    """CLIP's evaluation transform: the short side resized to `size` (antialiased), then the centre.
+    """CLIP's evaluation transform: the short side resized to `size` (antialiased), then the center.
 
     The rounding is torchvision's (`Resize` then `CenterCrop`), so the pixels equal those of open_clip's and OpenAI's
-    preprocessing, except for pictures over 32 times longer than wide, whose centre is cut out first.
+    preprocessing. The exception is an image more than 32 times longer than wide, whose center is cut out first.
 
     Args:
-      image: an RGB picture.
+      image: an RGB image.
       size: side of the result in pixels.
-      window: what it is resized with, antialiased.
+      window: the resampling filter, antialiased.
 
     Returns:
       uint8 [size, size, 3].
@@ -48,7 +48,7 @@ def center_crop(image: Image.Image, size: int, window: Image.Resampling = Image.
 
 
 def prepare(image: Image.Image, size: int, config: PixelsConfig) -> np.ndarray:
-    """The square that a model is shown at evaluation, by its `resize` and `interpolation`: uint8 [size, size, 3]."""
+    """The model's input at evaluation, by the config's `resize` and `interpolation`: uint8 [size, size, 3]."""
     window = _WINDOWS[config.interpolation]
     if config.resize == "squash":
         return np.asarray(image.resize((size, size), window))
@@ -56,57 +56,59 @@ def prepare(image: Image.Image, size: int, config: PixelsConfig) -> np.ndarray:
 
 
 def random_resized_crop(
-    picture: bytes | np.ndarray,
+    image: bytes | np.ndarray,
     size: int,
     rng: np.random.Generator,
     scale: tuple[float, float],
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """A random part of a picture, decoded no larger than needed and resized to a square with antialiasing.
+    """A random crop of an image, decoded no larger than needed and resized to a square with antialiasing.
 
-    The part is distributed as in torchvision's `RandomResizedCrop` (the "Inception crop" of Szegedy et al. 2014,
-    section 6): its area uniform in `scale`, its aspect ratio log-uniform in `ratio`, its place uniform; after ten parts
-    that do not fit, the largest centred one of an allowed ratio.
+    The crop is distributed as in torchvision's `RandomResizedCrop` (the "Inception crop" of Szegedy et al. 2014,
+    section 6): its area is uniform in `scale`, its aspect ratio log-uniform in `ratio`, its position uniform. After ten
+    draws that do not fit, it is the largest centered crop of an allowed ratio.
 
-    Shrinking is done with a Hamming window, which is as sharp as bicubic at half its width and so takes half its time;
-    enlarging is bicubic.
+    Downscaling uses a Hamming window, which is as sharp as bicubic at half the width and so takes half the time.
+    Upscaling is bicubic.
 
     Args:
-      picture: a `Record.image`: encoded bytes, or uint8 pixels [height, width, 3].
+      image: a `Record.image`: encoded bytes, or uint8 pixels [height, width, 3].
       size: side of the result in pixels.
       rng: the only source of randomness.
-      scale: least and greatest area of the part, as fractions of the picture's.
-      ratio: least and greatest width / height of the part.
-      max_pixels: of the whole picture.
+      scale: minimum and maximum area of the crop, as fractions of the image's.
+      ratio: minimum and maximum width / height of the crop.
+      max_pixels: the limit for the whole image.
 
     Returns:
-      An RGB picture of `size` x `size` pixels.
+      An RGB image of `size` x `size` pixels.
 
     Raises:
-      Unreadable: as `images.Encoded` and `images.open_picture`.
+      Unreadable: as for `decode.Encoded` and `decode.open_image`.
     """
-    if isinstance(picture, np.ndarray):
-        image, shrunk = open_picture(picture), 1
-        box = _random_box(*image.size, rng, scale, ratio)
+    if isinstance(image, np.ndarray):
+        opened, shrunk = open_image(image), 1
+        width, height = opened.size
+        box = _random_box(width, height, rng=rng, scale=scale, ratio=ratio)
     else:
-        encoded = Encoded(picture, max_pixels)
-        box = _random_box(*encoded.size, rng, scale, ratio)
+        encoded = Encoded(image, max_pixels)
+        width, height = encoded.size
+        box = _random_box(width, height, rng=rng, scale=scale, ratio=ratio)
         enough = min(box[2] - box[0], box[3] - box[1]) // size
-        image, shrunk = encoded.decode(max((s for s in (1, 2, 4, 8) if s <= enough), default=1))
-    left, top, right, bottom = (place / shrunk for place in box)
-    if image.size == (size, size) and (left, top, right, bottom) == (0, 0, size, size):
-        return image
+        opened, shrunk = encoded.decode(max((s for s in (1, 2, 4, 8) if s <= enough), default=1))
+    left, top, right, bottom = (edge / shrunk for edge in box)
+    if opened.size == (size, size) and (left, top, right, bottom) == (0, 0, size, size):
+        return opened
     shrinks = right - left >= size and bottom - top >= size
     window = Image.Resampling.HAMMING if shrinks else Image.Resampling.BICUBIC
-    # A scaled picture's sides are rounded up, never down, so the box lies inside.
-    return image.resize((size, size), window, box=(left, top, right, bottom), reducing_gap=2.0)
+    # A scaled image's sides are rounded up, never down, so the box lies inside.
+    return opened.resize((size, size), window, box=(left, top, right, bottom), reducing_gap=2.0)
 
 
 def _random_box(
     width: int, height: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Draws (left, top, right, bottom) within a picture of `width` x `height` pixels."""
+    """A random (left, top, right, bottom) within an image of `width` x `height` pixels."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
         area = width * height * rng.uniform(*scale)

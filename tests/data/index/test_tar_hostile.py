@@ -19,7 +19,7 @@ from jaxclip.data.sources.tar import TarShards
 from jaxclip.data.storage import Files, list_files
 from jaxclip.errors import UserError
 
-REASONS = {"no caption", "unreadable shard", "picture file too large", "caption too large"}
+REASONS = {"no caption", "unreadable shard", "image file too large", "caption too large"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _ACTS = re.compile(
     r"exec|compile|import|pickle\.find_class|marshal\.|ctypes\.|socket\.connect|subprocess\.Popen"

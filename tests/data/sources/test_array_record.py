@@ -81,7 +81,7 @@ def test_records_that_cannot_be_used_are_skipped(tmp_path):
     assert ArrayRecords(str(write(tmp_path / "x.array_record", examples))).read(range(4)) == [
         Record(b"!", ("a cat",), "x.array_record:0"),
         Skip("unreadable record", "x.array_record:1"),
-        Skip("no picture", "x.array_record:2"),
+        Skip("no image", "x.array_record:2"),
         Skip("no caption", "x.array_record:3"),
     ]
 

@@ -65,7 +65,7 @@ def test_what_img2dataset_writes_is_read(tmp_path):
     }
     assert read(write(tmp_path / "00000.parquet", columns)) == [
         Record(b"A", ("a cat",), "00000.parquet:0"),
-        Skip("no picture", "00000.parquet:1"),
+        Skip("no image", "00000.parquet:1"),
         Skip("no caption", "00000.parquet:2"),
     ]
 
@@ -76,10 +76,10 @@ def test_what_hugging_face_writes_is_read(tmp_path):
     assert Parquet(str(path)).class_names == ("cat", "dog")
     assert read(path) == [
         Record(b"A", ("dog",), "x.parquet:0", 1),
-        Skip("no picture", "x.parquet:1"),
+        Skip("no image", "x.parquet:1"),
         Skip("no caption", "x.parquet:2"),
         Skip("no caption", "x.parquet:3"),
-        Skip("no picture", "x.parquet:4"),
+        Skip("no image", "x.parquet:4"),
     ]
 
 
@@ -145,11 +145,11 @@ def test_rows_come_by_file_and_group_and_in_the_order_asked_for(tmp_path):
 
 
 def test_cells_that_are_too_large_are_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "LARGEST_PICTURE", 100)
+    monkeypatch.setattr(parquet, "LARGEST_IMAGE", 100)
     monkeypatch.setattr(parquet, "LARGEST_CAPTION", 10)
     columns = {"jpg": [b"!" * 101, b"!", b"!", b"!"], "caption": [["a"], ["a" * 11], ["a" * 6] * 2, ["a" * 10]]}
     assert [getattr(one, "reason", "read") for one in read(write(tmp_path / "x.parquet", columns))] == [
-        "picture file too large",
+        "image file too large",
         "caption too large",
         "caption too large",
         "read",

@@ -212,7 +212,7 @@ def test_a_pipe_named_like_a_tar_is_passed_over_without_waiting(tmp_path):
     ("sizes", "expected"),
     [
         ((256 << 20, 16 << 20, 2), Record),
-        (((256 << 20) + 1, 1, 2), Skip("picture file too large", "x.tar:a")),
+        (((256 << 20) + 1, 1, 2), Skip("image file too large", "x.tar:a")),
         ((1, (16 << 20) + 1, 2), Skip("caption too large", "x.tar:a")),
         ((1, 0, 1 << 30), Skip("no caption", "x.tar:a")),
     ],

@@ -83,16 +83,16 @@ def test_features_are_found_by_the_known_names(tmp_path, features, found, label)
     [
         pytest.param(b"", "unreadable record", id="empty"),
         pytest.param(b"\xff" * 50, "unreadable record", id="no-example"),
-        pytest.param(lambda: serialized(caption="a cat"), "no picture", id="no-picture"),
-        pytest.param(lambda: serialized(image=b"", caption="a cat"), "no picture", id="empty-picture"),
+        pytest.param(lambda: serialized(caption="a cat"), "no image", id="no-picture"),
+        pytest.param(lambda: serialized(image=b"", caption="a cat"), "no image", id="empty-picture"),
         pytest.param(lambda: serialized(image="!", caption=" "), "no caption", id="blank-caption"),
-        pytest.param(lambda: serialized(image=b"!" * 300, caption="a"), "picture file too large", id="picture"),
+        pytest.param(lambda: serialized(image=b"!" * 300, caption="a"), "image file too large", id="picture"),
         pytest.param(lambda: serialized(image=b"!", caption="a" * 60), "caption too large", id="caption"),
-        pytest.param(lambda: serialized(image=b"!" * 500, caption="a"), "picture file too large", id="record"),
+        pytest.param(lambda: serialized(image=b"!" * 500, caption="a"), "image file too large", id="record"),
     ],
 )
 def test_a_record_that_cannot_be_used_is_skipped(tmp_path, monkeypatch, data, reason):
-    monkeypatch.setattr(tf_example, "LARGEST_PICTURE", 200)
+    monkeypatch.setattr(tf_example, "LARGEST_IMAGE", 200)
     monkeypatch.setattr(tf_example, "LARGEST_CAPTION", 50)
     monkeypatch.setattr(tfrecord, "LARGEST_EXAMPLE", 400)
     good = serialized(image=b"!", caption="a cat")
