@@ -1,8 +1,8 @@
-"""python benchmarks/large_weights.py FOLDER: how much memory it takes to open a model of 2.5 billion parameters.
+"""python benchmarks/large_weights.py FOLDER: peak memory for opening a model of 2.5 billion parameters.
 
 Writes open_clip's ViT-bigG-14 (2,539,567,105 parameters) into FOLDER, in float16 as such models are published (5 GB),
-and opens it as jaxclip.load does, in float32 and in bfloat16, each in a process of its own. Prints the most memory of
-the process that is not the mapped file (RssAnon, sampled) as a ratio to the parameters' size in that type.
+and opens it as jaxclip.load does, in float32 and in bfloat16, each in a process of its own. Prints the peak memory of
+the process without the mapped file (RssAnon, sampled), relative to the size of the parameters in that type.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _open(folder: pathlib.Path, dtype: str) -> None:
 
 
 def _anonymous() -> int:
-    """Bytes of this process in memory that belong to no file."""
+    """Anonymous memory of this process in bytes, which does not include mapped files."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) << 10

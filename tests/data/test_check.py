@@ -128,26 +128,26 @@ def test_the_command_prints_a_table_and_writes_the_sheet(shard, capsys, monkeypa
     assert check.main(arguments) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     values = {name.strip(): value.strip() for name, value in lines.items()}
-    assert values["records"] == "6; 6 looked at, spread evenly"
+    assert values["records"] == "6; 6 sampled, spread evenly"
     assert values["usable"] == "5 of 6 (83.3%)"
     assert values["skipped"] == "1 x not an image, such as pairs.tar:0"
     assert values["at fault"] == "pairs.tar: 1"
-    assert values["pictures"].startswith("20 x 20 (median)")
-    assert values["captions"] == "1 a picture, of 5 to 5 words, median 5"
-    assert "pictures/s to 16 x 16 pixels" in values["speed"]
+    assert values["images"].startswith("20 x 20 (median)")
+    assert values["captions"] == "1 per image, of 5 to 5 words, median 5"
+    assert "images/s to 16 x 16 pixels" in values["speed"]
     assert output.read_text().count("<img") == 5
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nothing.xyz"], "names no data"),
-        (["missing.tar"], "is not there"),
+        (["nothing.xyz"], "is not a data source"),
+        (["missing.tar"], "does not exist"),
         (["pairs.tar", "--sample=0"], "must be at least 1"),
-        (["pairs.tar", "--output=/no/such/folder/x.html"], "there is no folder"),
+        (["pairs.tar", "--output=/no/such/folder/x.html"], "does not exist; create it"),
         (["pairs.tar", "--output=."], "is a folder"),
         (["pairs.tar", "--vocabulary=missing.gz"], "missing.gz"),
-        (["~nobody-of-this-name/x.tar"], "no such user"),
+        (["~nobody-of-this-name/x.tar"], "no home folder for this user"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(shard, arguments, said, capsys):

@@ -148,7 +148,7 @@ def test_files_that_cannot_be_used_are_skipped(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("none", "No such file"), ("file", "Not a directory"), ("empty", "holds no pictures")]
+    ("name", "said"), [("none", "No such file"), ("file", "Not a directory"), ("empty", "contains no images")]
 )
 def test_an_unusable_folder_is_one_line_naming_it(tmp_path, name, said):
     (tmp_path / "file").write_bytes(b"!")

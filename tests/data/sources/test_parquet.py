@@ -203,7 +203,7 @@ def test_a_small_file_that_decodes_to_a_huge_one_is_not_decoded_to_the_end(tmp_p
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        pytest.param(None, ["is not there"], id="missing"),
+        pytest.param(None, ["does not exist"], id="missing"),
         pytest.param(b"", ["cannot be read as a Parquet file"], id="no-bytes"),
         pytest.param(b"text\n" * 1000, ["cannot be read as a Parquet file", "magic bytes"], id="text"),
         pytest.param(
