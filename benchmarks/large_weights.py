@@ -86,25 +86,25 @@ def _open(folder: pathlib.Path, dtype: str) -> None:
 
     mesh = sharding.create(MeshConfig(), jax.devices()[:1])
     before = _anonymous()
-    most, done = [before], threading.Event()
+    peak, done = [before], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.005):
-            most[0] = max(most[0], _anonymous())
+            peak[0] = max(peak[0], _anonymous())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     weights = open_weights(folder, tokenizer_needed=False)
     params, _ = jax.block_until_ready(weights.read(mesh, dtype))
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start_time
     done.set()
     watcher.join()
     leaves = jax.tree.leaves(params)
     size = sum(leaf.nbytes for leaf in leaves)
     print(
         f"{dtype}: {sum(leaf.size for leaf in leaves):,} parameters, {size / 2**30:.2f} GiB, in {seconds:.1f} s; "
-        f"at most {most[0] / 2**30:.2f} GiB, {before / 2**30:.2f} of it before opening: ratio {most[0] / size:.2f}"
+        f"peak {peak[0] / 2**30:.2f} GiB, {before / 2**30:.2f} of it before opening: ratio {peak[0] / size:.2f}"
     )
 
 

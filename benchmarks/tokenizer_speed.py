@@ -125,7 +125,7 @@ def compare(tokenizer: Callable, peer: Peer, source: Iterator[str], count: int) 
     Strings that are repaired into characters unassigned in this Python's Unicode are counted separately, because
     regular expression libraries of different releases disagree on whether these are letters.
     """
-    from jaxclip.data.tokenizers.cleaning import mended_pieces
+    from jaxclip.data.tokenizers.cleaning import repaired_pieces
 
     wrong = unknown = done = 0
     while done < count:
@@ -133,7 +133,7 @@ def compare(tokenizer: Callable, peer: Peer, source: Iterator[str], count: int) 
         done += len(texts)
         differ = (tokenizer(texts, CONTEXT)[0] != peer(texts)[1]).any(axis=1)
         for text in [text for text, other in zip(texts, differ, strict=True) if other]:
-            if any(unicodedata.category(c) == "Cn" for c in "".join(mended_pieces(text))):
+            if any(unicodedata.category(c) == "Cn" for c in "".join(repaired_pieces(text))):
                 unknown += 1
             else:
                 wrong += 1

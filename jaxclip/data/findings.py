@@ -80,7 +80,7 @@ def _example(record: Record | Skip, max_pixels: int) -> Example:
     image = open_image(record.image, max_pixels)
     size, stored = image.size, record.image.nbytes if isinstance(record.image, np.ndarray) else len(record.image)
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return Example(record.key, image, size, stored, record.captions)
+    return Example(key=record.key, image=image, size=size, stored=stored, captions=record.captions)
 
 
 def preflight(source: Source, name: str, max_pixels: int = MAX_PIXELS, max_skip_rate: float = 1.0) -> None:

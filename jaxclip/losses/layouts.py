@@ -68,7 +68,12 @@ class Blocks:
         column_index = (homes[:, None] * length + jnp.arange(length)).reshape(-1)
         size = self.tile or _tile_of(rows, columns)
         row_sums, column_sums = sweep(
-            tile, rows | {"index": row_index}, columns | {"index": column_index}, row_sums, column_sums, size
+            tile,
+            rows=rows | {"index": row_index},
+            columns=columns | {"index": column_index},
+            row_sums=row_sums,
+            column_sums=column_sums,
+            size=size,
         )
         if merge is not None and self.across > 1:
             row_sums = merge(row_sums, ACROSS)
@@ -145,7 +150,14 @@ class Ring:
             # Sent before the block is computed, so that the transfer can overlap with the computation.
             following = pass_on(columns)
             index = (home - hop) % self.devices * length + jnp.arange(length)
-            row_sums, column_sums = sweep(tile, rows, columns | {"index": index}, row_sums, column_sums, size)
+            row_sums, column_sums = sweep(
+                tile,
+                rows=rows,
+                columns=columns | {"index": index},
+                row_sums=row_sums,
+                column_sums=column_sums,
+                size=size,
+            )
             return following, row_sums, pass_on(column_sums)
 
         _, row_sums, column_sums = lax.fori_loop(0, self.devices, visit, (columns, row_sums, column_sums))

@@ -101,7 +101,9 @@ def softmax_on_device(
         merge=None,
     )
     by_scale = total(layout, jnp.sum(row_sums["scale"])) / batch
-    return (loss, accuracy, by_scale), _own_gradients(layout, row_sums, column_sums, scalars["scale"] / batch, pairs)
+    return (loss, accuracy, by_scale), _own_gradients(
+        layout, row_sums=row_sums, column_sums=column_sums, factor=scalars["scale"] / batch, pairs=pairs
+    )
 
 
 def sigmoid_on_device(
@@ -154,7 +156,9 @@ def sigmoid_on_device(
     sums = tuple(total(layout, jnp.sum(row_sums[name])) / batch for name in names)
     if not differentiate:
         return sums, ()
-    return sums, _own_gradients(layout, row_sums, column_sums, scalars["scale"] / batch, pairs)
+    return sums, _own_gradients(
+        layout, row_sums=row_sums, column_sums=column_sums, factor=scalars["scale"] / batch, pairs=pairs
+    )
 
 
 def accumulator(embeddings: jax.Array) -> Any:

@@ -97,9 +97,9 @@ def sweep(
     return lax.fori_loop(0, column_steps, across, (row_sums, column_sums))
 
 
-def _split(length: int, most: int) -> tuple[int, int]:
+def _split(length: int, limit: int) -> tuple[int, int]:
     """The number of slices and their length, as equal as possible."""
-    steps = -(-length // most)
+    steps = -(-length // limit)
     return steps, -(-length // steps)
 
 

@@ -52,25 +52,25 @@ def _plan(argv: list[str]) -> int:
     from jaxclip.plan.compiling import Plan, compile_step, mesh_for, remat_of
     from jaxclip.plan.search import search
 
-    where = topology(_TOPOLOGY.value, _SLICES.value, _MEGACORE.value)
+    pod = topology(_TOPOLOGY.value, _SLICES.value, _MEGACORE.value)
 
     def compile_one(config: Config) -> Plan:
         with _progress(f"compiling batch {config.batch_size:,}, remat {remat_of(config)}") as results:
-            plan = compile_step(config, where)
+            plan = compile_step(config, pod)
             results.append("fits" if plan.fits else "does not fit")
         return plan
 
-    mesh_for(config, where)
+    mesh_for(config, pod)
     if _SEARCH.value:
-        found = search(config, len(where.devices), where.chip.hbm_bytes, compile_one)
+        result = search(config, len(pod.devices), pod.chip.hbm_bytes, compile_one)
         print(
-            json.dumps(table.search_dict(found, config.batch_size, where))
+            json.dumps(table.search_dict(result, config.batch_size, pod))
             if _JSON.value
-            else table.search_table(found, config.batch_size, where)
+            else table.search_table(result, config.batch_size, pod)
         )
-        return 0 if found.cheapest else EXIT_TOO_LARGE
+        return 0 if result.cheapest else EXIT_TOO_LARGE
     plan = compile_one(config)
-    print(json.dumps(table.as_dict(plan, where)) if _JSON.value else table.table(plan, where))
+    print(json.dumps(table.as_dict(plan, pod)) if _JSON.value else table.table(plan, pod))
     return 0 if plan.fits else EXIT_TOO_LARGE
 
 

@@ -40,20 +40,26 @@ class Chip:
         return self.peak_flops / self.flops_per_cycle
 
 
-def _chip(name: str, teraflops: float, matrix_units: int, width: int, gib: float, per_chip: int = 1) -> Chip:
-    return Chip(name, teraflops * 1e12, matrix_units * 2 * width**2, int(gib * GIB), per_chip)
+def _chip(name: str, *, teraflops: float, matrix_units: int, width: int, gib: float, per_chip: int = 1) -> Chip:
+    return Chip(
+        name=name,
+        peak_flops=teraflops * 1e12,
+        flops_per_cycle=matrix_units * 2 * width**2,
+        hbm_bytes=int(gib * GIB),
+        per_chip=per_chip,
+    )
 
 
 # By the name in a topology. On v4, the two cores of a chip are one device ("megacore", the default on Cloud TPU VMs).
 # The HBM is what libtpu reports as available for a program that is too large.
 CHIPS = {
-    "v4": _chip("v4", 275, 8, 128, 30.75),
-    "v5e": _chip("v5e", 197, 4, 128, 15.75),
-    "v5p": _chip("v5p", 459, 8, 128, 95.73),
-    "v6e": _chip("v6e", 918, 4, 256, 31.24),
-    "tpu7x": _chip("tpu7x", 2307 / 2, 4, 256, 94.74, per_chip=2),
+    "v4": _chip("v4", teraflops=275, matrix_units=8, width=128, gib=30.75),
+    "v5e": _chip("v5e", teraflops=197, matrix_units=4, width=128, gib=15.75),
+    "v5p": _chip("v5p", teraflops=459, matrix_units=8, width=128, gib=95.73),
+    "v6e": _chip("v6e", teraflops=918, matrix_units=4, width=256, gib=31.24),
+    "tpu7x": _chip("tpu7x", teraflops=2307 / 2, matrix_units=4, width=256, gib=94.74, per_chip=2),
 }
-V4_CORES = _chip("v4", 137.5, 4, 128, 15.25, per_chip=2)
+V4_CORES = _chip("v4", teraflops=137.5, matrix_units=4, width=128, gib=15.25, per_chip=2)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ ROWS = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class SearchResult:
     """Result of a search.
 
     Attributes:
@@ -27,7 +27,7 @@ class Found:
     largest: dict[str, Plan]
 
 
-def search(config: Config, devices: int, hbm_bytes: int, compile_one: Callable[[Config], Plan]) -> Found:
+def search(config: Config, devices: int, hbm_bytes: int, compile_one: Callable[[Config], Plan]) -> SearchResult:
     """Runs the search, which compiles about three programs for each rematerialization.
 
     Args:
@@ -53,7 +53,7 @@ def search(config: Config, devices: int, hbm_bytes: int, compile_one: Callable[[
         best = _most_rows(own, hbm_bytes, plan)
         if best:
             largest[remat] = plan(best)
-    return Found(cheapest, largest)
+    return SearchResult(cheapest, largest)
 
 
 def _most_rows(rows: int, hbm_bytes: int, plan: Callable[[int], Plan]) -> int:

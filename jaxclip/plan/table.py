@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxclip.plan.chips import GIB, Topology
 from jaxclip.plan.compiling import Plan
-from jaxclip.plan.search import Found
+from jaxclip.plan.search import SearchResult
 
 
 def table(plan: Plan, topology: Topology) -> str:
@@ -68,14 +68,14 @@ def _least_factor(number: int) -> int:
     return next(factor for factor in range(2, number + 1) if number % factor == 0)
 
 
-def search_table(found: Found, batch_size: int, topology: Topology) -> str:
+def search_table(result: SearchResult, batch_size: int, topology: Topology) -> str:
     """The results of a search as text."""
-    if found.cheapest:
-        first = f"batch {batch_size:,} fits with remat {found.cheapest.remat}, the least recomputation that does"
+    if result.cheapest:
+        first = f"batch {batch_size:,} fits with remat {result.cheapest.remat}, the least recomputation that does"
     else:
         first = f"batch {batch_size:,} does not fit with any rematerialization; use config.microbatches or more devices"
     lines = [first, "", f"{'remat':<8}{'largest batch':>16}{'per device':>12}{'peak HBM':>12}{'MFU':>6}{'pairs/s':>12}"]
-    for remat, plan in found.largest.items():
+    for remat, plan in result.largest.items():
         mfu, images = plan.estimated_mfu(topology), plan.images_per_second(topology)
         assert mfu and images
         per_device = _number(plan.batch_size / len(topology.devices))
@@ -111,14 +111,14 @@ def as_dict(plan: Plan, topology: Topology) -> dict[str, Any]:
     }
 
 
-def search_dict(found: Found, batch_size: int, topology: Topology) -> dict[str, Any]:
+def search_dict(result: SearchResult, batch_size: int, topology: Topology) -> dict[str, Any]:
     """A search as JSON values."""
     return {
         "topology": topology.name,
         "slices": topology.slices,
         "batch_size": batch_size,
-        "cheapest": found.cheapest and as_dict(found.cheapest, topology),
-        "largest": {remat: as_dict(plan, topology) for remat, plan in found.largest.items()},
+        "cheapest": result.cheapest and as_dict(result.cheapest, topology),
+        "largest": {remat: as_dict(plan, topology) for remat, plan in result.largest.items()},
     }
 
 

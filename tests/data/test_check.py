@@ -179,4 +179,4 @@ def test_tokens_are_counted_up_to_the_padding(shard, capsys, monkeypatch):
     assert check.main([str(shard), "--vocabulary", str(model), "--output", output, "--image-size=16"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("tokens"))
     # "the caption of number 1": letter by letter at most, and the end.
-    assert 5 <= int(re.search(r"median (\d+)", line)[1]) <= 26 and "0 of 5 are cut" in line
+    assert 5 <= int(re.search(r"median (\d+)", line)[1]) <= 26 and "0 of 5 are truncated" in line

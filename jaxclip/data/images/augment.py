@@ -241,23 +241,33 @@ def from_config(config: AugmentConfig) -> tuple[Augmentation, ...]:
     """
     chosen: list[Augmentation] = []
 
-    def add(key: str, kind: Any, *values: Any) -> None:
+    def add(key: str, kind: Any, **values: Any) -> None:
         try:
-            chosen.append(kind(*values))
+            chosen.append(kind(**values))
         except UserError as error:
             raise UserError(f"data.augment.{key}: {error}") from None
 
     degrees, translate, low, high = config.affine
     if degrees or translate or (low, high) != (1, 1):
-        add("affine", Affine, degrees, translate, (low, high))
-    if config.rand_augment[0]:
-        add("rand_augment", RandAugment, *config.rand_augment, config.rand_augment_p)
+        add("affine", Affine, degrees=degrees, translate=translate, scale=(low, high))
+    operations, magnitude = config.rand_augment
+    if operations:
+        add("rand_augment", RandAugment, operations=operations, magnitude=magnitude, p=config.rand_augment_p)
+    brightness, contrast, saturation, hue = config.color_jitter
     if any(config.color_jitter):
-        add("color_jitter", ColorJitter, *config.color_jitter, config.color_jitter_p)
+        add(
+            "color_jitter",
+            ColorJitter,
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue=hue,
+            p=config.color_jitter_p,
+        )
     if config.gray:
-        add("gray", Grayscale, config.gray)
+        add("gray", Grayscale, p=config.gray)
     if config.blur:
-        add("blur", GaussianBlur, config.blur, config.blur_sigma)
+        add("blur", GaussianBlur, p=config.blur, sigma=config.blur_sigma)
     return tuple(chosen)
 
 

@@ -32,7 +32,7 @@ def beginning(text: str, context_length: int) -> str:
     return text[: _CHARACTERS_PER_TOKEN * context_length]
 
 
-def mended(text: str) -> str:
+def repaired(text: str) -> str:
     """Repairs and unescapes a text as OpenAI's tokenizer does; case and white space do not change."""
     if not _PLAIN.fullmatch(text):
         text = ftfy.fix_text(_NESTED.sub(r"\1", text))
@@ -42,9 +42,9 @@ def mended(text: str) -> str:
     return text
 
 
-def mended_pieces(text: str) -> list[str]:
+def repaired_pieces(text: str) -> list[str]:
     """The space-separated pieces of a text cleaned as by OpenAI's tokenizer: repaired, unescaped, in lower case."""
-    return mended(text).lower().split()
+    return repaired(text).lower().split()
 
 
 def _unescape(text: str) -> str:

@@ -78,7 +78,7 @@ class ClipTokenizer:
         """
         if isinstance(texts, str):
             raise TypeError("texts must be a sequence of strings, not one string")
-        pieces = [cleaning.mended_pieces(cleaning.beginning(text, context_length)) for text in texts]
+        pieces = [cleaning.repaired_pieces(cleaning.beginning(text, context_length)) for text in texts]
         known, new = self._piece_ids(pieces)
         # Rows are joined as the bytes of int32 ids, so that no Python code handles single tokens.
         start, end = np.array([[self.start_id], [self.end_id]], np.int32)
@@ -169,7 +169,7 @@ def train(captions: Iterable[str], vocab_size: int) -> ClipTokenizer:
     )
     backend = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=WORD_END))
     backend.pre_tokenizer = _words()
-    read = (cleaning.mended_pieces(cleaning.beginning(caption, _TRAINING_CONTEXT)) for caption in captions)
+    read = (cleaning.repaired_pieces(cleaning.beginning(caption, _TRAINING_CONTEXT)) for caption in captions)
     backend.train_from_iterator((" ".join(pieces) for pieces in read), trainer)
     model = json.loads(backend.to_str())["model"]
     vocabulary = model["vocab"]

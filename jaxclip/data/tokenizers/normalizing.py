@@ -22,7 +22,7 @@ _PUNCTUATION = r"[!-/:-@\[-`{-~]"
 
 # The changes that ftfy makes to typical texts: it removes control and similar characters except white space, and makes
 # curly quotes straight. Its other repairs, and html.unescape, cannot be expressed as normalizers.
-MENDING = (
+REPAIRS = (
     normalizers.NFC(),
     normalizers.Replace(tokenizers.Regex(_CONTROL), ""),
     normalizers.Replace(tokenizers.Regex("[\u02bc\u2018-\u201b]"), "'"),
@@ -58,11 +58,11 @@ class Cleaning:
 
 # By open_clip's names; "siglip" is SigLIP's own (`cleaning.canonical`), which repairs nothing.
 CLEANINGS = {
-    "canonicalize": Cleaning(lambda text: cleaning.canonical(cleaning.mended(text)), (*MENDING, *_CANONICAL), False),
+    "canonicalize": Cleaning(lambda text: cleaning.canonical(cleaning.repaired(text)), (*REPAIRS, *_CANONICAL), False),
     "lower": Cleaning(
-        lambda text: " ".join(cleaning.mended_pieces(text)), (*MENDING, *_WORDS, normalizers.Lowercase()), True
+        lambda text: " ".join(cleaning.repaired_pieces(text)), (*REPAIRS, *_WORDS, normalizers.Lowercase()), True
     ),
-    "whitespace": Cleaning(lambda text: " ".join(cleaning.mended(text).split()), (*MENDING, *_WORDS), True),
+    "whitespace": Cleaning(lambda text: " ".join(cleaning.repaired(text).split()), (*REPAIRS, *_WORDS), True),
     "siglip": Cleaning(cleaning.canonical, _CANONICAL, False),
 }
 

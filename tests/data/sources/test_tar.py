@@ -245,7 +245,7 @@ def test_of_many_damaged_shards_the_first_are_named_and_the_rest_counted(tmp_pat
     for shard in range(30):
         write_tar(tmp_path / f"{shard:02d}.tar", numbered(0, 1) if shard == 5 else [])
     only(tmp_path / "*.tar")
-    assert len(caplog.messages) == 21 and caplog.messages[-1].endswith("9 more shards are empty, cut or damaged")
+    assert len(caplog.messages) == 21 and caplog.messages[-1].endswith("9 more shards are empty, truncated or damaged")
 
 
 def test_a_shard_that_shrinks_or_goes_is_skipped_not_raised(tmp_path, monkeypatch):

@@ -119,7 +119,7 @@ def _clip_json(text: str, tokenizer: ClipTokenizer, length: int) -> str:
     backend = tokenizers.Tokenizer.from_str(text)
     backend.normalizer = normalizers.Sequence(
         [
-            *normalizing.MENDING,
+            *normalizing.REPAIRS,
             normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
             normalizers.Lowercase(),
         ]
