@@ -119,7 +119,7 @@ def test_batches_are_the_rows_of_their_steps_in_order(batch_size):
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("batch_size", [4, 40, 128])
 def test_the_global_batch_does_not_depend_on_the_number_of_processes(processes, batch_size):
-    bad = {7: Skip("unreadable picture", "numbered/7")}
+    bad = {7: Skip("unreadable image", "numbered/7")}
     whole = list(training(Numbered(60, bad), batch_size).batches(0, 3))
     shares = [
         list(training(Numbered(60, bad), batch_size, process_index=i, process_count=processes).batches(0, 3))
@@ -169,7 +169,7 @@ def test_another_seed_or_epoch_crops_a_picture_otherwise():
 
 BAD = {
     3: Skip("unreadable shard", "numbered/3"),
-    8: Record(b"no picture", ("number 8",), "numbered/8"),
+    8: Record(b"no image", ("number 8",), "numbered/8"),
     9: Record(np.zeros((8, 8, 3), np.uint8), (), "numbered/9"),
     14: Record(b"nor this", ("number 14",), "numbered/14"),
 }
@@ -190,7 +190,7 @@ def test_unreadable_records_are_replaced_and_the_others_stay_where_they_were():
 
 def test_a_replacement_is_chosen_by_the_position_and_the_attempt():
     good = {2, 11, 17}
-    source = Numbered(20, {i: Skip("unreadable picture", f"numbered/{i}") for i in range(20) if i not in good})
+    source = Numbered(20, {i: Skip("unreadable image", f"numbered/{i}") for i in range(20) if i not in good})
     ids, _ = order.Shuffled(0, 20)(np.arange(20))
     _, tokens, _ = arrays(training(source), 20)
     for position, found in enumerate(numbers(tokens)):
@@ -204,8 +204,8 @@ def test_what_is_replaced_is_counted_by_reason_with_an_example():
     training_loader.rows(0, 20)
     counts = training_loader.skips.counts
     # More than one each where a replacement was itself unreadable.
-    assert counts.keys() == {"unreadable shard", "not a picture", "no caption"}
-    assert counts["not a picture"] >= 2
+    assert counts.keys() == {"unreadable shard", "not an image", "no caption"}
+    assert counts["not an image"] >= 2
     assert training_loader.skips.total == sum(counts.values())
     text = str(training_loader.skips)
     assert f"{counts['unreadable shard']} x unreadable shard (such as numbered/3)" in text
@@ -224,9 +224,9 @@ def test_counts_from_many_threads_add_up():
 
 @pytest.mark.parametrize("through", ["rows", "batches"])
 def test_data_of_which_nothing_can_be_used_is_an_error_naming_the_reason(through):
-    source = Numbered(5, {i: Skip("unreadable picture", f"numbered/{i}") for i in range(5)})
+    source = Numbered(5, {i: Skip("unreadable image", f"numbered/{i}") for i in range(5)})
     training_loader = training(source)
-    with pytest.raises(UserError, match="data.train.*unreadable picture.*numbered/") as raised:
+    with pytest.raises(UserError, match="data.train.*unreadable image.*numbered/") as raised:
         training_loader.rows(0, 8) if through == "rows" else list(training_loader.batches(0, 2))
     assert "\n" not in str(raised.value)
 
@@ -294,7 +294,7 @@ def test_examples_stand_empty_where_a_picture_cannot_be_read_and_are_counted():
     assert [number for number, image, record in found if image is None and record is None] == [3, 8, 14]
     # A picture without a caption can be classified all the same.
     assert found[9][2].captions == ()
-    assert skips.counts == {"unreadable shard": 1, "not a picture": 2}
+    assert skips.counts == {"unreadable shard": 1, "not an image": 2}
 
 
 def test_examples_do_not_depend_on_chance():
