@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -66,8 +66,59 @@ def softmax_contrastive(
       '0.564 0.75'
     """
     scale = jnp.asarray(logit_scale, accumulator(image_embeddings))
-    place = _Place.of(image_embeddings, text_embeddings, ids, mesh=mesh, layout=layout)
-    return _softmax(place, image_weight, image_embeddings, text_embeddings, scale, ids)
+    rows = {} if ids is None else {"ids": ids}
+    place = _Place.of(image_embeddings, text_embeddings, rows, mesh=mesh, layout=layout)
+    return _softmax(place, image_weight, image_embeddings, text_embeddings, scale, rows)
+
+
+def nt_xent(
+    first_embeddings: Float[Array, "batch width"],
+    second_embeddings: Float[Array, "batch width"],
+    logit_scale: Float[Array, ""] | float,
+    *,
+    mesh: Mesh | None = None,
+    layout: Layout | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The loss of two views of each image (SimCLR, Chen et al. 2020, equation 1 and algorithm 1).
+
+    Each of the 2 * batch embeddings is classified among the 2 * batch - 1 others of the global batch; its partner is
+    the other view of the same image.
+
+    Args:
+      first_embeddings: [batch, width], unit length, sharded over all devices of `mesh` in order.
+      second_embeddings: [batch, width], likewise.
+      logit_scale: the factor for cosines (the inverse temperature).
+      mesh: the devices among which the batch is divided; None for one device.
+      layout: the distribution of the computation, which does not affect the result; None for `choose_layout`.
+
+    Returns:
+      The mean loss in nats, and the accuracy as in `softmax_contrastive`.
+
+    Raises:
+      ValueError: as for `softmax_contrastive`.
+
+    Example:
+      Both views of each image are equal, so each embedding has its partner and two others at a right angle.
+
+      >>> import jax.numpy as jnp
+      >>> from jaxclip.losses import nt_xent
+      >>> views = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> loss, accuracy = nt_xent(views, views, 1.0)
+      >>> f"{loss:.3f} {accuracy:.2f}"
+      '0.551 1.00'
+    """
+
+    def alternating(even: jax.Array, odd: jax.Array) -> jax.Array:
+        # Views of an image are neighbors, so no row leaves its device.
+        return jnp.stack([even, odd], axis=1).reshape(-1, even.shape[1])
+
+    rows = alternating(first_embeddings, second_embeddings)
+    columns = alternating(second_embeddings, first_embeddings)
+    number = jnp.arange(len(rows))
+    # Column j holds the partner of row j, so row i is compared with itself in the column of its partner.
+    records = {"image_record": number, "text_record": number ^ 1}
+    scale = jnp.asarray(logit_scale, accumulator(rows))
+    return _softmax(_Place.of(rows, columns, records, mesh=mesh, layout=layout), 0.5, rows, columns, scale, records)
 
 
 def sigmoid_contrastive(
@@ -106,7 +157,7 @@ def sigmoid_contrastive(
       >>> f"{loss:.4f}"  # two matching pairs with logit 5 and two others with logit -5: 4 log(1 + exp(-5)) / 2
       '0.0134'
     """
-    place = _Place.of(image_embeddings, text_embeddings, mesh=mesh, layout=layout)
+    place = _Place.of(image_embeddings, text_embeddings, {}, mesh=mesh, layout=layout)
     scale, bias = (jnp.asarray(x, accumulator(image_embeddings)) for x in (logit_scale, logit_bias))
     return _sigmoid(place, image_embeddings, text_embeddings, scale, bias)
 
@@ -123,15 +174,15 @@ class _Place:
         cls,
         image: jax.Array,
         text: jax.Array,
-        ids: jax.Array | None = None,
+        others: Mapping[str, jax.Array],
         *,
         mesh: Mesh | None,
         layout: Layout | None,
     ) -> _Place:
         devices = 1 if mesh is None else mesh.size
         batch, width = image.shape
-        for name, rows in {"text": text, "ids": ids}.items():
-            if rows is not None and len(rows) != batch:
+        for name, rows in {"text": text, **others}.items():
+            if len(rows) != batch:
                 raise ValueError(f"{len(rows)} rows of {name} for {batch} images")
         if mesh is not None and mesh.are_all_axes_explicit:
             raise ValueError("the mesh's axes must be typed Auto: jax.make_mesh(..., axis_types=(AxisType.Auto, ...))")
@@ -162,24 +213,22 @@ class _Place:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _softmax(place, image_weight, image, text, scale, ids):
+def _softmax(place, image_weight, image, text, scale, rows):
     function = functools.partial(softmax_on_device, image_weight, False)
-    (loss, accuracy, _), _ = place.run(function, _pairs(image, text, ids), {"scale": scale})
+    (loss, accuracy, _), _ = place.run(function, {"image": image, "text": text} | rows, {"scale": scale})
     return loss, accuracy
 
 
-def _softmax_forward(place, image_weight, image, text, scale, ids):
+def _softmax_forward(place, image_weight, image, text, scale, rows):
     function = functools.partial(softmax_on_device, image_weight, True)
-    (loss, accuracy, by_scale), by_embeddings = place.run(function, _pairs(image, text, ids), {"scale": scale})
+    (loss, accuracy, by_scale), by_embeddings = place.run(
+        function, {"image": image, "text": text} | rows, {"scale": scale}
+    )
     return (loss, accuracy), (*by_embeddings, by_scale)
 
 
 def _softmax_backward(place, image_weight, gradients, cotangents):
     return *_scaled(gradients, cotangents[0]), None
-
-
-def _pairs(image: jax.Array, text: jax.Array, ids: jax.Array | None) -> dict[str, jax.Array]:
-    return {"image": image, "text": text} | ({} if ids is None else {"ids": ids})
 
 
 _softmax.defvjp(_softmax_forward, _softmax_backward)

@@ -29,20 +29,22 @@ def softmax_on_device(
       image_weight: the weight of classifying images among texts.
       differentiate: whether to compute the gradients.
       layout: of the matrix on the devices.
-      pairs: this device's own rows of the `image` and `text` embeddings and, optionally, of `ids` [n].
+      pairs: this device's own rows of the `image` and `text` embeddings and, optionally, of `ids` [n], or of
+        `image_record` and `text_record` [n]: entries in which the two are equal do not count.
       scalars: `scale`.
 
     Returns:
       (loss, accuracy, gradient by the scale), equal on all devices, and this device's own rows of the gradients by both
       embeddings. Without `differentiate`, the gradients are 0 and ().
     """
-    rows = layout.rows({key: pairs[key] for key in ("image", "ids") if key in pairs})
-    columns = layout.columns({key: pairs[key] for key in ("text", "ids") if key in pairs})
+    rows = layout.rows({key: pairs[key] for key in ("image", "ids", "image_record") if key in pairs})
+    columns = layout.columns({key: pairs[key] for key in ("text", "ids", "text_record") if key in pairs})
     dtype = accumulator(pairs["image"])
     batch = _batch(layout, pairs)
     has_ids = "ids" in pairs
 
     def statistics(rows: Arrays, columns: Arrays, row: Arrays, column: Arrays, counts: jax.Array | None) -> tuple:
+        counts = _without_itself(rows, columns, counts)
         _, logits = _logits(rows, columns, scalars["scale"])
         counted = logits if counts is None else jnp.where(counts, logits, -jnp.inf)
         partners = _partners(rows, columns)
@@ -76,6 +78,7 @@ def softmax_on_device(
     center = total(layout, jnp.sum(pairs["image"].astype(dtype) * pairs["text"].astype(dtype))) / batch
 
     def gradients(rows: Arrays, columns: Arrays, row: Arrays, column: Arrays, counts: jax.Array | None) -> tuple:
+        counts = _without_itself(rows, columns, counts)
         cosines, logits = _logits(rows, columns, scalars["scale"])
         partners = _partners(rows, columns)
         share = 1 / rows["partners"][:, None] if has_ids else 1.0
@@ -185,6 +188,14 @@ def _partners(rows: Arrays, columns: Arrays) -> jax.Array:
     """The mask of a tile's matching pairs."""
     name = "ids" if "ids" in rows else "index"
     return rows[name][:, None] == columns[name][None, :]
+
+
+def _without_itself(rows: Arrays, columns: Arrays, counts: jax.Array | None) -> jax.Array | None:
+    """The mask of a tile's entries that count, without those that compare an embedding with itself."""
+    if "image_record" not in rows:
+        return counts
+    others = rows["image_record"][:, None] != columns["text_record"][None, :]
+    return others if counts is None else counts & others
 
 
 def _start(length: int, kinds: tuple[str, ...], dtype: Any) -> Arrays:
