@@ -23,7 +23,9 @@ _SALT = 0xA06  # tells this randomness apart from the method's
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as on the CPU
 
 
-def augmentation(inputs: Inputs, config: DataConfig) -> Callable[[Mapping[str, Array], Context], dict[str, Array]] | None:
+def augmentation(
+    inputs: Inputs, config: DataConfig
+) -> Callable[[Mapping[str, Array], Context], dict[str, Array]] | None:
     """The function that augments the images of a batch; None if there is nothing to do.
 
     Args:

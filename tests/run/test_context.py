@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 from commands import environment, losses, recipe, run
-from flax import nnx
 
 from jaxclip import methods, optimizer, sharding
 from jaxclip.config import Config, MeshConfig, OptimizerConfig, parse
@@ -18,6 +17,7 @@ from jaxclip.errors import UserError
 from jaxclip.inputs import shapes
 from jaxclip.methods import clip
 from jaxclip.step import Step
+from jaxclip.towers.batch_norm import BatchNorm
 
 SIZES = {"width": 32, "layers": 1, "heads": 2}
 TINY = {
@@ -130,7 +130,11 @@ class Normalized(clip.CLIP):
 
     def __init__(self, method, *, rngs):
         super().__init__(method, rngs=rngs)
-        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.norm = BatchNorm(16)
+
+    def encode_image(self, images, ctx):
+        embeddings = super().encode_image(images, ctx)
+        return self.norm(embeddings[:, None, None], ctx.train)[:, 0, 0]
 
 
 @dataclasses.dataclass(frozen=True)
