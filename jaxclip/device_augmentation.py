@@ -5,6 +5,7 @@ The distributions are those of `jaxclip.data.images.augment`; what is drawn for 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,9 +24,10 @@ _SALT = 0xA06  # tells this randomness apart from the method's
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as on the CPU
 
 
-def augmentation(
-    inputs: Inputs, config: DataConfig
-) -> Callable[[Mapping[str, Array], Context], dict[str, Array]] | None:
+Batch = Mapping[str, Array]
+
+
+def augmentation(inputs: Inputs, config: DataConfig) -> Callable[[Batch, Context], Batch] | None:
     """The function that augments the images of a batch; None if there is nothing to do.
 
     Args:
@@ -46,13 +48,14 @@ def augmentation(
     if not views:
         return None
 
-    def augment(batch: Mapping[str, Array], ctx: Context) -> dict[str, Array]:
+    def augment(batch: Batch, ctx: Context) -> Batch:
         if not ctx.train:
             return dict(batch)
 
-        def images(_: Any, rows: Mapping[str, Array], ctx: Context) -> dict[str, Array]:
+        def images(_: Any, rows: Batch, ctx: Context) -> Batch:
+            folded = {name: ctx.fold(number).keys for number, name in enumerate(views)}
             return {
-                name: augmented(rows[name], ctx.fold(number).keys, *views[name]) for number, name in enumerate(views)
+                name: augmented(rows[name], keys, *views[name]) for name, keys in folded.items() if keys is not None
             }
 
         return dict(batch) | ctx.each(images, {name: batch[name] for name in views}, salt=_SALT)
@@ -164,8 +167,9 @@ def random_blur(x: Pixels, key: jax.Array, p: float, sigma: tuple[float, float])
         padding = [(radius, radius) if axis == padded else (0, 0) for padded in range(3)]
         lines = jnp.pad(y, padding, mode="edge")
         # A sum of shifted images: all backends fuse it into one sweep.
-        y = sum(
+        shifted = [
             weights[shift] * jax.lax.slice_in_dim(lines, shift, shift + x.shape[axis], axis=axis)
             for shift in range(2 * radius + 1)
-        )
+        ]
+        y = functools.reduce(jnp.add, shifted)
     return jnp.where(jax.random.bernoulli(whether, p), y, x)

@@ -14,6 +14,7 @@ import jax
 
 from jaxclip import methods, optimizer, sharding
 from jaxclip.config import Config
+from jaxclip.device_augmentation import augmentation
 from jaxclip.errors import UserError
 from jaxclip.inputs import shapes
 from jaxclip.plan.chips import GIB, Topology
@@ -104,7 +105,15 @@ def compile_step(config: Config, topology: Topology) -> Plan:
     method = methods.from_config(config.method)
     # The length of the schedule is a constant in the program, and does not affect the results.
     tx = optimizer.create(config.optimizer, 100_000)
-    step = Step(method, tx, mesh, config.precision, config.microbatches, config.optimizer.frozen)
+    step = Step(
+        method,
+        tx,
+        mesh,
+        precision=config.precision,
+        microbatches=config.microbatches,
+        frozen=config.optimizer.frozen,
+        augment=augmentation(method.inputs(), config.data),
+    )
     rows = sharding.batch_sharding(mesh)
     arrays = shapes(method.inputs(), config.batch_size)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), arrays)
