@@ -15,7 +15,7 @@ from PIL import Image
 from jaxclip import methods, sharding
 from jaxclip.config import Config, MeshConfig, PixelsConfig
 from jaxclip.data.images.crops import prepare
-from jaxclip.data.images.decode import Unreadable, open_picture, upright_rgb
+from jaxclip.data.images.decode import Unreadable, open_image, upright_rgb
 from jaxclip.encoder import Encoder, class_embeddings
 from jaxclip.errors import UserError
 from jaxclip.weights.load import open_weights
@@ -66,11 +66,11 @@ class Model:
             if isinstance(image, Image.Image):
                 picture = upright_rgb(image)
             elif isinstance(image, str | os.PathLike):
-                picture = open_picture(pathlib.Path(image).expanduser().read_bytes())
+                picture = open_image(pathlib.Path(image).expanduser().read_bytes())
             elif isinstance(image, bytes):
-                picture = open_picture(image)
+                picture = open_image(image)
             else:
-                picture = open_picture(_pixels(image))
+                picture = open_image(_pixels(image))
         except (Unreadable, OSError, ValueError) as error:
             name = image if isinstance(image, str | os.PathLike) else f"a {type(image).__name__}"
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxclip.data.images.decode import Unreadable, open_picture
+from jaxclip.data.images.decode import Unreadable, open_image
 from jaxclip.data.record import Record, Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import Encoder
@@ -39,7 +39,7 @@ def gallery(encoder: Encoder, params: Any, source: Source) -> Gallery | None:
 
 def thumbnail(data: bytes | np.ndarray) -> np.ndarray:
     """The whole picture on a white square, uint8 [96, 96, 3]."""
-    picture = open_picture(data)
+    picture = open_image(data)
     scale = _PIXELS / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     small = picture.resize(size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST)
