@@ -20,7 +20,7 @@ from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.towers.batch_norm import BatchNorm
 from jaxclip.towers.layers import Remat, linear, normal, uniform
-from jaxclip.towers.resnet import Images, Stages, average_pool, check_layers, conv
+from jaxclip.towers.resnet import RGB, Stages, average_pool, check_layers, conv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ class ModifiedResNet(Stages):
         pixels = (config.image_size // 32) ** 2
         self.attention_pool = AttentionPool(pixels, 32 * width, config.heads, rngs=rngs)
 
-    def grid(self, images: Images, ctx: Context = Context()) -> Float[Array, "batch rows columns channels"]:
+    def grid(self, images: RGB, ctx: Context = Context()) -> Float[Array, "batch rows columns channels"]:
         """What the last stage gives, [batch, image_size / 32, image_size / 32, 32 width]."""
         x = jax.nn.relu(self.bn1(conv(images, self.conv1_kernel[...], stride=2), ctx.train))
         x = jax.nn.relu(self.bn2(conv(x, self.conv2_kernel[...]), ctx.train))

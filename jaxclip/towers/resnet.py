@@ -18,6 +18,7 @@ from jaxclip.towers.batch_norm import STATISTICS, BatchNorm
 from jaxclip.towers.layers import Initializer, Remat, linear, normal
 
 Images = Float[Array, "batch height width channels"]
+RGB = Float[Array, "batch height width 3"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +205,7 @@ class Stages(nnx.Module):
             x = ctx.constrain(x)
         return x
 
-    def grid(self, images: Images, ctx: Context = Context()) -> Float[Array, "batch rows columns channels"]:
+    def grid(self, images: RGB, ctx: Context = Context()) -> Float[Array, "batch rows columns channels"]:
         """What the last stage gives, [batch, image_size / 32, image_size / 32, 32 width]."""
         raise NotImplementedError
 
@@ -212,12 +213,12 @@ class Stages(nnx.Module):
         """The pooled vector of what `grid` gives."""
         raise NotImplementedError
 
-    def tokens(self, images: Images, ctx: Context = Context()) -> Float[Array, "batch tokens channels"]:
+    def tokens(self, images: RGB, ctx: Context = Context()) -> Float[Array, "batch tokens channels"]:
         """The pixels of `grid` in reading order."""
         grid = self.grid(images, ctx)
         return grid.reshape(len(grid), -1, grid.shape[-1])
 
-    def __call__(self, images: Images, ctx: Context = Context()) -> Float[Array, "batch channels"]:
+    def __call__(self, images: RGB, ctx: Context = Context()) -> Float[Array, "batch channels"]:
         """The pooled vector, not projected."""
         return self.pool(self.grid(images, ctx))
 
@@ -240,7 +241,7 @@ class ResNet(Stages):
             rngs=rngs,
         )
 
-    def grid(self, images: Images, ctx: Context = Context()) -> Float[Array, "batch rows columns channels"]:
+    def grid(self, images: RGB, ctx: Context = Context()) -> Float[Array, "batch rows columns channels"]:
         """What the last stage gives, [batch, image_size / 32, image_size / 32, 32 width]."""
         x = jax.nn.relu(self.bn1(conv(images, self.conv1_kernel[...], stride=2), ctx.train))
         sides = ((0, 0), (1, 1), (1, 1), (0, 0))

@@ -131,7 +131,7 @@ def test_image_tower_equals_the_reference():
     expected = image_reference(exact(params), images.astype(np.float64), IMAGE)
     np.testing.assert_allclose(embed_images(IMAGE, images), expected[:, 0], rtol=0, atol=1e-5)
     graph = nnx.split(nnx.eval_shape(lambda: ViT(IMAGE, rngs=nnx.Rngs(0))))[0]
-    tower = nnx.merge(graph, nnx.State(params))
+    tower = nnx.merge(graph, nnx.State(jax.tree.map(jnp.asarray, params)))
     tokens = jax.jit(tower.tokens)(images)
     np.testing.assert_allclose(tokens, expected, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(tower.pool(tokens), tokens[:, 0])
@@ -144,7 +144,7 @@ def test_text_tower_equals_the_reference():
     expected = text_reference(exact(params), tokens, TEXT)
     np.testing.assert_allclose(embed(tokens, text_end), expected[np.arange(6), text_end], rtol=0, atol=1e-5)
     graph = nnx.split(nnx.eval_shape(lambda: TextTransformer(TEXT, rngs=nnx.Rngs(0))))[0]
-    tower = nnx.merge(graph, nnx.State(params))
+    tower = nnx.merge(graph, nnx.State(jax.tree.map(jnp.asarray, params)))
     states = jax.jit(tower.tokens)(jnp.asarray(tokens, jnp.int32), jnp.asarray(text_end, jnp.int32))
     np.testing.assert_allclose(states, expected, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(tower.pool(states, jnp.asarray(text_end, jnp.int32)), states[np.arange(6), text_end])
