@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -11,8 +10,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip import sharding
+from jaxclip.config import GroupConfig
 from jaxclip.errors import UserError
 from jaxclip.methods import Method
+from jaxclip.optimizer import is_frozen
 
 T = TypeVar("T", bound=Any)
 
@@ -47,12 +48,12 @@ def in_parts(function: Callable[[Any], T], batch: Any, parts: int, mesh: Mesh) -
     return jax.tree.map(unite, jax.lax.map(once_more, jax.tree.map(divide, batch)))
 
 
-def check_separable(method: Method, frozen: str = "") -> None:
+def check_separable(method: Method, groups: Sequence[GroupConfig] = ()) -> None:
     """Checks that a record's embedding does not depend on the other records.
 
     Args:
       method: the run's.
-      frozen: the recipe's `optimizer.frozen`: frozen layers normalise by their running averages.
+      groups: the recipe's `optimizer.groups`: frozen layers normalise by their running averages.
 
     Raises:
       UserError: the model has batch statistics; the message names the first.
@@ -60,7 +61,7 @@ def check_separable(method: Method, frozen: str = "") -> None:
     model = nnx.eval_shape(lambda: method.init(nnx.Rngs(params=0)))
     for path, _ in nnx.to_flat_state(nnx.state(model, nnx.BatchStat)):
         name = "/".join(map(str, path))
-        if frozen and re.search(frozen, name.rpartition("/")[0] + "/scale"):
+        if is_frozen(name.rpartition("/")[0] + "/scale", groups):
             continue
         raise UserError(
             f"config.microbatches: the model has batch statistics ({name}), which would be those of a micro-batch and "

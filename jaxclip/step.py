@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,9 +14,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip import sharding
+from jaxclip.config import GroupConfig
 from jaxclip.context import check_separable, in_parts
 from jaxclip.methods import Method, batch_stats, bind, init_variables, joined
-from jaxclip.optimizer import frozen_paths
+from jaxclip.optimizer import frozen_paths, is_frozen
 from jaxclip.towers.batch_norm import BatchNorm
 
 
@@ -77,12 +77,12 @@ class Step:
         mesh: Mesh,
         precision: str = "auto",
         microbatches: int = 1,
-        frozen: str = "",
+        groups: Sequence[GroupConfig] = (),
     ):
         if microbatches > 1:
-            check_separable(method, frozen)
+            check_separable(method, groups)
         self.microbatches = microbatches
-        self.frozen = frozen
+        self.groups = groups
         self.method = method
         self.optimizer = optimizer
         self.mesh = mesh
@@ -119,7 +119,7 @@ class Step:
             lambda new, old, frozen: old if frozen else new,
             params,
             state.params,
-            frozen_paths(state.params, self.frozen),
+            frozen_paths(state.params, self.groups),
         )
         metrics |= {"loss": loss, "grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(state.params)}
         return TrainState(state.step + 1, params, stats, opt_state, state.key), metrics
@@ -139,13 +139,12 @@ class Step:
         params = jax.tree.map(
             lambda leaf, frozen: jax.lax.stop_gradient(leaf) if frozen else leaf,
             params,
-            frozen_paths(params, self.frozen),
+            frozen_paths(params, self.groups),
         )
 
         def build() -> nnx.Module:
             model = self.model(joined(params, stats))
-            if self.frozen:
-                _lock(model, self.frozen)
+            _lock(model, self.groups)
             return model
 
         model = build()
@@ -165,8 +164,8 @@ class Step:
         return loss, (metrics, batch_stats(model))
 
 
-def _lock(model: nnx.Module, frozen: str) -> None:
+def _lock(model: nnx.Module, groups: Sequence[GroupConfig]) -> None:
     """Keeps the frozen layers' batch statistics out of training: they are part of what must not change."""
     for path, module in nnx.iter_modules(model):
-        if isinstance(module, BatchNorm) and re.search(frozen, "/".join(map(str, (*path, "scale")))):
+        if isinstance(module, BatchNorm) and is_frozen("/".join(map(str, (*path, "scale"))), groups):
             module.locked = True

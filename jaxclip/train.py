@@ -16,8 +16,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from jaxclip import checkpoint, evaluate, methods, optimizer, report, sharding
-from jaxclip.config import Config, flatten, parse, to_dict
+from jaxclip import checkpoint, evaluate, methods, optimizer, report, schedule, sharding
+from jaxclip.config import Config, flatten, from_saved, to_dict
 from jaxclip.data import findings, loader, mixture, skips, sources, storage, tokenizers
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
@@ -82,9 +82,9 @@ class _Run:
             self.mesh,
             config.precision,
             config.microbatches,
-            config.optimizer.frozen,
+            config.optimizer.groups,
         )
-        check_frozen(self.step)
+        optimizer.check_groups(self.step.abstract_state.params, config.optimizer.groups)
         self.encoder = Encoder(self.method, self.mesh, config.precision, self.tokenizer)
         self.training = loader.TrainingLoader(
             self.source,
@@ -219,7 +219,7 @@ class _Run:
         if not (_due(step, self.config.log_every) or evaluating):
             return
         figures |= self.throughput.read()
-        figures["learning_rate"] = float(optimizer.schedule(self.config.optimizer, self.steps)(step - 1))
+        figures |= optimizer.rates(self.config.optimizer, self.steps, step - 1)
         figures["skipped"] = self.training.skips.total
         self.progress.show(step, figures)
         if evaluating and self.eval_source:
@@ -295,16 +295,6 @@ class _StopSignal:
         return multihost_utils.reached_preemption_sync_point(step) if self._several else self._told.is_set()
 
 
-def check_frozen(step: Step) -> None:
-    """Raises UserError where the recipe freezes parameters and finds none, or leaves none to train."""
-    found = jax.tree.leaves(optimizer.frozen_paths(step.abstract_state.params, step.frozen))
-    if step.frozen and not any(found) or all(found):
-        which = "every" if all(found) else "no"
-        raise UserError(
-            f"config.optimizer.frozen={step.frozen!r} is found in {which} parameter's path, such as image/positions"
-        )
-
-
 def check_resumable(config: Config, workdir: pathlib.Path) -> None:
     """Compares a config with the one an earlier run left in the workdir.
 
@@ -317,7 +307,7 @@ def check_resumable(config: Config, workdir: pathlib.Path) -> None:
     written = json.loads(path.read_text())
     with contextlib.suppress(UserError):  # a key of another version's
         # Keys that the run did not know yet had what is their default now.
-        written = _complete(parse(Config, written))
+        written = _complete(from_saved(written))
     before, now = flatten(written), flatten(_complete(config))
     for key in sorted(before.keys() | now.keys()):
         if key in MAY_CHANGE or any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE_UNDER):
@@ -330,8 +320,10 @@ def check_resumable(config: Config, workdir: pathlib.Path) -> None:
 
 
 def _complete(config: Config) -> dict[str, Any]:
-    """Every key of a config, those of its method too, whether they were given or not."""
-    return to_dict(config) | {"method": methods.to_config(methods.from_config(config.method))}
+    """Every key of a config, those of its method and its schedule too, whether they were given or not."""
+    whole = to_dict(config) | {"method": methods.to_config(methods.from_config(config.method))}
+    whole["optimizer"]["schedule"] = schedule.to_config(schedule.from_config(config.optimizer.schedule))
+    return whole
 
 
 def _begun(workdir: pathlib.Path) -> bool:

@@ -102,7 +102,7 @@ def compile_step(config: Config, topology: Topology) -> Plan:
     method = methods.from_config(config.method)
     # The length of the schedule is a constant in the program, of which nothing here depends.
     tx = optimizer.create(config.optimizer, 100_000)
-    step = Step(method, tx, mesh, config.precision, config.microbatches, config.optimizer.frozen)
+    step = Step(method, tx, mesh, config.precision, config.microbatches, config.optimizer.groups)
     rows = sharding.batch_sharding(mesh)
     shapes = method.example_batch(config.batch_size)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), shapes)
