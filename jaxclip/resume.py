@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from jaxclip import checkpoint, methods
-from jaxclip.config import Config, flatten, parse, to_dict
+from jaxclip import checkpoint, methods, schedule
+from jaxclip.config import Config, flatten, from_saved, to_dict
 from jaxclip.errors import UserError
 from jaxclip.run import Run
 from jaxclip.step import TrainState
@@ -74,7 +74,7 @@ def check_resumable(config: Config, workdir: pathlib.Path) -> None:
     written = json.loads(path.read_text())
     with contextlib.suppress(UserError):  # a key of another version's
         # Keys that the run did not know yet had what is their default now.
-        written = _complete(parse(Config, written))
+        written = _complete(from_saved(written))
     before, now = flatten(written), flatten(_complete(config))
     for key in sorted(before.keys() | now.keys()):
         if key in MAY_CHANGE or any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE_UNDER):
@@ -87,5 +87,7 @@ def check_resumable(config: Config, workdir: pathlib.Path) -> None:
 
 
 def _complete(config: Config) -> dict[str, Any]:
-    """Every key of a config, those of its method too, whether they were given or not."""
-    return to_dict(config) | {"method": methods.to_config(methods.from_config(config.method))}
+    """Every key of a config, those of its method and its schedule too, whether they were given or not."""
+    whole = to_dict(config) | {"method": methods.to_config(methods.from_config(config.method))}
+    whole["optimizer"]["schedule"] = schedule.to_config(schedule.from_config(config.optimizer.schedule))
+    return whole

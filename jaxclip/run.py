@@ -101,10 +101,11 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
         mesh,
         precision=config.precision,
         microbatches=config.microbatches,
-        frozen=config.optimizer.frozen,
+        groups=config.optimizer.groups,
+        average_decay=config.optimizer.average_decay,
         augment=augmentation(method.inputs(), data),
     )
-    check_frozen(step)
+    optimizer.check_groups(step.abstract_state.params, config.optimizer.groups)
     # A chunk that is bad as a whole comes up within one window.
     block = 4 * data.shuffle_window if mixture.is_chunked(source) else 1000
     training = loader.TrainingLoader(
@@ -152,16 +153,6 @@ def _tokenizer(method: methods.Method, data: DataConfig, source: Source, saved: 
         )
     method.check(tokenizer)
     return tokenizer
-
-
-def check_frozen(step: Step) -> None:
-    """Raises UserError if the recipe freezes parameters and finds none, or leaves none to train."""
-    found = jax.tree.leaves(optimizer.frozen_paths(step.abstract_state.params, step.frozen))
-    if step.frozen and not any(found) or all(found):
-        which = "every" if all(found) else "no"
-        raise UserError(
-            f"config.optimizer.frozen={step.frozen!r} is found in {which} parameter's path, such as image/positions"
-        )
 
 
 def _write(path: pathlib.Path, text: str) -> None:

@@ -22,7 +22,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks/\w+_kernel$", PartitionSpec(None, "fsdp", None)),
     (r"layer\d_\d+/\w+_kernel$|image/conv\d_kernel$", PartitionSpec(None, None, None, "fsdp")),
     (r"(token_embedding|projection|_kernel)$", PartitionSpec("fsdp", None)),
-    (r"(scale|bias|positions|class_embedding|segments|probe|mean|var)$", PartitionSpec()),
+    (r"(scale|bias|positions|class_embedding|segments|probe|mean|var|ns_coeffs)$", PartitionSpec()),
 )
 
 

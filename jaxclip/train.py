@@ -125,7 +125,7 @@ class _Trainer:
         evaluating = step == run.steps or (evaluating and _due(step, config.eval_every))
         if not (_due(step, config.log_every) or evaluating):
             return
-        figures["learning_rate"] = float(optimizer.schedule(config.optimizer, run.steps)(step - 1))
+        figures |= optimizer.rates(config.optimizer, run.steps, step - 1, float(self.state.rate))
         figures["skipped"] = run.loader.skips.total
         figures |= self.monitor.show(step, figures)
         if evaluating and run.eval_source:

@@ -6,17 +6,30 @@ import copy
 import dataclasses
 import enum
 import importlib
+import importlib.util
 import json
 import math
+import shutil
+import sys
 from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
 from paths import ROOT
 
-from configs import common
-from jaxclip import methods
-from jaxclip.config import Config, DataConfig, MeshConfig, OptimizerConfig, flatten, parse, to_dict
+from jaxclip import methods, recipes
+from jaxclip.config import (
+    Config,
+    DataConfig,
+    GroupConfig,
+    MeshConfig,
+    OptimizerConfig,
+    defaults,
+    flatten,
+    from_saved,
+    parse,
+    to_dict,
+)
 from jaxclip.errors import UserError
 
 CONFIGS = ROOT / "configs"
@@ -31,8 +44,9 @@ SMALLEST = {
     "method": {"name": "clip"},
     "optimizer": {"learning_rate": 1e-3},
 }
+GROUP = {"match": "^image/", "rate": 0.5}
 EVALUATION = {"task": "zeroshot_retrieval", "data": "shapes"}
-CLIP = common.clip(
+CLIP = recipes.clip(
     image_size=32, patch_size=8, width=64, layers=2, text_width=64, text_layers=2, embed_dim=32
 ).to_dict()
 
@@ -133,6 +147,22 @@ WRONG = [
     ("optimizer.beta1", 1.0, "config.optimizer.beta1=1.0 must be at least 0 and below 1"),
     ("optimizer.beta2", -0.1, "config.optimizer.beta2=-0.1 must be at least 0 and below 1"),
     ("optimizer.eps", 0.0, "config.optimizer.eps=0.0 must be above 0"),
+    ("optimizer.name", "lion", "config.optimizer.name='lion' must be one of 'adamw', 'adam', 'sgd', 'muon'"),
+    ("optimizer.average_decay", 1.0, "config.optimizer.average_decay=1.0 must be at least 0 and below 1"),
+    ("optimizer.lookahead", (0, 0.5), "config.optimizer.lookahead=(0, 0.5) must be (steps, a share"),
+    ("optimizer.lookahead", (5, 0.0), "config.optimizer.lookahead=(5, 0.0) must be (steps, a share"),
+    ("optimizer.lookahead", (5, 1.5), "config.optimizer.lookahead=(5, 1.5) must be (steps, a share"),
+    ("optimizer.frozen", "^image/", "config.optimizer.frozen is not a key"),
+    ("optimizer.schedule", "cosine", "config.optimizer.schedule='cosine' must hold keys"),
+    ("optimizer.groups", "^image/", "config.optimizer.groups='^image/' must be a tuple"),
+    ("optimizer.groups", ("^image/",), "config.optimizer.groups[0] must hold keys (match, rate, "),
+    ("optimizer.groups", ({"rate": 0.0},), "config.optimizer.groups[0].match is missing"),
+    ("optimizer.groups", ({"match": "("},), "config.optimizer.groups[0].match='(' is not a regular expression"),
+    ("optimizer.groups", (GROUP, GROUP | {"rte": 1.0}), "config.optimizer.groups[1].rte is not a key"),
+    ("optimizer.groups", (GROUP | {"rate": -1.0},), "config.optimizer.groups[0].rate=-1.0 must not be negative"),
+    ("optimizer.groups", (GROUP | {"weight_decay": math.nan},), "config.optimizer.groups[0].weight_decay=nan must"),
+    ("optimizer.groups", (GROUP | {"layer_decay": 0.0},), "config.optimizer.groups[0].layer_decay=0.0 must be above 0"),
+    ("keep_best", 3, "config.keep_best=3 must be text"),
 ]
 
 
@@ -207,6 +237,50 @@ class TestRecipe:
         method = to_dict(methods.from_config(parsed.method))
         whole = to_dict(parsed) | {"method": {"name": parsed.method["name"]} | method}
         assert flatten(whole).keys() == flatten(to_dict(recipe.to_dict())).keys()
+
+
+def test_the_command_line_recipes_and_json_give_the_same_groups():
+    given = changed(SMALLEST, "optimizer.groups", (GROUP, {"match": "^text/", "rate": 0}))
+    config = parse(Config, ConfigDict(given))
+    assert config.optimizer.groups == (GroupConfig("^image/", 0.5), GroupConfig("^text/", 0.0))
+    assert parse(Config, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_a_config_saved_with_frozen_has_groups_now():
+    saved = json.loads(json.dumps(to_dict(parse(Config, SMALLEST))))
+    for key in ("name", "schedule", "groups", "lookahead", "average_decay"):
+        del saved["optimizer"][key]
+    frozen = changed(saved, "optimizer.frozen", "^image/")
+    assert from_saved(frozen).optimizer.groups == (GroupConfig("^image/", rate=0.0),)
+    assert from_saved(changed(saved, "optimizer.frozen", "")) == from_saved(saved) == parse(Config, SMALLEST)
+
+
+def test_defaults_are_those_of_the_dataclasses():
+    found = defaults(Config)
+    assert found["mesh"] == {"data": -1, "fsdp": 1}
+    assert (found["log_every"], found["eval_every"], found["optimizer"]["beta2"]) == (50, 2000, 0.98)
+    assert not found.keys() & {"seed", "steps", "batch_size", "method"} and "train" not in found["data"]
+    required = {"seed": 0, "steps": 10, "batch_size": 8, "method": {"name": "clip"}}
+    found["data"] |= {"train": "shapes", "train_vocabulary": 300}
+    found["optimizer"]["learning_rate"] = 1e-3
+    assert parse(Config, found | required) == parse(Config, SMALLEST)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_works_from_any_folder(name, tmp_path, monkeypatch):
+    """No recipe needs another file: a copy of it is the same recipe."""
+    copy = tmp_path / "mine.py"
+    shutil.copy(CONFIGS / f"{name}.py", copy)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(ROOT))])
+    monkeypatch.delitem(sys.modules, "configs", raising=False)
+    expected = importlib.util.spec_from_file_location("mine", copy)
+    module = importlib.util.module_from_spec(expected)
+    expected.loader.exec_module(module)
+    assert "configs" not in sys.modules
+    config = module.get_config()
+    config.data.vocabulary, config.data.train_vocabulary = "bpe_simple_vocab_16e6.txt.gz", 0
+    parse(Config, config)
 
 
 def test_flatten_gives_leaves_their_dotted_names():
