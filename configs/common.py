@@ -170,6 +170,6 @@ def paper_resnet(learning_rate: float, method: ConfigDict) -> ConfigDict:
     return config
 
 
-def evaluation(task: str, data: str, *, classes: str = "", templates: tuple[str, ...] = ("a photo of a {c}.",)) -> dict:
-    """An entry of `evals`."""
-    return {"task": task, "data": data, "classes": classes, "templates": templates}
+def evaluation(task: str, data: str, **keys: object) -> dict:
+    """An entry of `evals`, with the task's own keys."""
+    return {"task": task, "data": data, **keys}
