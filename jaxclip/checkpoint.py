@@ -116,5 +116,5 @@ def _with_stats(packed: dict[str, Any], stats: Any) -> dict[str, Any]:
 
 
 def _unpack(loaded: dict[str, Any], like: Any) -> Any:
-    empty = {field.name: {} for field in dataclasses.fields(like)}
+    empty: dict[str, Any] = {field.name: {} for field in dataclasses.fields(like)}
     return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(type(like)(**empty | dict(loaded))))

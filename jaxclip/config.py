@@ -87,6 +87,22 @@ class PixelsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ViewConfig:
+    """A view of an image in training, for methods that show a model several.
+
+    Attributes:
+      crop_scale, flip, augment: as those of `DataConfig`.
+    """
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip: bool = True
+    augment: AugmentConfig = AugmentConfig()
+
+    def __post_init__(self):
+        _check_crop_scale(self.crop_scale)
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What is trained and validated on; see `data.sources.open_source` for the forms a source is written in.
 
@@ -103,7 +119,11 @@ class DataConfig:
       max_skip_rate: the share of records that cannot be used above which training stops; see docs/data.md.
       crop_scale: the share of a picture's area that a training crop covers, from and to.
       flip: mirror every other picture in training, "left" and "right" changing places in its caption.
-      augment: what else is done to pictures in training.
+      augment: what else is done to images in training.
+      views: by name, the views that a method's inputs ask for besides the data's own, which is `crop_scale`, `flip` and
+        `augment` above.
+      augment_on_device: color jitter, gray and blur, and the flip of `views`, are left to the devices. What is drawn
+        differs from what the CPU draws.
       captions: which of a picture's captions training takes: "random" for any of them; "first"; "all" for each in its
         turn, one an epoch; "sentence" for one sentence of any of them.
       drop_words: the probability that a word is left out of a caption in training.
@@ -121,22 +141,20 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.9, 1.0)
     flip: bool = False
     augment: AugmentConfig = AugmentConfig()
+    views: Mapping[str, ViewConfig] = dataclasses.field(default_factory=dict)
+    augment_on_device: bool = False
     captions: Literal["random", "first", "all", "sentence"] = "random"
     drop_words: float = 0.0
 
     def __post_init__(self):
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise UserError(f"crop_scale={self.crop_scale} must be two shares of the area, 0 < from <= to <= 1")
+        _check_crop_scale(self.crop_scale)
         check_at_least(self, 0, "train_vocabulary", "max_skip_rate")
         check_at_least(self, 1, "shuffle_window", "max_pixels")
         if not 0 <= self.drop_words < 1:
             raise UserError(f"drop_words={self.drop_words} must be at least 0 and below 1")
-        if bool(self.vocabulary) == bool(self.train_vocabulary):
+        if self.vocabulary and self.train_vocabulary:
             raise UserError(
-                f"vocabulary={self.vocabulary!r}: give either data.vocabulary=PATH (OpenAI's "
-                "bpe_simple_vocab_16e6.txt.gz is in the folder clip/ of github.com/openai/CLIP) or "
-                "data.train_vocabulary=SIZE to train one from the captions"
+                f"vocabulary={self.vocabulary!r}: give data.vocabulary=PATH or data.train_vocabulary=SIZE, not both"
             )
         check_templates("caption_templates", self.caption_templates)
 
@@ -295,6 +313,12 @@ def flatten(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         else:
             leaves[f"{where}{key}"] = item
     return leaves
+
+
+def _check_crop_scale(crop_scale: tuple[float, float]) -> None:
+    low, high = crop_scale
+    if not 0 < low <= high <= 1:
+        raise UserError(f"crop_scale={crop_scale} must be two shares of the area, 0 < from <= to <= 1")
 
 
 def _keys(kind: type) -> list[str]:

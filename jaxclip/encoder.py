@@ -31,11 +31,13 @@ class EmbeddedSet:
     """The readable records of a source.
 
     Attributes:
+      ids: of each record in its source.
       outputs: of the model's function for the images: float32 [n, width] embeddings, or a pytree of [n, ...] arrays.
       labels: the class index of each, None if there is none.
       captions: the captions of each.
     """
 
+    ids: list[int]
     outputs: Any
     labels: list[int | None]
     captions: list[list[str]]
@@ -158,6 +160,7 @@ class Encoder:
         found = sorted(entry for part in _gather(found) for entry in part)
         positions = [position for position, _, _ in found]
         return EmbeddedSet(
+            ids=[ids[position] for position in positions],
             outputs=jax.tree.map(lambda leaf: leaf[positions], _concatenated(outputs)),
             labels=[label for _, label, _ in found],
             captions=[captions for _, _, captions in found],

@@ -23,13 +23,21 @@ class Record:
       image: the encoded picture (JPEG, PNG, WebP, ...), or uint8 RGB pixels of shape [height, width, 3].
       captions: one or more captions that are all true of the picture; empty for pictures with a label only.
       key: a stable name within the source, for messages ("train-00003.tar:noto_1f4be").
-      label: the index of the picture's class where the source knows one.
+      label: the index of the image's class, if the source knows one.
+      more_images: further images of the same record, as `image`.
+      question: about the image; empty if there is none.
+      answers: to the question, each with its weight.
+      tags: indices of the tags that hold of the image; None if the source has no tags.
     """
 
     image: bytes | np.ndarray
     captions: tuple[str, ...]
     key: str
     label: int | None = None
+    more_images: tuple[bytes | np.ndarray, ...] = ()
+    question: str = ""
+    answers: tuple[tuple[str, float], ...] = ()
+    tags: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

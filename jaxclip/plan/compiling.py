@@ -14,6 +14,7 @@ import jax
 from jaxclip import methods, optimizer, sharding
 from jaxclip.config import Config
 from jaxclip.errors import UserError
+from jaxclip.inputs import shapes
 from jaxclip.plan.chips import GIB, Topology
 from jaxclip.plan.flops import model_flops
 from jaxclip.plan.hlo import Program
@@ -104,16 +105,19 @@ def compile_step(config: Config, topology: Topology) -> Plan:
     tx = optimizer.create(config.optimizer, 100_000)
     step = Step(method, tx, mesh, config.precision, config.microbatches, config.optimizer.frozen)
     rows = sharding.batch_sharding(mesh)
-    shapes = method.example_batch(config.batch_size)
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), shapes)
+    arrays = shapes(method.inputs(), config.batch_size)
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), arrays)
     state = step.abstract_state
     parts = {
         "parameters": _bytes_on_one(state.variables),
         "optimizer state": _bytes_on_one(state.opt_state),
+        "memory": _bytes_on_one(state.memory),
+        "averaged parameters": _bytes_on_one(state.average),
         "batch": _bytes_on_one(batch),
     }
+    parts = {name: size for name, size in parts.items() if size or name not in ("memory", "averaged parameters")}
     asked = config.batch_size, remat_of(config), config.microbatches, dict(mesh.shape)
-    flops = model_flops(step, shapes)
+    flops = model_flops(methods.from_config(with_remat(config, "none").method), step, arrays)
     lowered = step.train.lower(state, batch)
     began = time.perf_counter()
     try:

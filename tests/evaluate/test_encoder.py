@@ -104,6 +104,7 @@ def test_a_source_is_embedded_by_any_function_of_images(tmp_path):
     encoder, variables = encoder_of(8)
     embedded = encoder.source(variables, source, SkipLog(), range(5, 25), function="features")
     assert embedded.outputs.shape == (20, 3) and embedded.outputs.dtype == np.float32
+    assert embedded.ids == list(range(5, 25))
     assert embedded.captions == [list(record.captions) for record in source.read(list(range(5, 25)))]
 
 

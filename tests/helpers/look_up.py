@@ -48,4 +48,6 @@ class NoRecords:
 
 def embedded_set(images, labels=None, captions=None) -> EmbeddedSet:
     images = np.array(images, np.float32)
-    return EmbeddedSet(images, labels or [None] * len(images), captions or [[] for _ in images])
+    return EmbeddedSet(
+        list(range(len(images))), images, labels or [None] * len(images), captions or [[] for _ in images]
+    )

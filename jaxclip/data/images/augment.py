@@ -230,11 +230,12 @@ OPERATIONS = (
 )
 
 
-def from_config(config: AugmentConfig) -> tuple[Augmentation, ...]:
+def from_config(config: AugmentConfig, where: str = "data.augment") -> tuple[Augmentation, ...]:
     """The augmentations that a config asks for, in the order they are to be applied in, after crop and flip.
 
     Args:
       config: a part of it that changes nothing is left out.
+      where: its name, for messages.
 
     Raises:
       UserError: an impossible value; the message begins with the key.
@@ -245,7 +246,7 @@ def from_config(config: AugmentConfig) -> tuple[Augmentation, ...]:
         try:
             chosen.append(kind(*values))
         except UserError as error:
-            raise UserError(f"data.augment.{key}: {error}") from None
+            raise UserError(f"{where}.{key}: {error}") from None
 
     degrees, translate, low, high = config.affine
     if degrees or translate or (low, high) != (1, 1):

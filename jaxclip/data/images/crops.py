@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,10 @@ from jaxclip.data.images.decode import MAX_PIXELS, Encoded, open_picture
 # A picture this many times longer than wide is cropped before it is resized: a strip of 1 x 60,000 pixels,
 # resized whole to a short side of 224, would take 9 GB.
 _LONGEST = 32
+
+RATIO = (3 / 4, 4 / 3)  # least and greatest width / height of a training crop
+
+Box = tuple[int, int, int, int]
 
 _WINDOWS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -60,7 +65,7 @@ def random_resized_crop(
     size: int,
     rng: np.random.Generator,
     scale: tuple[float, float],
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    ratio: tuple[float, float] = RATIO,
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
     """A random part of a picture, decoded no larger than needed and resized to a square with antialiasing.
@@ -86,27 +91,58 @@ def random_resized_crop(
     Raises:
       Unreadable: as `images.Encoded` and `images.open_picture`.
     """
-    if isinstance(picture, np.ndarray):
-        image, shrunk = open_picture(picture), 1
-        box = _random_box(*image.size, rng, scale, ratio)
-    else:
-        encoded = Encoded(picture, max_pixels)
-        box = _random_box(*encoded.size, rng, scale, ratio)
-        enough = min(box[2] - box[0], box[3] - box[1]) // size
-        image, shrunk = encoded.decode(max((s for s in (1, 2, 4, 8) if s <= enough), default=1))
-    left, top, right, bottom = (place / shrunk for place in box)
+    crops = Crops(picture, max_pixels)
+    return crops.cut([(random_box(*crops.size, rng, scale, ratio), size)])[0]
+
+
+class Crops:
+    """An image that squares are cut from, decoded once and no larger than they need.
+
+    Attributes:
+      size: (width, height) in pixels.
+    """
+
+    def __init__(self, image: bytes | np.ndarray, max_pixels: int = MAX_PIXELS):
+        """Reads the header of a `Record.image`.
+
+        Raises:
+          Unreadable: as `images.Encoded` and `images.open_picture`.
+        """
+        self._image: Image.Image | Encoded
+        self._image = open_picture(image) if isinstance(image, np.ndarray) else Encoded(image, max_pixels)
+        self.size: tuple[int, int] = self._image.size
+
+    def cut(self, squares: Sequence[tuple[Box, int]]) -> list[Image.Image]:
+        """Parts of the image, each a box (left, top, right, bottom) resized to a square of so many pixels a side.
+
+        To be called once. Raises Unreadable as `images.Encoded.decode`.
+        """
+        if isinstance(self._image, Encoded):
+            enough = min(min(box[2] - box[0], box[3] - box[1]) // size for box, size in squares)
+            image, shrunk = self._image.decode(max((s for s in (1, 2, 4, 8) if s <= enough), default=1))
+        else:
+            image, shrunk = self._image, 1
+        return [_resized(image, [place / shrunk for place in box], size) for box, size in squares]
+
+
+def _resized(image: Image.Image, box: Sequence[float], size: int) -> Image.Image:
+    left, top, right, bottom = box
     if image.size == (size, size) and (left, top, right, bottom) == (0, 0, size, size):
         return image
     shrinks = right - left >= size and bottom - top >= size
     window = Image.Resampling.HAMMING if shrinks else Image.Resampling.BICUBIC
-    # A scaled picture's sides are rounded up, never down, so the box lies inside.
+    # The sides of an image decoded at a smaller scale are rounded up, never down, so the box lies inside.
     return image.resize((size, size), window, box=(left, top, right, bottom), reducing_gap=2.0)
 
 
-def _random_box(
-    width: int, height: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
-) -> tuple[int, int, int, int]:
-    """Draws (left, top, right, bottom) within a picture of `width` x `height` pixels."""
+def random_box(
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float] = RATIO,
+) -> Box:
+    """Draws (left, top, right, bottom) within an image of `width` x `height` pixels; see `random_resized_crop`."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
         area = width * height * rng.uniform(*scale)

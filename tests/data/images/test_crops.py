@@ -68,7 +68,7 @@ def test_crops_of_the_very_size_are_the_picture_itself():
 
 def boxes(width: int, height: int, scale, ratio=(3 / 4, 4 / 3), count: int = 4000) -> np.ndarray:
     rng = np.random.default_rng(0)
-    return np.array([crops._random_box(width, height, rng, scale, ratio) for _ in range(count)])
+    return np.array([crops.random_box(width, height, rng, scale, ratio) for _ in range(count)])
 
 
 def test_random_boxes_have_torchvisions_distribution():
@@ -100,7 +100,7 @@ def test_a_box_that_never_fits_falls_back_to_the_centre(width, height, box):
 def test_random_crop_resizes_the_box_it_draws():
     # A ramp: the crop's corners tell where the box was.
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3))
-    left, _, right, _ = crops._random_box(256, 256, np.random.default_rng(5), (0.2, 0.3), (1.0, 1.0))
+    left, _, right, _ = crops.random_box(256, 256, np.random.default_rng(5), (0.2, 0.3), (1.0, 1.0))
     crop = np.asarray(crops.random_resized_crop(ramp, 64, np.random.default_rng(5), (0.2, 0.3), (1.0, 1.0)))
     step = (right - left) / 64
     expected = left + (np.arange(64) + 0.5) * step - 0.5
@@ -128,7 +128,7 @@ def test_a_jpeg_is_decoded_no_larger_than_needed_and_looks_the_same(size, shrink
     crop = crops.random_resized_crop(data, size, np.random.default_rng(3), (0.9, 1.0))
     assert sizes == [(480 // shrink, 640 // shrink)]
     upright = images.decode(data)
-    box = crops._random_box(*upright.size, np.random.default_rng(3), (0.9, 1.0), (3 / 4, 4 / 3))
+    box = crops.random_box(*upright.size, np.random.default_rng(3), (0.9, 1.0), (3 / 4, 4 / 3))
     expected = upright.resize((size, size), Image.Resampling.HAMMING, box=box)
     difference = np.abs(np.asarray(crop).astype(int) - np.asarray(expected).astype(int))
     assert difference.mean() < 1.5 and np.percentile(difference, 99) <= 8

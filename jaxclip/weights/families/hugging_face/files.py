@@ -40,7 +40,7 @@ def write_files(folder: pathlib.Path, method: clip.Method, tokenizer: Tokenizer)
     """
     kind, _, _ = towers(method)
     _write_json(folder / "config.json", config_of(method, tokenizer))
-    _write_json(folder / "preprocessor_config.json", pixels_of(method.pixels, kind, method.image_size))
+    _write_json(folder / "preprocessor_config.json", pixels_of(method.pixels, kind, method.image.image_size))
     write_tokenizer(folder, method, tokenizer)
 
 
@@ -62,7 +62,7 @@ def write_tokenizer(folder: pathlib.Path, method: clip.Method, tokenizer: Tokeni
     Raises:
       UserError: a file cannot be written.
     """
-    length = method.context_length
+    length = method.text.context_length
     # Whether texts may be filled with anything.
     free = method.text.name == "text" and method.text.causal and method.text.pool == "end"
     settings: dict[str, Any] = {
