@@ -111,7 +111,7 @@ def _row_curves(
     """
     if len(datasets) == 1:
         ((name, columns),) = datasets.items()
-        return f"{title_of(name)}: {title}", dict(columns)
+        return f"{title}: {title_of(name)}", dict(columns)
     first = next((column for columns in datasets.values() for column in columns), "")
     curves = {title_of(name): columns[first] for name, columns in sorted(datasets.items()) if first in columns}
     return f"{title}: {first}", curves

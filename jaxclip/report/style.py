@@ -99,7 +99,7 @@ table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabu
 th { font-weight: 500; text-align: left; }
 .results { width: 100%; margin: 16px 0 10px; }
 .results th, .results td { padding: 8px 18px 8px 0; border-bottom: 1px solid var(--faint); white-space: nowrap; }
-.results thead th { font-size: 12.5px; color: var(--soft); }
+.results thead th { font-size: 12.5px; color: var(--soft); white-space: normal; vertical-align: bottom; }
 .results tbody td { width: 15%; min-width: 84px; }
 .results td:last-child { width: 1%; color: var(--soft); padding-right: 0; }
 .results th small { margin-left: 6px; }
@@ -193,6 +193,7 @@ summary { cursor: pointer; color: var(--soft); padding: 8px 0; }
   .row { gap: 9px; }
   .answer { grid-template-columns: 84px minmax(0, 1fr); gap: 14px; }
   .results th { white-space: normal; padding-right: 10px; }
+  .results th small { display: block; margin-left: 0; }
   .results td { padding-right: 10px; }
   .results tbody td { min-width: 58px; }
   .config th { white-space: normal; overflow-wrap: anywhere; min-width: 110px; }

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxclip.errors import UserError
 from jaxclip.evaluate.evaluator import Table
+from jaxclip.report.writing import title_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,8 @@ def _evaluation(step: int, name: str, content: dict[str, Any]) -> EvaluationReco
     accuracy = _numbers(content.get("per_class_recall"))
     tables = tuple(filter(None, map(_table, _list(content.get("tables")))))
     if not tables and metrics:
-        tables = (Table(task.replace("_", " ").capitalize(), tuple(metrics), {"": tuple(metrics.values())}),)
+        columns = tuple(map(title_of, metrics))
+        tables = (Table(title_of(task).capitalize(), columns, {"": tuple(metrics.values())}),)
     headline = [str(part) for part in _list(content.get("headline"))]
     return EvaluationRecord(
         step=step,
