@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip import sharding
+from jaxclip.errors import UserError
 
 T = TypeVar("T", bound=Any)
 
@@ -71,6 +72,9 @@ class Context:
 
         Returns:
           What `function` gives for all rows, in their order.
+
+        Raises:
+          UserError: in several parts, the function computes statistics of its batch.
         """
         count = len(jax.tree.leaves(rows)[0])
         # One key per record: what is random about it does not depend on the micro-batch it falls into.
@@ -89,10 +93,34 @@ class Context:
                 part_rows, part_keys = given
                 model, memory = nnx.merge(graph, state)
                 ctx = dataclasses.replace(self, model=model, memory=memory, keys=part_keys)
-                return function(model, part_rows, ctx)
+                before = _batch_statistics(model)
+                values = function(model, part_rows, ctx)
+                _check_unchanged(before, _batch_statistics(model))
+                return values
 
             result = in_parts(part, (rows, keys), parts, self.mesh)
         return jax.tree.map(self.constrain, result)
+
+
+def _batch_statistics(model: nnx.Module) -> dict[str, Any]:
+    """The running averages that training replaces, by path; those of frozen layers are locked and stay."""
+    return {
+        "/".join(map(str, (*path, name))): variable[...]
+        for path, module in nnx.iter_modules(model)
+        if not getattr(module, "locked", False)
+        for name, variable in vars(module).items()
+        if isinstance(variable, nnx.BatchStat)
+    }
+
+
+def _check_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Raises UserError if batch statistics were replaced."""
+    for path, value in after.items():
+        if value is not before[path]:
+            raise UserError(
+                f"config.microbatches: the model has batch statistics ({path}), which would be those of a micro-batch "
+                f"and not of the batch; set config.microbatches=1, or use towers without batch normalization"
+            )
 
 
 def in_parts(function: Callable[[Any], T], batch: Any, parts: int, mesh: Mesh | None) -> T:

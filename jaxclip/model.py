@@ -15,7 +15,7 @@ from PIL import Image
 from jaxclip import inputs, methods, sharding
 from jaxclip.config import Config, MeshConfig, PixelsConfig
 from jaxclip.data.images.crops import prepare
-from jaxclip.data.images.decode import Unreadable, open_picture, upright_rgb
+from jaxclip.data.images.decode import Unreadable, open_image, upright_rgb
 from jaxclip.encoder import Encoder, class_embeddings, lacking, method_name
 from jaxclip.errors import UserError
 from jaxclip.weights.load import open_weights
@@ -79,11 +79,11 @@ class Model:
             if isinstance(image, Image.Image):
                 opened = upright_rgb(image)
             elif isinstance(image, str | os.PathLike):
-                opened = open_picture(pathlib.Path(image).expanduser().read_bytes())
+                opened = open_image(pathlib.Path(image).expanduser().read_bytes())
             elif isinstance(image, bytes):
-                opened = open_picture(image)
+                opened = open_image(image)
             else:
-                opened = open_picture(_pixels(image))
+                opened = open_image(_pixels(image))
         except (Unreadable, OSError, ValueError) as error:
             name = image if isinstance(image, str | os.PathLike) else f"a {type(image).__name__}"
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error

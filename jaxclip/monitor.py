@@ -18,9 +18,9 @@ from jaxclip.quiet import quiet_stderr
 
 
 class MetricLog:
-    """`metrics.jsonl`, each logged step once, and the same scalars for TensorBoard through clu.
+    """Writer of `metrics.jsonl`, with one row per logged step, and of the same scalars for TensorBoard through clu.
 
-    Rows of steps after `start` are dropped: they belong to a future that a restart has undone.
+    Existing rows of steps after `start` are removed, because the restarted run repeats these steps.
     """
 
     def __init__(self, workdir: pathlib.Path, start: int):
@@ -37,13 +37,13 @@ class MetricLog:
         self._writer = metric_writers.create_default_writer(str(workdir))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One row; a value that is not finite becomes null, since JSON has no other word for it."""
+        """Writes a row. Values that are not finite become null, because JSON cannot represent them."""
         row = {"step": step} | {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         self._file.write(json.dumps(row) + "\n")
         self._writer.write_scalars(step, dict(metrics))
 
     def write_evaluations(self, step: int, results: Sequence[Mapping[str, Any]]) -> None:
-        """Evaluations go to TensorBoard; their files are written where they are run."""
+        """Writes evaluations to TensorBoard. Their files are written by the evaluations themselves."""
         scalars = {
             f"{result['dataset']}/{name}": value
             for result in results
@@ -150,7 +150,7 @@ class Profiler:
 
 
 class Throughput:
-    """Images per second and the share of time spent waiting for data, between two readings; pauses do not count."""
+    """Images per second and the fraction of time spent waiting for data, since the last reading and without pauses."""
 
     def __init__(self) -> None:
         self._restart()
@@ -165,11 +165,11 @@ class Throughput:
         self._waited += waited
 
     def pause(self, seconds: float) -> None:
-        """Time that went to something other than training (an evaluation, a save)."""
+        """Excludes time that was spent on something other than training, such as an evaluation or a save."""
         self._paused += seconds
 
     def read(self) -> dict[str, float]:
-        """The figures since the last reading, which starts anew."""
+        """The figures since the last reading; starts a new interval."""
         elapsed = max(time.perf_counter() - self._start - self._paused, 1e-9)
         figures = {"images_per_second": self._images / elapsed, "data_wait": self._waited / elapsed}
         self._restart()
@@ -177,7 +177,7 @@ class Throughput:
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line now and then."""
+    """A progress bar on a terminal; otherwise a line every ten seconds."""
 
     def __init__(self, start: int, steps: int, enabled: bool):
         self._enabled = enabled
@@ -204,7 +204,7 @@ class Progress:
             print(f"step {step}/{self._steps}: {figures}, {left / 60:.1f} min left", file=sys.stderr, flush=True)
 
     def say(self, message: str) -> None:
-        """A line above the bar."""
+        """Prints a line above the bar."""
         if self._enabled:
             tqdm.tqdm.write(message, file=sys.stderr)
             sys.stderr.flush()

@@ -17,6 +17,7 @@ from jaxclip.data import findings, loader, mixture, skips, sources, storage, tok
 from jaxclip.data.record import Source
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.data.views import Views
+from jaxclip.device_augmentation import augmentation
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.inputs import Answers, Text
@@ -103,6 +104,7 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
         precision=config.precision,
         microbatches=config.microbatches,
         frozen=config.optimizer.frozen,
+        augment=augmentation(method.inputs(), data),
     )
     check_frozen(step)
     # A chunk that is bad as a whole comes up within one window.

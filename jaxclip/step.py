@@ -5,21 +5,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip import methods, sharding
 from jaxclip.context import Context
-from jaxclip.errors import UserError
+from jaxclip.inputs import shapes
 from jaxclip.methods import Method
 from jaxclip.optimizer import frozen_paths
 from jaxclip.towers.batch_norm import BatchNorm
+
+# (batch, ctx) -> batch, before the method's loss; see `device_augmentation`.
+Augment = Callable[[Mapping[str, jax.Array], Context], Mapping[str, jax.Array]]
 
 
 @functools.partial(
@@ -47,9 +51,9 @@ class TrainState:
     stats: Any
     opt_state: Any
     key: jax.Array
-    memory: Any
-    average: Any
-    rate: jax.Array
+    memory: Any = dataclasses.field(default_factory=dict)
+    average: Any = dataclasses.field(default_factory=dict)
+    rate: Any = dataclasses.field(default_factory=lambda: np.float32(1))
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -76,7 +80,7 @@ class Step:
       validate: (variables, memory, batch) -> metrics without an update or randomness.
 
     Raises:
-      UserError: `microbatches` is more than 1 and the method's model has batch statistics.
+      UserError: `microbatches` is more than 1 and what is computed in micro-batches has batch statistics.
     """
 
     def __init__(
@@ -88,12 +92,12 @@ class Step:
         microbatches: int = 1,
         frozen: str = "",
         average_decay: float = 0.0,
+        augment: Augment | None = None,
     ):
-        if microbatches > 1:
-            check_separable(method, frozen)
         self.microbatches = microbatches
         self.frozen = frozen
         self.average_decay = average_decay
+        self.augment = augment
         self.method = method
         self.optimizer = optimizer
         self.mesh = mesh
@@ -105,6 +109,8 @@ class Step:
         self.abstract_state = jax.tree.map(
             lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), abstract, shardings
         )
+        if microbatches > 1:
+            self._check_separable(abstract)
         replicated = NamedSharding(mesh, PartitionSpec())
         batch = sharding.batch_sharding(mesh)
         init = jax.jit(self._init, out_shardings=shardings)
@@ -115,6 +121,11 @@ class Step:
         self.validate = jax.jit(
             self._validate, in_shardings=(shardings.variables, shardings.memory, batch), out_shardings=replicated
         )
+
+    def _check_separable(self, state: TrainState) -> None:
+        """Traces the loss of a small batch in micro-batches, which is where batch statistics are refused."""
+        batch = shapes(self.method.inputs(), self.microbatches * self.mesh.size)
+        jax.eval_shape(self.loss, state.params, state.stats, state.memory, batch, state.key, state.step)
 
     def _init(self, key: jax.Array) -> TrainState:
         init_key, run_key = jax.random.split(key)
@@ -205,29 +216,10 @@ class Step:
             key=key,
             microbatches=self.microbatches,
         )
+        if self.augment is not None:
+            batch = self.augment(batch, ctx)
         loss, metrics = self.method.loss(model, batch, ctx)
         return loss, (metrics, methods.batch_stats(model), jax.lax.stop_gradient(methods.contents(kept)))
-
-
-def check_separable(method: Method, frozen: str = "") -> None:
-    """Checks that a record's embedding does not depend on the other records.
-
-    Args:
-      method: the run's.
-      frozen: the recipe's `optimizer.frozen`: frozen layers normalize by their running averages.
-
-    Raises:
-      UserError: the model has batch statistics; the message names the first.
-    """
-    model = nnx.eval_shape(lambda: method.init(nnx.Rngs(params=0)))
-    for path, _ in nnx.to_flat_state(nnx.state(model, nnx.BatchStat)):
-        name = "/".join(map(str, path))
-        if frozen and re.search(frozen, name.rpartition("/")[0] + "/scale"):
-            continue
-        raise UserError(
-            f"config.microbatches: the model has batch statistics ({name}), which would be those of a micro-batch and "
-            f"not of the batch; set config.microbatches=1, or use towers without batch normalization"
-        )
 
 
 def _lock(model: nnx.Module, frozen: str) -> None:

@@ -17,7 +17,7 @@ from jaxclip.config import DataConfig, PixelsConfig
 from jaxclip.data import order
 from jaxclip.data.captions import wrap
 from jaxclip.data.images.crops import prepare
-from jaxclip.data.images.decode import Unreadable, open_picture
+from jaxclip.data.images.decode import Unreadable, open_image
 from jaxclip.data.mixture import chunk_numbers, is_chunked, may_replace, spread, training_order
 from jaxclip.data.record import Record, Skip, Source
 from jaxclip.data.skips import SkipLog
@@ -202,7 +202,7 @@ def examples(
 
     def make(record: Record, record_id: int) -> tuple[np.ndarray, Record] | Skip:
         try:
-            return prepare(open_picture(record.image), image_size, pixels), record
+            return prepare(open_image(record.image), image_size, pixels), record
         except Unreadable as error:
             return Skip(str(error), record.key)
 

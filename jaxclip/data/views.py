@@ -14,7 +14,7 @@ from jaxclip.config import AugmentConfig, DataConfig, ViewConfig
 from jaxclip.data import captions, order
 from jaxclip.data.images.augment import Augmentation, from_config
 from jaxclip.data.images.crops import Crops, prepare, random_box
-from jaxclip.data.images.decode import Unreadable, open_picture
+from jaxclip.data.images.decode import Unreadable, open_image
 from jaxclip.data.record import Record, Skip
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
@@ -130,7 +130,7 @@ class Views:
                         image = change(image, rngs[name])
                     values[name] = np.asarray(image)
                 else:
-                    values[name] = prepare(open_picture(_image(record, kind.number)), kind.size, kind.pixels)
+                    values[name] = prepare(open_image(_image(record, kind.number)), kind.size, kind.pixels)
         except Unreadable as error:
             return Skip(str(error), record.key)
         for name, input_kind in self.inputs.items():

@@ -48,7 +48,7 @@ def _evaluator(where: str, config: Mapping[str, Any]) -> Evaluator:
     if "task" not in keys:
         raise UserError(f"{where}.task is missing")
     task = keys.pop("task")
-    if task == "zeroshot_retrieval" and not keys.get("classes"):
+    if task == "zeroshot_retrieval" and keys.get("classes") == "" and "templates" in keys:
         # Checkpoints from before tasks had keys of their own hold those of classification, too.
         keys = {key: value for key, value in keys.items() if key not in ("classes", "templates")}
     found = isinstance(task, str) and task.isidentifier() and importlib.util.find_spec(f"{__name__}.{task}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxclip.data.images.decode import Unreadable, open_picture
+from jaxclip.data.images.decode import Unreadable, open_image
 from jaxclip.data.record import Record, Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import Encoder
@@ -68,7 +68,7 @@ def gallery(encoder: Encoder, variables: Any, source: Source) -> Gallery | None:
 
 def thumbnail(data: bytes | np.ndarray) -> np.ndarray:
     """The whole image on a white square, uint8 [96, 96, 3]."""
-    image = open_picture(data)
+    image = open_image(data)
     scale = _PIXELS / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     small = image.resize(size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST)

@@ -2,46 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 import pytest
 from commands import recipe
-from flax import nnx
-from look_up import LookUp, embedded_set
+from look_up import LookUp, embedded_set, mesh_of
 
 from configs import common
-from jaxclip import evaluate, methods
+from jaxclip import evaluate, methods, model
+from jaxclip.config import Config, parse
+from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.evaluate import zeroshot_classification, zeroshot_retrieval
+from jaxclip.evaluate.__main__ import main
 from jaxclip.evaluate.evaluation import to_json
+from jaxclip.run import build
 
 RETRIEVAL = {"task": "zeroshot_retrieval", "data": "shapes:validation"}
 CLASSIFICATION = {"task": "zeroshot_classification", "data": "shapes:seen"}
 CLIP = methods.from_config(
     common.clip(image_size=16, patch_size=8, width=64, layers=1, text_width=64, text_layers=1, embed_dim=8).to_dict()
 )
-
-
-class OnlyFeatures(nnx.Module):
-    """A model that has images and no texts."""
-
-    def features(self, images, ctx):
-        return images.mean(axis=(1, 2))
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageMethod(methods.Method):
-    """A method whose model has no text tower."""
-
-    def inputs(self):
-        return {}
-
-    def init(self, rngs):
-        return OnlyFeatures()
 
 
 # An evaluator as a contributor writes it.
@@ -125,14 +110,6 @@ def test_retrieval_as_older_checkpoints_have_it_is_read():
     assert evaluate.from_config({"x": old}) == evaluate.from_config({"x": RETRIEVAL})
 
 
-def test_what_a_method_cannot_do_is_one_line_that_says_what_it_can():
-    evaluators = evaluate.from_config({"x": RETRIEVAL})
-    evaluate.check(evaluators, CLIP)
-    said = the_error(evaluate.check, evaluators, ImageMethod())
-    assert said.startswith("config.evals.x.task=zeroshot_retrieval needs encode_image and encode_text, which method")
-    assert "(it has features)" in said
-
-
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -195,3 +172,67 @@ def test_a_result_is_json_without_numbers_that_are_not_finite():
     ]
     assert content["headline"] == ["0.5", "c"] and content["classnames"] == ["cat"]
     assert content["examples"][0]["image"].startswith("data:image/webp;base64,")
+
+
+# A method whose model has images and no texts.
+ONLY_FEATURES = """
+import dataclasses
+
+from flax import nnx
+
+from jaxclip import inputs, methods
+
+
+class OnlyFeatures(nnx.Module):
+    def features(self, images, ctx):
+        return images.mean(axis=(1, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Method(methods.Method):
+    def inputs(self):
+        return {"image": inputs.Image(16)}
+
+    def init(self, rngs):
+        return OnlyFeatures()
+"""
+
+
+@pytest.fixture
+def only_features(tmp_path, monkeypatch) -> Iterator[methods.Method]:
+    """The method of only_features.py, found as if it lay in jaxclip/methods/."""
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "only_features.py").write_text(ONLY_FEATURES)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path / "methods")])
+    yield methods.from_config({"name": "only_features"})
+    del sys.modules["jaxclip.methods.only_features"]
+
+
+def test_what_a_method_cannot_do_is_one_line_that_says_what_it_can(only_features):
+    evaluators = evaluate.from_config({"x": RETRIEVAL})
+    evaluate.check(evaluators, CLIP)
+    assert the_error(evaluate.check, evaluators, only_features) == (
+        "config.evals.x.task=zeroshot_retrieval needs encode_image and encode_text, which method only_features does "
+        "not have (it has features); choose another task or remove it"
+    )
+
+
+def test_a_run_finds_out_what_its_method_cannot_do_before_it_reads_data(only_features, tmp_path):
+    config = common.base()
+    config.steps, config.batch_size = 1, 8
+    config.data.train = str(tmp_path / "none.tar")
+    config.evals = {"x": RETRIEVAL}
+    config.method = {"name": "only_features"}
+    assert "needs encode_image and encode_text" in the_error(build, parse(Config, config), tmp_path / "run", None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_finds_out_what_a_model_cannot_do_before_it_reads_data(only_features, monkeypatch, capsys):
+    params, stats = methods.init_variables(only_features, jax.random.key(0))
+    encoder = Encoder(only_features, mesh_of(1), "float32", None)
+    monkeypatch.setattr(model, "load", lambda *_, **__: model.Model(None, params, stats, encoder))
+    assert main(["weights", "--data=none.tar"]) == 2
+    assert capsys.readouterr().err == (
+        "error: config.evals.none.task=zeroshot_retrieval needs encode_image and encode_text, which method "
+        "only_features does not have (it has features); choose another task or remove it\n"
+    )

@@ -227,7 +227,7 @@ def test_advice_is_what_can_be_followed():
         ("v5p:4x4", {}, "three of the others"),
         ("v6e:0x4", {}, "such as v5e:16x16"),
         ("v5e:4x4", {"slices": 0}, "--slices=0 must be at least 1"),
-        ("v5e:4x4", {"megacore": False}, "--nomegacore: only a v4 chip"),
+        ("v5e:4x4", {"megacore": False}, "--nomegacore: only for v4"),
     ],
 )
 def test_a_wrong_topology_is_one_line(name, options, said):

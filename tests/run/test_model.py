@@ -272,7 +272,7 @@ def test_pixels_may_be_of_any_library(model):
         (np.zeros((20, 30, 3), np.float32), "float32 [20, 30, 3]"),
         (np.zeros((3, 20, 30), np.uint8), "uint8 [3, 20, 30]"),
         (None, "a NoneType cannot be embedded: give a path, a PIL image"),
-        (b"<html>", "not a picture"),
+        (b"<html>", "not an image"),
         (Image.new("F", (4, 4)), "32-bit pixels"),
         ("nowhere.jpg", "nowhere.jpg cannot be embedded: No such file"),
     ],
@@ -285,7 +285,7 @@ def test_what_is_no_image_is_one_line_that_says_what_is(model, image, said):
 
 def test_a_file_that_is_no_image_is_an_error_that_names_it(model, tmp_path):
     (tmp_path / "bad.jpg").write_text("<html>")
-    with pytest.raises(UserError, match=r"bad\.jpg cannot be embedded: not a picture"):
+    with pytest.raises(UserError, match=r"bad\.jpg cannot be embedded: not an image"):
         model.encode_image([tmp_path / "bad.jpg"])
 
 

@@ -56,7 +56,7 @@ def test_saturation_multiplies_differences_from_the_luma(factor):
 
 def test_grey_is_the_luma_in_every_channel():
     luma = np.repeat((floats(noise()) @ LUMA)[..., None], 3, axis=-1)
-    assert_within(adjust.grey(noise()), luma, 0.5 + 1e-2)  # Pillow's weights have 16 bits
+    assert_within(adjust.gray(noise()), luma, 0.5 + 1e-2)  # Pillow's weights have 16 bits
 
 
 @pytest.mark.parametrize("turn", [-0.5, -0.1, 0.0, 0.02, 0.1, 1 / 3, 0.5])

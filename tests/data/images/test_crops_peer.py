@@ -41,6 +41,6 @@ def test_evaluation_sees_the_pixels_that_open_clip_sees(shared_data, tmp_path):
         (tmp_path / f"{number}.jpg").write_bytes(record.image)
     subprocess.run([python, "-c", PROGRAM, str(tmp_path), str(len(records))], check=True, capture_output=True)
     for number, record in enumerate(records):
-        ours = crops.center_crop(images.open_picture(record.image), 224)
+        ours = crops.center_crop(images.open_image(record.image), 224)
         np.testing.assert_array_equal(ours, np.load(tmp_path / f"{number}.npy"), err_msg=record.key)
     assert len(records) >= 256

@@ -147,13 +147,13 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        pytest.param(b"", "not a picture", id="nothing"),
-        pytest.param(b"<html>404</html>", "not a picture", id="html"),
-        pytest.param(bytes(4096), "not a picture", id="zeros"),
-        pytest.param(b"P6 2 2 255 " + bytes(12), "not a picture", id="format-not-opened"),
-        pytest.param(encode(picture(64, 64), "JPEG")[:2000], "truncated picture", id="cut-jpeg"),
-        pytest.param(encode(picture(64, 64), "PNG")[:2000], "truncated picture", id="cut-png"),
-        pytest.param(encode(picture(64, 64), "WEBP")[:500], "broken picture", id="cut-webp"),
+        pytest.param(b"", "not an image", id="nothing"),
+        pytest.param(b"<html>404</html>", "not an image", id="html"),
+        pytest.param(bytes(4096), "not an image", id="zeros"),
+        pytest.param(b"P6 2 2 255 " + bytes(12), "not an image", id="format-not-opened"),
+        pytest.param(encode(picture(64, 64), "JPEG")[:2000], "truncated image", id="cut-jpeg"),
+        pytest.param(encode(picture(64, 64), "PNG")[:2000], "truncated image", id="cut-png"),
+        pytest.param(encode(picture(64, 64), "WEBP")[:500], "broken image", id="cut-webp"),
         pytest.param(png_header(8_001, 8_000), "too many pixels", id="large"),
         pytest.param(png_header(100_000, 100_000), "too many pixels", id="bomb"),
         pytest.param(encode(Image.new("F", (4, 4)), "TIFF"), "32-bit pixels", id="float"),
@@ -188,15 +188,15 @@ def test_damaged_bytes_raise_nothing_but_unreadable(form):
         assert image.mode == "RGB" and min(image.size) > 0
 
 
-def test_open_picture_takes_bytes_and_pixels():
+def test_open_image_takes_bytes_and_pixels():
     image = picture(5, 7)
     for form in (encode(image, "PNG"), np.asarray(image)):
-        np.testing.assert_array_equal(np.asarray(images.open_picture(form)), np.asarray(image))
+        np.testing.assert_array_equal(np.asarray(images.open_image(form)), np.asarray(image))
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 4), (0, 7, 3), (1, 5, 7, 3)])
-def test_open_picture_refuses_other_arrays(shape):
+def test_open_image_refuses_other_arrays(shape):
     with pytest.raises(images.Unreadable, match="not RGB pixels"):
-        images.open_picture(np.zeros(shape, np.uint8))
+        images.open_image(np.zeros(shape, np.uint8))
     with pytest.raises(images.Unreadable, match="not RGB pixels"):
-        images.open_picture(np.zeros((5, 7, 3), np.float32))
+        images.open_image(np.zeros((5, 7, 3), np.float32))

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxclip import inputs
 from jaxclip.config import DataConfig
 from jaxclip.data import order, tokenizers
 from jaxclip.data.images import decode as images
 from jaxclip.data.loader import TrainingLoader
 from jaxclip.data.sources import open_source
+from jaxclip.data.views import Views
 
 # Pillow warns of much of this, once for each kind.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
@@ -71,7 +73,8 @@ def deliver(folder, kinds: int, good: int) -> None:
     batch = 64
     rows = -(-len(reasons) // batch) * batch
     config = DataConfig(train=pattern, train_vocabulary=600, max_skip_rate=1.0)
-    loader = TrainingLoader(open_source(pattern), tokenizer, config, 8, 16, batch, 0)
+    views = Views({"image": inputs.Image(8), "text": inputs.Text(16)}, config, tokenizer)
+    loader = TrainingLoader(open_source(pattern), views, config, batch, 0)
     found: list[int] = []
     for loaded in loader.batches(0, rows // batch):
         assert loaded["image"].shape == (batch, 8, 8, 3)

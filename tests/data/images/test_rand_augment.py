@@ -45,7 +45,7 @@ def test_the_operations_are_those_of_albef_and_none_is_of_colour():
 @pytest.mark.parametrize("name", BY_NAME)
 @pytest.mark.parametrize("magnitude", [-7, 7])
 def test_an_operation_brings_no_colour_into_a_grey_picture(name, magnitude):
-    result = pixels_after(name, magnitude, adjust.grey(picture()))
+    result = pixels_after(name, magnitude, adjust.gray(picture()))
     assert result.shape == (40, 40, 3)
     assert (result == result[..., :1]).all()
 

@@ -65,7 +65,7 @@ def test_what_img2dataset_writes_is_read(tmp_path):
     }
     assert read(write(tmp_path / "00000.parquet", columns)) == [
         Record(b"A", ("a cat",), "00000.parquet:0"),
-        Skip("no picture", "00000.parquet:1"),
+        Skip("no image", "00000.parquet:1"),
         Skip("no caption", "00000.parquet:2"),
     ]
 
@@ -76,10 +76,10 @@ def test_what_hugging_face_writes_is_read(tmp_path):
     assert Parquet(str(path)).class_names == ("cat", "dog")
     assert read(path) == [
         Record(b"A", ("dog",), "x.parquet:0", 1),
-        Skip("no picture", "x.parquet:1"),
+        Skip("no image", "x.parquet:1"),
         Skip("no caption", "x.parquet:2"),
         Skip("no caption", "x.parquet:3"),
-        Skip("no picture", "x.parquet:4"),
+        Skip("no image", "x.parquet:4"),
     ]
 
 
@@ -145,11 +145,11 @@ def test_rows_come_by_file_and_group_and_in_the_order_asked_for(tmp_path):
 
 
 def test_cells_that_are_too_large_are_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "LARGEST_PICTURE", 100)
+    monkeypatch.setattr(parquet, "LARGEST_IMAGE", 100)
     monkeypatch.setattr(parquet, "LARGEST_CAPTION", 10)
     columns = {"jpg": [b"!" * 101, b"!", b"!", b"!"], "caption": [["a"], ["a" * 11], ["a" * 6] * 2, ["a" * 10]]}
     assert [getattr(one, "reason", "read") for one in read(write(tmp_path / "x.parquet", columns))] == [
-        "picture file too large",
+        "image file too large",
         "caption too large",
         "caption too large",
         "read",
@@ -181,7 +181,7 @@ def test_large_row_groups_are_told_in_one_line(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(parquet, "_CACHE", 3 << 19)
     Parquet(str(path))
     assert [message.partition(",")[0] for message in caplog.messages] == [
-        f"{path}: 1 of 2 row groups are larger than 1 MiB"
+        f"{path}: 1 of 2 row groups are larger than 1 MiB (the largest has 2 MiB)"
     ]
     monkeypatch.setattr(parquet_index, "LARGEST_GROUP", 2 << 20)
     write(path, {"jpg": noise(5), "caption": ["a"] * 5})
@@ -203,7 +203,7 @@ def test_a_small_file_that_decodes_to_a_huge_one_is_not_decoded_to_the_end(tmp_p
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        pytest.param(None, ["is not there"], id="missing"),
+        pytest.param(None, ["does not exist"], id="missing"),
         pytest.param(b"", ["cannot be read as a Parquet file"], id="no-bytes"),
         pytest.param(b"text\n" * 1000, ["cannot be read as a Parquet file", "magic bytes"], id="text"),
         pytest.param(

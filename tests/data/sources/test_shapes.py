@@ -19,7 +19,7 @@ from jaxclip.data.sources.shapes import (
     render,
     sample_scene,
 )
-from jaxclip.data.sources.shapes_drawing import COLOURS, PATTERNS, SHAPES, TONES, Background, Figure, Scene
+from jaxclip.data.sources.shapes_drawing import COLORS, PATTERNS, SHAPES, TONES, Background, Figure, Scene
 from jaxclip.errors import UserError
 
 LENGTHS = {"train": 20_000, "validation": 1_000, "seen": 960, "unseen": 320}
@@ -30,17 +30,17 @@ def scenes(split, count):
     return [sample_scene(split, i) for i in range(count)]
 
 
-def test_classes_are_every_colour_with_every_shape():
+def test_classes_are_every_color_with_every_shape():
     assert len(CLASS_NAMES) == len(set(CLASS_NAMES)) == 80
-    assert set(CLASS_NAMES) == {f"{colour} {shape}" for colour in COLOURS for shape in SHAPES}
+    assert set(CLASS_NAMES) == {f"{color} {shape}" for color in COLORS for shape in SHAPES}
 
 
 def test_a_fifth_of_the_classes_is_held_out_evenly():
     assert len(set(HELD_OUT)) == len(HELD_OUT) == 16
     assert sorted(HELD_OUT + TRAINED_ON) == list(range(80))
-    colours, shapes = zip(*(CLASS_NAMES[index].split() for index in HELD_OUT), strict=True)
+    colors, shapes = zip(*(CLASS_NAMES[index].split() for index in HELD_OUT), strict=True)
     assert set(collections.Counter(shapes).values()) == {2} and set(shapes) == set(SHAPES)
-    assert set(collections.Counter(colours).values()) == {1, 2} and set(colours) == set(COLOURS)
+    assert set(collections.Counter(colors).values()) == {1, 2} and set(colors) == set(COLORS)
 
 
 @pytest.mark.parametrize(("split", "length"), LENGTHS.items())
@@ -102,10 +102,10 @@ def test_every_training_class_appears_alone_and_in_pairs():
         assert names == {CLASS_NAMES[index] for index in TRAINED_ON}
 
 
-def test_every_colour_and_shape_is_trained_on_with_several_partners():
-    colours, shapes = zip(*(CLASS_NAMES[index].split() for index in TRAINED_ON), strict=True)
-    assert min(collections.Counter(colours).values()) >= 6  # of 8 shapes
-    assert min(collections.Counter(shapes).values()) >= 8  # of 10 colours
+def test_every_color_and_shape_is_trained_on_with_several_partners():
+    colors, shapes = zip(*(CLASS_NAMES[index].split() for index in TRAINED_ON), strict=True)
+    assert min(collections.Counter(colors).values()) >= 6  # of 8 shapes
+    assert min(collections.Counter(shapes).values()) >= 8  # of 10 colors
 
 
 @pytest.mark.parametrize(("split", "classes", "each"), [("seen", TRAINED_ON, 15), ("unseen", HELD_OUT, 20)])
@@ -167,11 +167,11 @@ def test_every_polygon_lies_in_the_unit_circle():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("tone", TONES)
-def test_drawn_pixels_stay_in_the_object_and_have_its_colour(shape, tone):
+def test_drawn_pixels_stay_in_the_object_and_have_its_color(shape, tone):
     background = Background("plain", tone, TONES[tone][0], 0.2, 0.0, bytes(25))
     empty = render(Scene((), background), 64).astype(int)
-    for colour, expected in COLOURS.items():
-        figure = Figure(colour, shape, "large", 0.42, 0.55, 0.25, 0.2)
+    for color, expected in COLORS.items():
+        figure = Figure(color, shape, "large", 0.42, 0.55, 0.25, 0.2)
         picture = render(Scene((figure,), background), 64).astype(int)
         rows, columns = np.nonzero((picture != empty).any(-1))
         distances = np.hypot((columns + 0.5) / 64 - figure.x, (rows + 0.5) / 64 - figure.y)
@@ -188,25 +188,25 @@ def test_rings_have_no_seam():
         picture = render(Scene((ring,), background), 96)
         band = 0.64 * ring.radius * np.stack([np.sin(around), np.cos(around)])  # midway between hole and rim
         rows, columns = ((band + [[ring.y], [ring.x]]) * 96).astype(int)
-        assert (picture[rows, columns] == COLOURS["yellow"]).all()
+        assert (picture[rows, columns] == COLORS["yellow"]).all()
 
 
 @pytest.mark.parametrize("size", [48, 96])
-def test_the_colour_named_is_the_colour_at_the_centre(size):
-    names, table = list(COLOURS), np.array(list(COLOURS.values()))
+def test_the_color_named_is_the_color_at_the_center(size):
+    names, table = list(COLORS), np.array(list(COLORS.values()))
     for split in SPLITS:
         for scene in scenes(split, 100):
             picture = render(scene, size).astype(int)
             for figure in scene.figures:
                 if figure.shape not in HOLLOW:
                     pixel = picture[int(figure.y * size), int(figure.x * size)]
-                    assert names[np.abs(table - pixel).sum(-1).argmin()] == figure.colour
+                    assert names[np.abs(table - pixel).sum(-1).argmin()] == figure.color
 
 
 def test_tones_of_backgrounds_are_desaturated_and_clearly_light_or_grey():
     for tone, pairs in TONES.items():
         for rgb in (rgb for pair in pairs for rgb in pair):
-            assert max(rgb) - min(rgb) <= 32  # the least colourful object, brown, has 84
+            assert max(rgb) - min(rgb) <= 32  # the least colorful object, brown, has 84
             assert min(rgb) >= 180 if tone == "light" else min(rgb) > 120 and max(rgb) < 175
 
 
@@ -239,9 +239,9 @@ def test_single_objects_are_also_described_plainly():
 def test_captions_never_name_what_is_not_there():
     for split in SPLITS:
         for scene in scenes(split, 200):
-            true = {word for figure in scene.figures for word in (figure.colour, figure.shape, figure.size)}
+            true = {word for figure in scene.figures for word in (figure.color, figure.shape, figure.size)}
             true |= {scene.background.pattern, scene.background.tone}
-            false = {*COLOURS, *SHAPES, *PATTERNS, *TONES, "small", "large"} - true
+            false = {*COLORS, *SHAPES, *PATTERNS, *TONES, "small", "large"} - true
             for caption in describe(scene):
                 assert not false & set(caption.split())
 

@@ -169,16 +169,14 @@ def test_the_folder_is_the_root_or_that_of_tfds(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        pytest.param("tfds:", ["not of the form"], id="no-name"),
-        pytest.param("tfds:huggingface:coco", ["not of the form"], id="another-registry"),
-        pytest.param("tfds:no_such_set", ["no_such_set", "not a data set that TFDS knows"], id="unknown"),
+        pytest.param("tfds:", ["write tfds:NAME"], id="no-name"),
+        pytest.param("tfds:huggingface:coco", ["write tfds:NAME"], id="another-registry"),
+        pytest.param("tfds:no_such_set", ["no_such_set", "neither a data set of TFDS"], id="unknown"),
         pytest.param("tfds:like_coco:9.9.9", ["like_coco:9.9.9"], id="no-such-version"),
-        pytest.param("tfds:like_coco[test]", ["no split test", "found train, val"], id="no-such-split"),
+        pytest.param("tfds:like_coco[test]", ["no split test", "its splits are train, val"], id="no-such-split"),
         pytest.param("tfds:like_coco[train[x]]", ["no split train[x]"], id="no-such-slice"),
         pytest.param("tfds:number", ["caption, image", "captions/text"], id="caption-is-no-text"),
-        pytest.param(
-            "tfds:no_picture", ["features caption, image", "for the picture: image"], id="image-is-no-picture"
-        ),
+        pytest.param("tfds:no_picture", ["features caption, image", "an image under image"], id="image-is-no-picture"),
         pytest.param(
             "tfds:coco_captions",
             ["prepare it with", "tfds.builder('coco_captions', file_format='array_record')", "--config.data.train="],
@@ -235,7 +233,7 @@ def test_the_command_says_in_one_line_what_it_cannot_convert(tmp_path):
         cwd=ROOT,
     )
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith(f"{tmp_path} holds no data set prepared by TFDS")
+    assert done.stderr.strip().splitlines()[-1].startswith(f"{tmp_path} does not contain a data set prepared by TFDS")
 
 
 def test_array_record_needs_no_conversion(folder):
