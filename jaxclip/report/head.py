@@ -57,10 +57,12 @@ def _cards(run: RunRecord) -> list[str]:
         under = f"validation {validation:.3f}" if np.isfinite(validation) else "last logged"
         cards.append(_card("training loss", f"{loss:.3f}", under))
     speed = run.column("images_per_second")[1]
-    if np.isfinite(speed).any():
+    # Of two steps that are logged at the same time, all images count for the first.
+    speed = speed[np.isfinite(speed) & (speed > 0)]
+    if speed.size:
         wait = run.column("data_wait")[1]
         waiting = f"{percent(float(np.nanmean(wait)))} waiting for data" if np.isfinite(wait).any() else ""
-        cards.append(_card("images per second", f"{np.nanmedian(speed):,.0f}", waiting or "median"))
+        cards.append(_card("images per second", f"{np.median(speed):,.0f}", waiting or "median"))
     seconds = _training_seconds(run)
     if seconds:
         cards.append(_card("training time", duration(seconds), "without evaluation"))
