@@ -53,12 +53,14 @@ def augmentation(inputs: Inputs, config: DataConfig) -> Callable[[Batch, Context
             return dict(batch)
 
         def images(_: Any, rows: Batch, ctx: Context) -> Batch:
-            folded = {name: ctx.fold(number).keys for number, name in enumerate(views)}
-            return {
-                name: augmented(rows[name], keys, *views[name]) for name, keys in folded.items() if keys is not None
-            }
+            result = {}
+            for number, (name, view) in enumerate(views.items()):
+                keys = ctx.fold(number).keys
+                assert keys is not None
+                result[name] = augmented(rows[name], keys, *view)
+            return result
 
-        return dict(batch) | ctx.each(images, {name: batch[name] for name in views}, salt=_SALT)
+        return {**batch, **ctx.each(images, {name: batch[name] for name in views}, salt=_SALT)}
 
     return augment
 
