@@ -33,6 +33,13 @@ def check_pattern(config: Any, name: str) -> None:
         raise UserError(f"{name}={getattr(config, name)!r} is not a regular expression: {error}") from None
 
 
+def check_templates(name: str, templates: tuple[str, ...]) -> None:
+    """Raises UserError naming the key if a phrase has no `{c}` to put a text in."""
+    for template in templates:
+        if "{c}" not in template:
+            raise UserError(f"{name}: {template!r} has no {{c}} to put the text in")
+
+
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
     """What training does to pictures after crop and flip, in this order; see `data.augment` for each.
@@ -150,29 +157,7 @@ class DataConfig:
             raise UserError(
                 f"vocabulary={self.vocabulary!r}: give data.vocabulary=PATH or data.train_vocabulary=SIZE, not both"
             )
-        _check_templates("caption_templates", self.caption_templates)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """One evaluation, named by its key.
-
-    Attributes:
-      task: "zeroshot_classification" or "zeroshot_retrieval" (CLIP_benchmark's names).
-      data: the source.
-      classes: a JSON file with the list of class names; empty where the source knows them.
-      templates: phrases with a `{c}` whose embeddings are averaged per class.
-    """
-
-    task: Literal["zeroshot_classification", "zeroshot_retrieval"]
-    data: str
-    classes: str = ""
-    templates: tuple[str, ...] = ("a photo of a {c}.",)
-
-    def __post_init__(self):
-        if not self.templates:
-            raise UserError("templates=() must hold at least one phrase, such as '{c}'")
-        _check_templates("templates", self.templates)
+        check_templates("caption_templates", self.caption_templates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,7 +264,8 @@ class Config:
       method: the method's own keys and its `name`, the module's name in `jaxclip.methods`.
       keep_best: a metric such as "validation_loss", whose best checkpoint so far is kept beside the last ones; with a
         minus before the name for a metric of which more is better; empty for none.
-      evals: evaluations by name; where there are none, retrieval on `data.eval`.
+      evals: evaluations by name: the `task`, a module's name in `jaxclip.evaluate`, and that task's own keys; if there
+        are none, the method's `task` on `data.eval`.
     """
 
     seed: int
@@ -300,7 +286,7 @@ class Config:
     init_from: str = ""
     init_only: str = ""
     mesh: MeshConfig = MeshConfig()
-    evals: Mapping[str, EvaluationConfig] = dataclasses.field(default_factory=dict)
+    evals: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_at_least(self, 1, "batch_size", "microbatches", "log_every", "keep_checkpoints")
@@ -311,11 +297,15 @@ class Config:
         if not self.steps and not self.epochs:
             raise UserError("steps=0: give steps, or epochs with steps=0")
 
-    def evaluations(self) -> Mapping[str, EvaluationConfig]:
-        """What to evaluate: `evals`, or else retrieval on `data.eval`."""
-        if self.evals or not self.data.eval:
+    def evaluations(self, task: str) -> Mapping[str, Mapping[str, Any]]:
+        """What to evaluate: `evals`, or else a task on `data.eval`.
+
+        Args:
+          task: the method's, `jaxclip.methods.Method.task`; empty for none.
+        """
+        if self.evals or not self.data.eval or not task:
             return self.evals
-        return {"validation": EvaluationConfig("zeroshot_retrieval", self.data.eval)}
+        return {"validation": {"task": task, "data": self.data.eval}}
 
 
 def parse(kind: type[T], value: Any, where: str = "config") -> T:
@@ -423,12 +413,6 @@ def _check_crop_scale(crop_scale: tuple[float, float]) -> None:
     low, high = crop_scale
     if not 0 < low <= high <= 1:
         raise UserError(f"crop_scale={crop_scale} must be two shares of the area, 0 < from <= to <= 1")
-
-
-def _check_templates(name: str, templates: tuple[str, ...]) -> None:
-    for template in templates:
-        if "{c}" not in template:
-            raise UserError(f"{name}: {template!r} has no {{c}} to put the text in")
 
 
 def _keys(kind: type) -> list[str]:

@@ -88,9 +88,11 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
         raise UserError("config.init_only: nothing says from where; give config.init_from=WEIGHTS")
     mesh = sharding.create(config.mesh)
     sharding.check_divides(config, mesh)
+    evaluators = evaluate.from_config(config.evaluations(method.task))
+    evaluate.check(evaluators, method)
     source = sources.open_source(data.train, root=data.root)
     findings.preflight(source, "data.train", data.max_pixels, data.max_skip_rate)
-    evaluations = [evaluate.Evaluation(name, item, data.root) for name, item in config.evaluations().items()]
+    evaluations = [evaluate.Evaluation(name, item, data.root) for name, item in evaluators.items()]
     eval_source = sources.open_source(data.eval, root=data.root) if data.eval else None
     tokenizer = _tokenizer(method, data, source, saved_tokenizer)
     views = Views(method.inputs(), data, tokenizer)

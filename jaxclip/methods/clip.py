@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -67,6 +67,8 @@ class Method(methods.Method):
     text: TextConfig | BertConfig
     embed_dim: int
     pixels: PixelsConfig = PixelsConfig()
+
+    charts: ClassVar[Mapping[str, tuple[str, ...]]] = {"In-batch accuracy": ("batch_accuracy",)}
 
     def __post_init__(self):
         check_at_least(self, 1, "embed_dim")
