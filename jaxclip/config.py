@@ -357,22 +357,6 @@ def parse_named(kinds: Sequence[Any], value: Any, where: str) -> Any:
     return parse(names[name], value, where)
 
 
-def from_saved(saved: Mapping[str, Any]) -> Config:
-    """The config that a run or a checkpoint was saved with, also one of version 0.1 with its `optimizer.frozen`.
-
-    Raises:
-      UserError: as `parse`.
-    """
-    optimizer = saved.get("optimizer")
-    if not isinstance(optimizer, Mapping) or "frozen" not in optimizer:
-        return parse(Config, saved)
-    optimizer = dict(optimizer)
-    frozen = optimizer.pop("frozen")
-    if frozen:
-        optimizer["groups"] = [{"match": frozen, "rate": 0.0}]
-    return parse(Config, {**saved, "optimizer": optimizer})
-
-
 def defaults(kind: type) -> dict[str, Any]:
     """The keys of a config's dataclass that have a default, with it; nested dataclasses become nested dicts."""
     hints, values = typing.get_type_hints(kind), {}

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from jaxclip import checkpoint, methods, schedule
-from jaxclip.config import Config, flatten, from_saved, to_dict
+from jaxclip import checkpoint, methods, schedule, upgrade
+from jaxclip.config import Config, flatten, parse, to_dict
 from jaxclip.errors import UserError
 from jaxclip.run import Run
 from jaxclip.step import TrainState
@@ -71,10 +71,10 @@ def check_resumable(config: Config, workdir: pathlib.Path) -> None:
     path = workdir / "config.json"
     if not path.exists() or not has_checkpoint(workdir):
         return
-    written = json.loads(path.read_text())
+    written = upgrade.config(json.loads(path.read_text()))
     with contextlib.suppress(UserError):  # a key of another version's
         # Keys that the run did not know yet had what is their default now.
-        written = _complete(from_saved(written))
+        written = _complete(parse(Config, written))
     before, now = flatten(written), flatten(_complete(config))
     for key in sorted(before.keys() | now.keys()):
         if key in MAY_CHANGE or any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE_UNDER):

@@ -18,7 +18,7 @@ from jaxclip.errors import UserError
 from jaxclip.inputs import Image, Inputs, Text
 from jaxclip.losses.contrastive import softmax_contrastive
 from jaxclip.towers.bert import BertConfig
-from jaxclip.towers.layers import normalized_pixels, unit
+from jaxclip.towers.layers import Linear, normal, normalized_pixels, uniform, unit, zeros
 from jaxclip.towers.modified_resnet import ModifiedResNetConfig
 from jaxclip.towers.resnet import ResNetConfig
 from jaxclip.towers.text import TextConfig
@@ -28,24 +28,45 @@ MAX_LOGIT_SCALE = math.log(100.0)
 
 
 class CLIP(nnx.Module):
-    """Two towers and a temperature."""
+    """Two towers, their projections to the shared space, and a temperature."""
 
     def __init__(self, method: Method, *, rngs: nnx.Rngs):
         self.pixels = method.pixels
-        self.image = method.image.init(method.embed_dim, rngs=rngs)
-        self.text = method.text.init(method.embed_dim, rngs=rngs)
+        self.projects_images = method.image_projection
+        self.image = method.image.init(rngs=rngs)
+        if method.image_projection:
+            self.image_projection = Linear(
+                method.image.output_width,
+                method.embed_dim,
+                kernel=normal(method.image.output_width**-0.5),
+                bias=uniform(method.image.output_width**-0.5) if method.image_projection_bias else None,
+                rngs=rngs,
+            )
+        self.text = method.text.init(rngs=rngs)
+        self.text_projection = Linear(
+            method.text.output_width,
+            method.embed_dim,
+            kernel=normal(method.text.output_width**-0.5),
+            bias=zeros if method.text_projection_bias else None,
+            rngs=rngs,
+        )
         self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / 0.07), jnp.float32))
 
     def encode_image(self, images: UInt8[Array, "batch height width 3"], ctx: Context) -> Float[Array, "batch embed"]:
         """Unit embeddings of 8-bit RGB images, float32."""
-        pixels = normalized_pixels(images, self.pixels.mean, self.pixels.std, ctx.dtype)
-        return unit(self.image(pixels, train=ctx.train, drop_keys=ctx.keys, constrain=ctx.constrain))
+        pooled = self.features(images, ctx)
+        return unit(self.image_projection(pooled) if self.projects_images else pooled)
+
+    def features(self, images: UInt8[Array, "batch height width 3"], ctx: Context) -> Float[Array, "batch channels"]:
+        """The image tower's pooled vectors of 8-bit RGB images, before the projection, in `ctx.dtype`."""
+        return self.image(normalized_pixels(images, self.pixels.mean, self.pixels.std, ctx.dtype), ctx)
 
     def encode_text(
         self, tokens: Int[Array, "batch context"], end: Int[Array, "batch"], ctx: Context
     ) -> Float[Array, "batch embed"]:
         """Unit embeddings of token ids, float32; `end` is the position of each text's end token."""
-        return unit(self.text(tokens, end, dtype=ctx.dtype, constrain=ctx.constrain))
+        # Other keys than the image tower's: what dropout takes from a text is independent of its image.
+        return unit(self.text_projection(self.text(tokens, end, ctx.fold(1))))
 
     def scale_and_bias(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Logits of pairs are scale * cosine + bias."""
@@ -61,19 +82,31 @@ class Method(methods.Method):
       text: the text tower, likewise; CLIP's transformer if it has no `name`.
       embed_dim: width of the shared space.
       pixels: image preprocessing.
+      image_projection: whether the image tower's vector is projected to the shared space; if not, it is as wide.
+      image_projection_bias: whether that projection has a bias, as the last layer of CLIP's ResNets has.
+      text_projection_bias: whether the projection of the text tower's vector has a bias.
     """
 
     image: ViTConfig | ModifiedResNetConfig | ResNetConfig
     text: TextConfig | BertConfig
     embed_dim: int
     pixels: PixelsConfig = PixelsConfig()
+    image_projection: bool = True
+    image_projection_bias: bool = False
+    text_projection_bias: bool = False
+
+    # The model's parameters beside towers and projections.
+    scalars: ClassVar[tuple[str, ...]] = ("logit_scale",)
 
     charts: ClassVar[Mapping[str, tuple[str, ...]]] = {"In-batch accuracy": ("batch_accuracy",)}
 
     def __post_init__(self):
         check_at_least(self, 1, "embed_dim")
-        if isinstance(self.image, ViTConfig) and not self.image.projection and self.embed_dim != self.image.width:
-            raise UserError(f"embed_dim={self.embed_dim} must be image.width={self.image.width}: no image.projection")
+        width = self.image.output_width
+        if not self.image_projection and self.embed_dim != width:
+            raise UserError(f"embed_dim={self.embed_dim} must be {width}, the image tower's: no image_projection")
+        if self.image_projection_bias and not self.image_projection:
+            raise UserError("image_projection_bias=True needs image_projection=True")
 
     def inputs(self) -> Inputs:
         """One image and one caption."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -32,6 +32,8 @@ class SigLIP(clip.CLIP):
 @dataclasses.dataclass(frozen=True)
 class Method(clip.Method):
     """SigLIP's keys in a config are CLIP's."""
+
+    scalars: ClassVar[tuple[str, ...]] = ("logit_scale", "logit_bias")
 
     def init(self, rngs: nnx.Rngs) -> SigLIP:
         """The model, freshly initialized."""

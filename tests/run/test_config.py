@@ -26,7 +26,6 @@ from jaxclip.config import (
     OptimizerConfig,
     defaults,
     flatten,
-    from_saved,
     parse,
     to_dict,
 )
@@ -244,15 +243,6 @@ def test_the_command_line_recipes_and_json_give_the_same_groups():
     config = parse(Config, ConfigDict(given))
     assert config.optimizer.groups == (GroupConfig("^image/", 0.5), GroupConfig("^text/", 0.0))
     assert parse(Config, json.loads(json.dumps(to_dict(config)))) == config
-
-
-def test_a_config_saved_with_frozen_has_groups_now():
-    saved = json.loads(json.dumps(to_dict(parse(Config, SMALLEST))))
-    for key in ("name", "schedule", "groups", "lookahead", "average_decay"):
-        del saved["optimizer"][key]
-    frozen = changed(saved, "optimizer.frozen", "^image/")
-    assert from_saved(frozen).optimizer.groups == (GroupConfig("^image/", rate=0.0),)
-    assert from_saved(changed(saved, "optimizer.frozen", "")) == from_saved(saved) == parse(Config, SMALLEST)
 
 
 def test_defaults_are_those_of_the_dataclasses():
