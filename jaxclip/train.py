@@ -23,6 +23,7 @@ from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.evaluate.gallery import gallery
 from jaxclip.evaluate.validation import validation_loss
+from jaxclip.io import atomic_write
 from jaxclip.monitor import MetricLog, Progress, Throughput
 from jaxclip.step import Step, TrainState
 from jaxclip.weights import init_from
@@ -344,6 +345,5 @@ def _due(step: int, every: int) -> bool:
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with atomic_write(path) as file:
+        file.write(text.encode())

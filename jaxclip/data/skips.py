@@ -6,11 +6,7 @@ import collections
 import threading
 
 from jaxclip.errors import UserError
-
-
-def printable(text: str) -> str:
-    """Text from data without what could harm a terminal or a log: control characters, and bytes in no encoding."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+from jaxclip.io import printable
 
 
 class SkipLog:

@@ -8,9 +8,9 @@ asks nothing of the network and works from file://.
 
 from __future__ import annotations
 
-import os
 import pathlib
 
+from jaxclip.io import atomic_write
 from jaxclip.report import page
 from jaxclip.report.pairs import Gallery
 from jaxclip.report.run import read_run
@@ -34,7 +34,6 @@ def write(workdir: pathlib.Path, gallery: Gallery | None) -> pathlib.Path:
     """
     path = workdir / "report.html"
     text = page.render(read_run(workdir), gallery)
-    unfinished = path.with_name("report.html.tmp")
-    unfinished.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(unfinished, path)
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8", errors="replace"))
     return path

@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 from tokenizers import models
 
-from jaxclip.data.tokenizers import cleaning, growth, normalising
+from jaxclip.data.tokenizers import cleaning, normalising
 from jaxclip.data.tokenizers.layout import lay_out
 from jaxclip.quiet import quiet_stderr
 
@@ -20,7 +20,7 @@ from jaxclip.quiet import quiet_stderr
 # that has no token for what it does not know fails on these, and would on some caption.
 _UNHEARD_OF = "\U00013000 a\U00013000 \U0010fffd"
 _MOST_IDS = 1 << 24  # the largest vocabularies have a million
-_AT_ONCE = 1 << 22  # characters, as long as the file's steps make them, that are encoded together: some 400 MB
+_AT_ONCE = 1 << 22  # characters that are encoded together, which takes some 400 MB
 
 
 class HuggingFaceTokenizer:
@@ -43,14 +43,12 @@ class HuggingFaceTokenizer:
           clean: of `normalising.CLEANINGS`, what is done to texts besides what the file says.
 
         Raises:
-          ValueError: it is no such file, or nothing says what to pad with, or some texts have no ids, or it makes
-            texts so long that they would fill the memory.
+          ValueError: it is no such file, or nothing says what to pad with, or some texts have no ids.
         """
         with _failures():
             self._read(text, pad_token, clean)
 
     def _read(self, text: str, pad_token: str | None, clean: str | None) -> None:
-        self._growth = growth.check(text)
         backend = tokenizers.Tokenizer.from_str(text)
         backend.no_truncation()
         self.clean, normalizer = normalising.split(backend.normalizer)
@@ -78,7 +76,6 @@ class HuggingFaceTokenizer:
         self._json = backend.to_str()
         backend.no_padding()
         if self.clean is not None:
-            growth.check(self._json)  # so that what is stored can be read again
             # Before the library looks for special tokens in a text, as it does before it normalises.
             backend.normalizer = normalizer
         self._backend = backend
@@ -99,7 +96,7 @@ class HuggingFaceTokenizer:
         if self.clean is not None:
             read = list(map(normalising.CLEANINGS[self.clean].apply, read))
         ids: list[list[int]] = []
-        for some in _portions(read, _AT_ONCE // self._growth):
+        for some in _portions(read, _AT_ONCE):
             ids += (found[:context_length] for found in self._ids(some))
         return lay_out(ids, context_length, self.pad_id, self._before, self._after)
 

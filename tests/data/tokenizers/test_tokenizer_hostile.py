@@ -209,8 +209,8 @@ def run_all(place: str) -> None:
 def ran(tmp_path_factory) -> dict[str, str]:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path_factory.mktemp("hostile"))],
-        cwd=ROOT / "tests",
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"},
+        cwd=ROOT / "tests/data/tokenizers",
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}", "JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"},
         capture_output=True,
         text=True,
     )
