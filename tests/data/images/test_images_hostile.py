@@ -18,7 +18,7 @@ from jaxclip.data.loader import TrainingLoader
 from jaxclip.data.sources import open_source
 
 # Pillow warns of much of this, once for each kind.
-pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
+pytestmark = [pytest.mark.hostile, pytest.mark.filterwarnings("ignore:::PIL")]
 
 
 @pytest.mark.parametrize("kind", hostile.PICTURES)

@@ -1,15 +1,17 @@
-"""Hostile files of vocabularies: each is refused in one line or can be used, and none takes the process with it."""
+"""Damaged and hostile vocabulary files: each is refused in one line or can be used.
+
+What is not guarded against: a tokenizer.json that is made to fill the memory or to take forever, such as by a normalizer
+that writes hundreds of letters for each, over and over. Neither executes code.
+"""
 
 from __future__ import annotations
 
-import base64
 import copy
 import faulthandler
 import json
 import os
 import pathlib
 import resource
-import struct
 import subprocess
 import sys
 from typing import Any
@@ -21,81 +23,23 @@ from test_tokenizer_hugging_face import KINDS, bert, gpt2, unigram
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from jaxclip.data import tokenizers
+from jaxclip.data.tokenizers import hugging_face
 from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from jaxclip.errors import UserError
 
+pytestmark = pytest.mark.hostile
 MEMORY = 3 << 29  # address space beyond that of the interpreter at the start
 PROGRAM = "import sys, test_tokenizer_hostile as tests; tests.run_all(sys.argv[1])"
 TEXTS = ["a red cat", "", "x" * 400, "a" * 3000, "\ufdfa <s> [CLS]"]
 SLOW = {"type": "Replace", "pattern": {"Regex": "(x+x+)+y"}, "content": ""}
 
 
-def sequence(steps: list, kind: str = "normalizers") -> dict:
-    return {"type": "Sequence", kind: steps}
-
-
 def replace(kind: str, pattern: str, content: str) -> dict:
     return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
 
 
-def precompiled(length: int, rest: bytes) -> dict:
-    charsmap = base64.b64encode(struct.pack("<I", length) + rest).decode()
-    return {"type": "Precompiled", "precompiled_charsmap": charsmap}
-
-
-def nested(step: object, depth: int) -> object:
-    for _ in range(depth):
-        step = sequence([step])
-    return step
-
-
-def template(single: list, ids: int = 1) -> dict:
-    special = {"x": {"id": "x", "ids": [1] * ids, "tokens": ["x"] * ids}}
-    pair = [{"Sequence": {"id": name, "type_id": 0}} for name in "AB"]
-    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
-
-
-TEXT, TOKEN = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "x", "type_id": 0}}
-GROWING = [replace("String", "a", "a" * 200)] * 4
-METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": False}
-BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
-# U+FDFA is eighteen letters by NFKC, and each of these a U+FDFA again.
-ROUNDS = [replace("Regex", r"[\s\S]", "\ufdfa"), {"type": "NFKC"}] * 6
-
 # By which key of the file, what stands there.
-HARMFUL: dict[str, tuple[str, Any]] = {
-    "growing": ("normalizer", sequence(GROWING)),
-    "growing without its types": (
-        "normalizer",
-        {"normalizers": [{"pattern": {"String": "a"}, "content": "a" * 200}] * 4},
-    ),
-    "growing in pieces": ("normalizer", sequence([sequence(GROWING[:2]), sequence(GROWING[:2])])),
-    "growing by expressions": ("normalizer", sequence([replace("Regex", "a", "aa")] * 30)),
-    "growing where nothing stands": ("normalizer", sequence([replace("Regex", "(?=a)", "a")] * 30)),
-    "growing by empty patterns": ("normalizer", sequence([replace("String", "", "a")] * 30)),
-    "growing before a text": ("normalizer", sequence([{"type": "Prepend", "prepend": "a" * 1000}] * 3)),
-    "growing by Unicode": ("normalizer", sequence(ROUNDS)),
-    "growing by bytes": ("pre_tokenizer", sequence([BYTES] * 30, "pretokenizers")),
-    "growing by a trie": ("normalizer", precompiled(4, bytes(4) + b"a" * 100_000)),
-    "growing back": ("decoder", sequence([replace("String", "a", "a" * 200)] * 4, "decoders")),
-    "many steps": ("normalizer", sequence([{"type": "Strip", "strip_left": True, "strip_right": True}] * 5000)),
-    "nested steps": ("normalizer", nested({"type": "NFC"}, 60)),
-    "nested without end": ("normalizer", nested({"type": "NFC"}, 400)),
-    "nested steps of no type": ("pre_tokenizer", {"pretokenizers": [{"pretokenizers": [nested(None, 30)]}]}),
-    "a trie of no length": ("normalizer", precompiled(0, b"")),
-    "a trie longer than all": ("normalizer", precompiled(0xFFFFFFF0, b"\xff" * 60)),
-    "a trie that points outside": (
-        "normalizer",
-        precompiled(16, struct.pack("<4I", 0xFFFFFFFF, 0xFFFFFFFF, 0x7FFFFFFF, 0x80000FFF) + b"abc"),
-    ),
-    "a text over and over": ("post_processor", sequence([template([TEXT, TEXT])] * 40, "processors")),
-    "ids over and over": ("post_processor", template([TOKEN] * 5000 + [TEXT], 5000)),
-    "a huge word": (
-        "model",
-        {"type": "WordPiece", "vocab": {"?": 0}, "unk_token": "?", "continuing_subword_prefix": "##",
-         "max_input_chars_per_word": 1 << 62},
-    ),
-    "a huge unknown token": ("model", {"type": "WordLevel", "vocab": {"?" * 3000: 0}, "unk_token": "?" * 3000}),
+REFUSED: dict[str, tuple[str, Any]] = {
     "a huge id": ("model", {"type": "WordLevel", "vocab": {"?": 4294967295}, "unk_token": "?"}),
     "an id too large": ("model", {"type": "WordLevel", "vocab": {"?": 1 << 70}, "unk_token": "?"}),
     "a negative id": ("model", {"type": "WordLevel", "vocab": {"?": -1}, "unk_token": "?"}),
@@ -104,7 +48,7 @@ HARMFUL: dict[str, tuple[str, Any]] = {
     "an unknown token outside": ("model", {"type": "Unigram", "unk_id": 1 << 40, "vocab": [["?", 0.0]]}),
     "merges of nothing": ("model", {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}),
     "an expression without end": ("normalizer", replace("Regex", "(" * 5000, "")),
-}  # fmt: skip
+}
 # What may be usable: whichever it is, it is said in one line or works.
 DOUBTFUL: dict[str, tuple[str, Any]] = {
     "ids without end": (
@@ -128,7 +72,6 @@ DOUBTFUL: dict[str, tuple[str, Any]] = {
         {"strategy": {"Fixed": 1 << 40}, "direction": "Right", "pad_to_multiple_of": 0, "pad_id": 0,
          "pad_type_id": 0, "pad_token": "[PAD]"},
     ),
-    "spaces over and over": ("pre_tokenizer", sequence([METASPACE] * 5, "pretokenizers")),
 }  # fmt: skip
 STRANGE = [
     None,
@@ -150,7 +93,7 @@ STRANGE = [
 def files() -> dict[str, tuple[str, bool]]:
     """By name: what is in a file, and whether it must be refused."""
     sound = json.loads(bert().to_str())
-    found = {name: (json.dumps(sound | {key: value}), True) for name, (key, value) in HARMFUL.items()}
+    found = {name: (json.dumps(sound | {key: value}), True) for name, (key, value) in REFUSED.items()}
     found |= {name: (json.dumps(sound | {key: value}), False) for name, (key, value) in DOUBTFUL.items()}
     for key in sound:
         found[f"no {key}"] = json.dumps({name: value for name, value in sound.items() if name != key}), False
@@ -164,13 +107,7 @@ def files() -> dict[str, tuple[str, bool]]:
                     changed = copy.deepcopy(whole)
                     changed[part][key] = value
                     found[f"{kind.__name__}: {part}.{key} is {number}"] = json.dumps(changed), False
-    grown = json.dumps({"normalizer": sequence(GROWING)})[1:-1]
-    found["a key twice"] = json.dumps(sound)[:-1] + f", {grown}}}", True
     found["brackets"] = '{"model": ' + "[" * 200_000, True
-    added = [{"id": 0, "content": "a" * 1_000_000, "normalized": True, "single_word": False, "lstrip": False,
-              "rstrip": False, "special": False}]  # fmt: skip
-    steps = sequence([replace("String", "a", "a" * 200)])
-    found["growing added tokens"] = json.dumps(sound | {"added_tokens": added, "normalizer": steps}), True
     return found
 
 
@@ -210,7 +147,8 @@ def ran(tmp_path_factory) -> dict[str, str]:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path_factory.mktemp("hostile"))],
         cwd=ROOT / "tests/data/tokenizers",
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}", "JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"},
+        env=os.environ
+        | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}", "JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"},
         capture_output=True,
         text=True,
     )
@@ -223,16 +161,16 @@ def test_each_is_refused_in_one_line_or_can_be_used(ran):
     assert not {name: said for name, said in ran.items() if said.startswith("wrong")}
 
 
-def test_what_does_harm_is_refused(ran):
+def test_what_no_vocabulary_can_be_is_refused(ran):
     assert not [name for name, (_, refused) in files().items() if refused and not ran[name]]
 
 
 def test_what_is_only_strange_is_not_refused_for_that(ran):
-    used = ["a slow expression", "a slow split", "cut to nothing", "padded without end", "spaces over and over"]
+    used = ["a slow expression", "a slow split", "cut to nothing", "padded without end"]
     assert [ran[name] for name in used] == [""] * len(used)
 
 
-@pytest.mark.parametrize("name", ["growing", "a trie that points outside", "a trie longer than all"])
+@pytest.mark.parametrize("name", ["a huge id", "merges of nothing", "an expression without end"])
 def test_nothing_else_is_said_of_it(tmp_path, name, capfd):
     (tmp_path / "tokenizer.json").write_text(files()[name][0])
     with pytest.raises(UserError):
@@ -253,15 +191,13 @@ def test_a_text_that_the_library_fails_on_is_an_empty_one():
     assert tokens[1].tolist() == [2, 3, *[0] * 6]
 
 
-def test_texts_of_a_growing_vocabulary_are_encoded_in_portions():
-    backend = bert()
-    backend.normalizer = normalizers.Replace("c", "c" * 300)
-    tokenizer = HuggingFaceTokenizer(backend.to_str())
-    texts = ["a red cat", "a", "red a"] * 2000  # of six million characters once they are grown
-    tokens, ends = tokenizer(texts, 6)
-    few = tokenizer(texts[:3], 6)
-    np.testing.assert_array_equal(tokens, np.tile(few[0], (2000, 1)))
-    np.testing.assert_array_equal(ends, np.tile(few[1], 2000))
+def test_texts_are_encoded_in_portions(monkeypatch):
+    tokenizer = HuggingFaceTokenizer(bert().to_str())
+    texts = ["a red cat", "a", "red a"] * 20
+    whole = tokenizer(texts, 6)
+    monkeypatch.setattr(hugging_face, "_AT_ONCE", 16)
+    np.testing.assert_array_equal(tokenizer(texts, 6)[0], whole[0])
+    np.testing.assert_array_equal(tokenizer(texts, 6)[1], whole[1])
 
 
 # Steps as published vocabularies have them, in the order of T5's, XLM-R's, Llama's, Gemma's, BERT's and DeBERTa's.
