@@ -27,6 +27,17 @@ SECONDS = 5  # of CPU time, a limit on what hangs; a file takes milliseconds
 pytestmark = pytest.mark.hostile
 PROGRAM = "import sys, test_weights_hostile as tests; tests.run_all(sys.argv[1])"
 
+# Odd, but each is read as what it says it is: the same tensor twice, names that would be no file's (nothing is written
+# by them), a big-endian V2, an array of Python 2 or of True by 6, lengths that zipfile can do without.
+USABLE = {
+    *("more-fields", "name-twice-the-same", "name-twice-escaped"),
+    *(f"descr-{number}-{way}" for number in (20, 32) for way in ("stored", "packed")),
+    *(f"npy-shape-{number}-{way}" for number in (6, 24, 26, 28) for way in ("stored", "packed")),
+    *(f"member-{number}" for number in (0, 1, 2, 3, 4, 5, 6, 10, 17, 18, "nul")),
+    *(f"packed-packed-{size}" for size in (1 << 16, 0x7FFFFFFF, 0xFFFFFFFE, 0xFFFFFFFF)),
+    *("member-in-member", "deflate-without-end", "deflate-and-more"),
+}
+
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 # Not "compile": NumPy parses the header of an array by ast.literal_eval, which does. Running it would be "exec".
 _ACTS = re.compile(
@@ -133,7 +144,9 @@ def test_there_are_hostile_files_enough():
 
 def test_each_is_refused_in_one_line_that_names_it(ran):
     wrong = [
-        (name, said) for name, said, _, refused in ran["files"] if said.startswith("wrong") or refused and not said
+        (name, said)
+        for name, said, _, refused in ran["files"]
+        if said.startswith("wrong") or refused and not said and name not in USABLE
     ]
     assert not wrong
 

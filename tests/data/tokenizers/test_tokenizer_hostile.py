@@ -1,7 +1,7 @@
 """Damaged and hostile vocabulary files: each is refused in one line or can be used.
 
-What is not guarded against: a tokenizer.json that is made to fill the memory or to take forever, such as by a normalizer
-that writes hundreds of letters for each, over and over. Neither executes code.
+What is not guarded against: a tokenizer.json that is made to fill the memory or to take forever, such as by a
+normalizer that writes hundreds of letters for each, over and over. Neither executes code.
 """
 
 from __future__ import annotations
