@@ -21,6 +21,7 @@ from jaxclip.device_augmentation import augmentation
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.inputs import Answers, Text
+from jaxclip.io import atomic_write
 from jaxclip.step import Step
 
 
@@ -158,6 +159,5 @@ def _tokenizer(method: methods.Method, data: DataConfig, source: Source, saved: 
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with atomic_write(path) as file:
+        file.write(text.encode())

@@ -8,10 +8,10 @@ written. The page asks nothing of the network and works from file://.
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from jaxclip.io import atomic_write
 from jaxclip.report import page
 from jaxclip.report.gallery import Gallery
 from jaxclip.report.workdir import read_run
@@ -38,7 +38,6 @@ def write(
     """
     path = workdir / "report.html"
     text = page.render(read_run(workdir), gallery, charts or {})
-    unfinished = path.with_name("report.html.tmp")
-    unfinished.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(unfinished, path)
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8", errors="replace"))
     return path

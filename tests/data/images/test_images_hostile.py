@@ -20,7 +20,7 @@ from jaxclip.data.sources import open_source
 from jaxclip.data.views import Views
 
 # Pillow warns of much of this, once for each kind.
-pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
+pytestmark = [pytest.mark.hostile, pytest.mark.filterwarnings("ignore:::PIL")]
 
 
 @pytest.mark.parametrize("kind", hostile.PICTURES)
