@@ -180,8 +180,8 @@ def test_large_row_groups_are_told_in_one_line(tmp_path, monkeypatch, caplog):
     assert not caplog.messages
     monkeypatch.setattr(parquet, "_CACHE", 3 << 19)
     Parquet(str(path))
-    assert [message.partition(",")[0] for message in caplog.messages] == [
-        f"{path}: 1 of 2 row groups are larger than 1 MiB (the largest has 2 MiB)"
+    assert [message.partition(" (")[0] for message in caplog.messages] == [
+        f"{path}: 1 of 2 row groups are larger than 1 MiB"
     ]
     monkeypatch.setattr(parquet_index, "LARGEST_GROUP", 2 << 20)
     write(path, {"jpg": noise(5), "caption": ["a"] * 5})
