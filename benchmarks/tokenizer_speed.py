@@ -42,8 +42,14 @@ def main() -> int:
     words = english(tokenizer)
     with Peer(arguments.peer_python) as peer:
         if arguments.identity:
-            return compare(tokenizer, peer, odd_strings(words), arguments.strings)
-        measure(tokenizer, peer, captions(words, seed=0), arguments.rounds, arguments.captions // BATCH)
+            return compare(tokenizer, peer, source=odd_strings(words), count=arguments.strings)
+        measure(
+            tokenizer,
+            peer,
+            source=captions(words, seed=0),
+            rounds=arguments.rounds,
+            batches=arguments.captions // BATCH,
+        )
         return 0
 
 

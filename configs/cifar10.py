@@ -3,11 +3,11 @@
 --config.data.root=FOLDER names the folder with train-*.tar, val-00000.tar and classes.json.
 """
 
-from configs import common
+from jaxclip import recipes
 
 
 def get_config():
-    config = common.base()
+    config = recipes.base()
     config.batch_size = 64
     config.epochs = 11.0
     config.eval_every = 800
@@ -22,7 +22,7 @@ def get_config():
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.1
-    config.method = common.clip(
+    config.method = recipes.clip(
         image_size=32, patch_size=4, width=128, layers=4, text_width=128, text_layers=1, embed_dim=128
     )
     config.method.image.scan = False
@@ -32,7 +32,7 @@ def get_config():
     config.method.text.context_length = 12
     templates = ("a photo of a {c}.", "a picture of the {c}.")
     config.evals = {
-        "cifar10": common.evaluation(
+        "cifar10": recipes.evaluation(
             "zeroshot_classification", "val-00000.tar", classes="classes.json", templates=templates
         )
     }

@@ -3,11 +3,11 @@
 --config.data.root=FOLDER names the folder with train-*.tar and val-00000.tar.
 """
 
-from configs import common
+from jaxclip import recipes
 
 
 def get_config():
-    config = common.base()
+    config = recipes.base()
     config.batch_size = 128
     config.epochs = 38.0
     config.log_every = 20
@@ -20,7 +20,7 @@ def get_config():
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.2
-    config.method = common.clip(
+    config.method = recipes.clip(
         image_size=64, patch_size=8, width=128, layers=4, text_width=128, text_layers=2, embed_dim=128
     )
     config.method.image.scan = False
@@ -28,5 +28,5 @@ def get_config():
     config.method.text.scan = False
     config.method.text.vocab_size = 1500
     config.method.text.context_length = 20
-    config.evals = {"emoji": common.evaluation("zeroshot_retrieval", "val-00000.tar")}
+    config.evals = {"emoji": recipes.evaluation("zeroshot_retrieval", "val-00000.tar")}
     return config

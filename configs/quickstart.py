@@ -1,10 +1,10 @@
 """The demo: a small CLIP on drawn scenes of coloured shapes. Nothing to download; minutes on two CPU cores."""
 
-from configs import common
+from jaxclip import recipes
 
 
 def get_config():
-    config = common.base()
+    config = recipes.base()
     config.batch_size = 128
     config.steps = 1200
     config.log_every = 10
@@ -16,7 +16,7 @@ def get_config():
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.1
-    config.method = common.clip(
+    config.method = recipes.clip(
         image_size=32, patch_size=8, width=128, layers=4, text_width=128, text_layers=2, embed_dim=128
     )
     config.method.image.scan = False
@@ -25,7 +25,7 @@ def get_config():
     config.method.text.context_length = 20
     templates = ("a {c}", "there is a {c}", "{c}")
     config.evals = {
-        name: common.evaluation("zeroshot_classification", data, templates=templates)
+        name: recipes.evaluation("zeroshot_classification", data, templates=templates)
         for name, data in (("shapes_seen", "shapes:seen"), ("shapes_unseen", "shapes:unseen"))
     }
     return config

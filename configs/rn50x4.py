@@ -4,9 +4,9 @@ Needs --config.data.vocabulary=PATH, OpenAI's bpe_simple_vocab_16e6.txt.gz. The 
 else is named, takes the place of the unpublished set of 400 million pairs.
 """
 
-from configs import common
+from jaxclip import recipes
 
 
 def get_config():
-    method = common.clip_resnet(image_size=288, width=80, layers=(4, 6, 10, 6), text_width=640, embed_dim=640)
-    return common.paper_resnet(5e-4, method)
+    method = recipes.clip_resnet(image_size=288, width=80, layers=(4, 6, 10, 6), text_width=640, embed_dim=640)
+    return recipes.paper_resnet(5e-4, method)

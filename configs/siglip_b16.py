@@ -4,11 +4,11 @@ Needs --config.data.vocabulary=PATH, the SentencePiece model of 32,000 tokens th
 another with method.text.vocab_size. The data, tfds:coco_captions where nothing else is named, takes the place of WebLI.
 """
 
-from configs import common
+from jaxclip import recipes
 
 
 def get_config():
-    config = common.base()
+    config = recipes.base()
     config.steps = 274_658  # the 9 billion pairs of the paper's 5-day runs (section 4.3)
     config.data.train = "tfds:coco_captions"
     config.optimizer.learning_rate = 1e-3
@@ -16,13 +16,13 @@ def get_config():
     # The paper's 1e-4 is not multiplied by the learning rate (big_vision's optimizer), and here it is.
     config.optimizer.weight_decay = 0.1
     config.optimizer.clip_norm = 1.0
-    image = common.vit(
+    image = recipes.vit(
         image_size=224, patch_size=16, width=768, layers=12, remat="full", activation="gelu_tanh", eps=1e-6
     )
     image |= {"pool": "map", "ln_pre": False, "patch_bias": True}
-    text = common.text(width=768, layers=12, remat="full", activation="gelu_tanh", eps=1e-6)
+    text = recipes.text(width=768, layers=12, remat="full", activation="gelu_tanh", eps=1e-6)
     text |= {"vocab_size": 32_000, "context_length": 64, "causal": False, "pool": "last"}
-    config.method = common.two_towers("siglip", image, text, 768)
+    config.method = recipes.two_towers("siglip", image, text, 768)
     config.method.image_projection = False
     config.method.text_projection_bias = True
     config.method.pixels.mean = config.method.pixels.std = (0.5, 0.5, 0.5)

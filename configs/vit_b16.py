@@ -4,14 +4,14 @@ Needs --config.data.vocabulary=PATH, OpenAI's bpe_simple_vocab_16e6.txt.gz. The 
 else is named, takes the place of the unpublished set of 400 million pairs.
 """
 
-from configs import common
+from jaxclip import recipes
 
 
 def get_config():
-    config = common.paper()
+    config = recipes.paper()
     config.optimizer.learning_rate = 5e-4
     # Without it a batch of 32,768 does not fit on 256 chips of 16 GiB: see docs/plan.md.
-    config.method = common.clip(
+    config.method = recipes.clip(
         image_size=224, patch_size=16, width=768, layers=12, text_width=512, text_layers=12, embed_dim=512, remat="full"
     )
     return config

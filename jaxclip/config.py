@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from jaxclip.errors import UserError
@@ -30,6 +31,13 @@ def check_pattern(config: Any, name: str) -> None:
         re.compile(getattr(config, name))
     except re.error as error:
         raise UserError(f"{name}={getattr(config, name)!r} is not a regular expression: {error}") from None
+
+
+def check_templates(name: str, templates: tuple[str, ...]) -> None:
+    """Raises UserError naming the key if a phrase has no `{c}` to put a text in."""
+    for template in templates:
+        if "{c}" not in template:
+            raise UserError(f"{name}: {template!r} has no {{c}} to put the text in")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,59 +157,82 @@ class DataConfig:
             raise UserError(
                 f"vocabulary={self.vocabulary!r}: give data.vocabulary=PATH or data.train_vocabulary=SIZE, not both"
             )
-        _check_templates("caption_templates", self.caption_templates)
+        check_templates("caption_templates", self.caption_templates)
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """One evaluation, named by its key.
+class GroupConfig:
+    """A rule for some of the parameters; `optimizer.groups` holds them in order, and the first that matches applies.
 
     Attributes:
-      task: "zeroshot_classification" or "zeroshot_retrieval" (CLIP_benchmark's names).
-      data: the source.
-      classes: a JSON file with the list of class names; empty where the source knows them.
-      templates: phrases with a `{c}` whose embeddings are averaged per class.
+      match: a regular expression that is searched for in a parameter's path, such as image/positions.
+      rate: a factor on the learning rate. 0 freezes: the parameters have no gradient and no optimizer state, and the
+        batch statistics of their layers stay as they are.
+      weight_decay: of the group; negative for the optimizer's own.
+      decay_all: whether gains and biases are decayed too.
+      layer_decay: in stacked blocks [layers, ...], a further factor of layer_decay ** (layers - 1 - l) on the learning
+        rate of layer l, counted from 0.
     """
 
-    task: Literal["zeroshot_classification", "zeroshot_retrieval"]
-    data: str
-    classes: str = ""
-    templates: tuple[str, ...] = ("a photo of a {c}.",)
+    match: str
+    rate: float = 1.0
+    weight_decay: float = -1.0
+    decay_all: bool = False
+    layer_decay: float = 1.0
 
     def __post_init__(self):
-        if not self.templates:
-            raise UserError("templates=() must hold at least one phrase, such as '{c}'")
-        _check_templates("templates", self.templates)
+        check_pattern(self, "match")
+        check_at_least(self, 0, "rate")
+        if math.isnan(self.weight_decay):
+            raise UserError("weight_decay=nan must be a number; a negative one stands for the optimizer's own")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"layer_decay={self.layer_decay} must be above 0 and at most 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW as CLIP uses it (Radford et al. 2021, table 18 and 19).
+    """The optimizer; the defaults are CLIP's (Radford et al. 2021, table 18 and 19).
 
     Attributes:
-      learning_rate: the peak, reached after `warmup_steps` of linear growth, then a cosine to 0.
+      learning_rate: the peak, reached after `warmup_steps` of linear growth; `schedule` says how it goes on.
+      warmup_steps: cut to a tenth of a shorter run.
+      name: "adamw", with decoupled decay; "adam", whose decay is added to the gradient; "sgd" with momentum, likewise;
+        "muon" for matrices, with AdamW for all else.
+      beta1: decay of the mean gradient; the momentum of "sgd" and "muon".
+      beta2, eps: of Adam.
+      weight_decay: of all parameters but gains and biases.
       clip_norm: the global norm that gradients are clipped to; 0 for no clipping.
-      frozen: a regular expression; parameters in whose path it is found ("^image/") stay as they are, without gradient
-        or optimizer state, and so do the batch statistics of their layers. Empty for none.
+      schedule: the name of a class in `jaxclip.schedule`, and its keys.
+      groups: parameters with a learning rate or a decay of their own, or that are frozen.
+      lookahead: (every, step size): every so many steps the weights go back to a point between the slow weights and
+        themselves, which is the step size's share of the way (Zhang et al. 2019); (0, 0.0) for none.
+      average_decay: of the exponential moving average of the weights, which is then what is evaluated and exported; 0
+        for none, 0.9999 is typical.
     """
 
     learning_rate: float
     warmup_steps: int = 2000
+    name: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
     beta1: float = 0.9
     beta2: float = 0.98
     eps: float = 1e-6
     weight_decay: float = 0.2
     clip_norm: float = 0.0
-    frozen: str = ""
+    schedule: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"name": "cosine"})
+    groups: tuple[GroupConfig, ...] = ()
+    lookahead: tuple[int, float] = (0, 0.0)
+    average_decay: float = 0.0
 
     def __post_init__(self):
         check_at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "clip_norm")
-        check_pattern(self, "frozen")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "average_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         if not self.eps > 0:
             raise UserError(f"eps={self.eps} must be above 0")
+        every, size = self.lookahead
+        if self.lookahead != (0, 0.0) and not (every >= 1 and 0 < size <= 1):
+            raise UserError(f"lookahead={self.lookahead} must be (steps, a share above 0 and at most 1), or (0, 0.0)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +262,10 @@ class Config:
         fresh start.
       init_only: a regular expression; only parameters in whose path it is found ("^image/") are taken from there.
       method: the method's own keys and its `name`, the module's name in `jaxclip.methods`.
-      evals: evaluations by name; where there are none, retrieval on `data.eval`.
+      keep_best: a metric such as "validation_loss", whose best checkpoint so far is kept beside the last ones; with a
+        minus before the name for a metric of which more is better; empty for none.
+      evals: evaluations by name: the `task`, a module's name in `jaxclip.evaluate`, and that task's own keys; if there
+        are none, the method's `task` on `data.eval`.
     """
 
     seed: int
@@ -243,15 +277,16 @@ class Config:
     epochs: float = 0.0
     microbatches: int = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    log_every: int = 10
-    eval_every: int = 1000
+    log_every: int = 50
+    eval_every: int = 2000
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
+    keep_best: str = ""
     profile_steps: tuple[int, int] = (0, 0)
     init_from: str = ""
     init_only: str = ""
     mesh: MeshConfig = MeshConfig()
-    evals: Mapping[str, EvaluationConfig] = dataclasses.field(default_factory=dict)
+    evals: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_at_least(self, 1, "batch_size", "microbatches", "log_every", "keep_checkpoints")
@@ -262,11 +297,15 @@ class Config:
         if not self.steps and not self.epochs:
             raise UserError("steps=0: give steps, or epochs with steps=0")
 
-    def evaluations(self) -> Mapping[str, EvaluationConfig]:
-        """What to evaluate: `evals`, or else retrieval on `data.eval`."""
-        if self.evals or not self.data.eval:
+    def evaluations(self, task: str) -> Mapping[str, Mapping[str, Any]]:
+        """What to evaluate: `evals`, or else a task on `data.eval`.
+
+        Args:
+          task: the method's, `jaxclip.methods.Method.task`; empty for none.
+        """
+        if self.evals or not self.data.eval or not task:
             return self.evals
-        return {"validation": EvaluationConfig("zeroshot_retrieval", self.data.eval)}
+        return {"validation": {"task": task, "data": self.data.eval}}
 
 
 def parse(kind: type[T], value: Any, where: str = "config") -> T:
@@ -303,6 +342,35 @@ def parse(kind: type[T], value: Any, where: str = "config") -> T:
         raise UserError(f"{where}.{error}") from None
 
 
+def parse_named(kinds: Sequence[Any], value: Any, where: str) -> Any:
+    """Builds the one of several dataclasses whose field `name` has the value's `name`; the first if it has none.
+
+    Raises:
+      UserError: none has that name, or as `parse`.
+    """
+    names = {next(field.default for field in dataclasses.fields(kind) if field.name == "name"): kind for kind in kinds}
+    if not hasattr(value, "items"):
+        raise UserError(f"{where}={value!r} must hold keys")
+    name = dict(value.items()).get("name", next(iter(names)))
+    if not isinstance(name, str) or name not in names:
+        raise UserError(f"{where}.name={name!r} must be one of {', '.join(map(repr, names))}")
+    return parse(names[name], value, where)
+
+
+def defaults(kind: type) -> dict[str, Any]:
+    """The keys of a config's dataclass that have a default, with it; nested dataclasses become nested dicts."""
+    hints, values = typing.get_type_hints(kind), {}
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            values[field.name] = defaults(hint)
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+    return values
+
+
 def to_dict(config: Any) -> Any:
     """A parsed config as plain JSON values."""
     if dataclasses.is_dataclass(config):
@@ -331,12 +399,6 @@ def _check_crop_scale(crop_scale: tuple[float, float]) -> None:
         raise UserError(f"crop_scale={crop_scale} must be two shares of the area, 0 < from <= to <= 1")
 
 
-def _check_templates(name: str, templates: tuple[str, ...]) -> None:
-    for template in templates:
-        if "{c}" not in template:
-            raise UserError(f"{name}: {template!r} has no {{c}} to put the text in")
-
-
 def _keys(kind: type) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
 
@@ -350,7 +412,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where}={value!r} must be one of {', '.join(map(repr, args))}")
         return value
     if origin is types.UnionType and dataclasses.is_dataclass(args[0]):
-        return _convert_named(args, value, where)
+        return parse_named(args, value, where)
     if origin is types.UnionType:
         if type(value) is str:  # each other union there is has text first, and then a tuple
             return value
@@ -379,17 +441,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return tuple(map(_plain, value))
     return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value
-
-
-def _convert_named(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    """One of several dataclasses: the one whose field `name` has the value's; the first where it has none."""
-    names = {next(field.default for field in dataclasses.fields(kind) if field.name == "name"): kind for kind in kinds}
-    if not hasattr(value, "items"):
-        raise UserError(f"{where}={value!r} must hold keys")
-    name = dict(value.items()).get("name", next(iter(names)))
-    if not isinstance(name, str) or name not in names:
-        raise UserError(f"{where}.name={name!r} must be one of {', '.join(map(repr, names))}")
-    return parse(names[name], value, where)
 
 
 def _convert_tuple(args: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import sys
 
 from absl import flags, logging
 
-from jaxclip import recipe
+from jaxclip import command_line
 from jaxclip.config import Config, parse
 from jaxclip.errors import UserError
 
@@ -41,7 +41,7 @@ def _stop_early(*_: object) -> None:
 
 
 def _parse(argv: list[str]) -> tuple[Config, pathlib.Path]:
-    config = parse(Config, recipe.read(argv))
+    config = parse(Config, command_line.read(argv))
     if not _WORKDIR.value:
         raise UserError("give a folder for the run: --workdir=DIR")
     workdir = pathlib.Path(_WORKDIR.value)
@@ -81,7 +81,7 @@ def _join_processes() -> None:
         jax.distributed.initialize(num_processes=processes, process_id=process)
     except ValueError as error:
         raise UserError(
-            f"--distributed: {recipe.one_line(error)} Outside TPU pods and SLURM, set "
+            f"--distributed: {command_line.one_line(error)} Outside TPU pods and SLURM, set "
             f"JAX_COORDINATOR_ADDRESS=HOST:PORT, "
             f"{' and '.join(names)}"
         ) from None

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import tqdm
 
+from jaxclip.io import atomic_write
 from jaxclip.quiet import quiet_stderr
 
 
@@ -30,9 +31,8 @@ class MetricLog:
         self._path = workdir / "metrics.jsonl"
         if self._path.exists():
             kept = [line for line in self._path.read_text().splitlines() if _step(line) <= start]
-            temporary = self._path.with_suffix(".jsonl.tmp")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            temporary.replace(self._path)
+            with atomic_write(self._path) as file:
+                file.write("".join(line + "\n" for line in kept).encode())
         self._file = self._path.open("a", buffering=1)
         self._writer = metric_writers.create_default_writer(str(workdir))
 

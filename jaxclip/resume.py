@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxclip import checkpoint, methods, upgrade
+from jaxclip import checkpoint, methods, schedule, upgrade
 from jaxclip.config import Config, flatten, parse, to_dict
 from jaxclip.errors import UserError
 from jaxclip.run import Run
@@ -87,5 +87,7 @@ def check_resumable(config: Config, workdir: pathlib.Path) -> None:
 
 
 def _complete(config: Config) -> dict[str, Any]:
-    """Every key of a config, those of its method too, whether they were given or not."""
-    return to_dict(config) | {"method": methods.to_config(methods.from_config(config.method))}
+    """Every key of a config, those of its method and its schedule too, whether they were given or not."""
+    whole = to_dict(config) | {"method": methods.to_config(methods.from_config(config.method))}
+    whole["optimizer"]["schedule"] = schedule.to_config(schedule.from_config(config.optimizer.schedule))
+    return whole

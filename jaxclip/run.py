@@ -21,6 +21,7 @@ from jaxclip.device_augmentation import augmentation
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.inputs import Answers, Text
+from jaxclip.io import atomic_write
 from jaxclip.step import Step
 
 
@@ -88,9 +89,11 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
         raise UserError("config.init_only: nothing says from where; give config.init_from=WEIGHTS")
     mesh = sharding.create(config.mesh)
     sharding.check_divides(config, mesh)
+    evaluators = evaluate.from_config(config.evaluations(method.task))
+    evaluate.check(evaluators, method)
     source = sources.open_source(data.train, root=data.root)
     findings.preflight(source, "data.train", data.max_pixels, data.max_skip_rate)
-    evaluations = [evaluate.Evaluation(name, item, data.root) for name, item in config.evaluations().items()]
+    evaluations = [evaluate.Evaluation(name, item, data.root) for name, item in evaluators.items()]
     eval_source = sources.open_source(data.eval, root=data.root) if data.eval else None
     tokenizer = _tokenizer(method, data, source, saved_tokenizer)
     views = Views(method.inputs(), data, tokenizer)
@@ -101,10 +104,11 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
         mesh,
         precision=config.precision,
         microbatches=config.microbatches,
-        frozen=config.optimizer.frozen,
+        groups=config.optimizer.groups,
+        average_decay=config.optimizer.average_decay,
         augment=augmentation(method.inputs(), data),
     )
-    check_frozen(step)
+    optimizer.check_groups(step.abstract_state.params, config.optimizer.groups)
     # A chunk that is bad as a whole comes up within one window.
     block = 4 * data.shuffle_window if mixture.is_chunked(source) else 1000
     training = loader.TrainingLoader(
@@ -154,17 +158,6 @@ def _tokenizer(method: methods.Method, data: DataConfig, source: Source, saved: 
     return tokenizer
 
 
-def check_frozen(step: Step) -> None:
-    """Raises UserError if the recipe freezes parameters and finds none, or leaves none to train."""
-    found = jax.tree.leaves(optimizer.frozen_paths(step.abstract_state.params, step.frozen))
-    if step.frozen and not any(found) or all(found):
-        which = "every" if all(found) else "no"
-        raise UserError(
-            f"config.optimizer.frozen={step.frozen!r} is found in {which} parameter's path, such as image/positions"
-        )
-
-
 def _write(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with atomic_write(path) as file:
+        file.write(text.encode())

@@ -26,7 +26,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(token_embedding|kernel)$", PartitionSpec("fsdp", None)),
     # Each device keeps the rows of its own records, so that a push moves none of the queue.
     (r"queue$", BATCH),
-    (r"(scale|bias|positions|class_embedding|segments|probe|mean|var)$", PartitionSpec()),
+    (r"(scale|bias|positions|class_embedding|segments|probe|mean|var|ns_coeffs)$", PartitionSpec()),
 )
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,10 +15,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip import methods, sharding
+from jaxclip.config import GroupConfig
 from jaxclip.context import Context
 from jaxclip.inputs import shapes
 from jaxclip.methods import Method
-from jaxclip.optimizer import frozen_paths
+from jaxclip.optimizer import frozen_paths, is_frozen
 from jaxclip.towers.batch_norm import BatchNorm
 
 # (batch, ctx) -> batch, before the method's loss; see `device_augmentation`.
@@ -90,12 +90,12 @@ class Step:
         mesh: Mesh,
         precision: str = "auto",
         microbatches: int = 1,
-        frozen: str = "",
+        groups: Sequence[GroupConfig] = (),
         average_decay: float = 0.0,
         augment: Augment | None = None,
     ):
         self.microbatches = microbatches
-        self.frozen = frozen
+        self.groups = groups
         self.average_decay = average_decay
         self.augment = augment
         self.method = method
@@ -158,7 +158,7 @@ class Step:
             lambda new, old, frozen: old if frozen else new,
             params,
             state.params,
-            frozen_paths(state.params, self.frozen),
+            frozen_paths(state.params, self.groups),
         )
         metrics |= {"loss": value, "grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(state.params)}
         state = dataclasses.replace(
@@ -201,11 +201,10 @@ class Step:
         params = jax.tree.map(
             lambda leaf, frozen: jax.lax.stop_gradient(leaf) if frozen else leaf,
             params,
-            frozen_paths(params, self.frozen),
+            frozen_paths(params, self.groups),
         )
         model = self.model(methods.joined(params, stats))
-        if self.frozen:
-            _lock(model, self.frozen)
+        _lock(model, self.groups)
         kept = self._memory(memory)
         ctx = Context(
             model=model,
@@ -222,8 +221,8 @@ class Step:
         return loss, (metrics, methods.batch_stats(model), jax.lax.stop_gradient(methods.contents(kept)))
 
 
-def _lock(model: nnx.Module, frozen: str) -> None:
+def _lock(model: nnx.Module, groups: Sequence[GroupConfig]) -> None:
     """Makes frozen layers use, and keep, their running averages in training."""
     for path, module in nnx.iter_modules(model):
-        if isinstance(module, BatchNorm) and re.search(frozen, "/".join(map(str, (*path, "scale")))):
+        if isinstance(module, BatchNorm) and is_frozen("/".join(map(str, (*path, "scale"))), groups):
             module.locked = True

@@ -17,9 +17,9 @@ from jax.experimental import multihost_utils
 from jaxclip import evaluate, optimizer, report, resume, sharding
 from jaxclip.checkpoint import Checkpoints
 from jaxclip.config import Config, to_dict
-from jaxclip.evaluate.gallery import gallery
 from jaxclip.evaluate.validation import validation_metrics
 from jaxclip.monitor import Monitor, Profiler
+from jaxclip.report.gallery import gallery
 from jaxclip.run import Run, build
 from jaxclip.step import TrainState
 
@@ -108,7 +108,8 @@ class _Trainer:
                 if log.total:
                     self.monitor.say(f"skipped {log.total:,} records: {log}")
             if run.is_main:
-                self.monitor.say(f"report: {report.write(run.workdir, images).absolute()}")
+                page = report.write(run.workdir, images, run.method.charts)
+                self.monitor.say(f"report: {page.absolute()}")
 
     def _batches(self) -> Iterator[dict[str, jax.Array]]:
         over_devices = sharding.batch_sharding(self.run.mesh)
@@ -125,7 +126,7 @@ class _Trainer:
         evaluating = step == run.steps or (evaluating and _due(step, config.eval_every))
         if not (_due(step, config.log_every) or evaluating):
             return
-        figures["learning_rate"] = float(optimizer.schedule(config.optimizer, run.steps)(step - 1))
+        figures |= optimizer.rates(config.optimizer, run.steps, step - 1, float(self.state.rate))
         figures["skipped"] = run.loader.skips.total
         figures |= self.monitor.show(step, figures)
         if evaluating and run.eval_source:

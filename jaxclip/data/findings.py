@@ -12,8 +12,9 @@ from PIL import Image
 from jaxclip.data.images.decode import MAX_PIXELS, Unreadable, open_image
 from jaxclip.data.mixture import spread
 from jaxclip.data.record import Record, Skip, Source
-from jaxclip.data.skips import SkipLog, printable
+from jaxclip.data.skips import SkipLog
 from jaxclip.errors import UserError
+from jaxclip.io import printable
 
 _READ = 32  # records read at a time
 _THUMBNAIL = 320  # pixels of a thumbnail's longer side

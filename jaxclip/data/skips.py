@@ -6,11 +6,7 @@ import collections
 import threading
 
 from jaxclip.errors import UserError
-
-
-def printable(text: str) -> str:
-    """Text from data, safe for a terminal or a log: unprintable characters become U+FFFD."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+from jaxclip.io import printable
 
 
 class SkipLog:

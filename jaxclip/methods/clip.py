@@ -98,6 +98,8 @@ class Method(methods.Method):
     # The model's parameters beside towers and projections.
     scalars: ClassVar[tuple[str, ...]] = ("logit_scale",)
 
+    charts: ClassVar[Mapping[str, tuple[str, ...]]] = {"In-batch accuracy": ("batch_accuracy",)}
+
     def __post_init__(self):
         check_at_least(self, 1, "embed_dim")
         width = self.image.output_width

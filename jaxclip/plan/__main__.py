@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from absl import flags, logging
 
-from jaxclip import recipe
+from jaxclip import command_line
 from jaxclip.config import Config, parse
 from jaxclip.errors import UserError
 
@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def _plan(argv: list[str]) -> int:
-    settings = recipe.read(argv)
+    settings = command_line.read(argv)
     if not _TOPOLOGY.value:
         raise UserError("give the TPUs to plan for, such as --topology=v5e:16x16")
     # The program depends neither on the data nor on the words of a vocabulary, so neither has to exist. But a config

@@ -111,7 +111,8 @@ def compile_step(config: Config, topology: Topology) -> Plan:
         mesh,
         precision=config.precision,
         microbatches=config.microbatches,
-        frozen=config.optimizer.frozen,
+        groups=config.optimizer.groups,
+        average_decay=config.optimizer.average_decay,
         augment=augmentation(method.inputs(), config.data),
     )
     rows = sharding.batch_sharding(mesh)

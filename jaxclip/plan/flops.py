@@ -29,7 +29,7 @@ def model_flops(method: Method, step: Step, batch: Any) -> float:
     # On one device and in one part: shards and micro-batches divide the work, and recompute some.
     device = step.mesh.devices.flat[0]
     alone = Step(
-        method, step.optimizer, sharding.create(MeshConfig(), [device]), precision=str(step.dtype), frozen=step.frozen
+        method, step.optimizer, sharding.create(MeshConfig(), [device]), precision=str(step.dtype), groups=step.groups
     )
     state = alone.abstract_state
 

@@ -22,20 +22,20 @@ from PIL import Image
 TINY = """
 import pathlib
 
-from configs import common
+from jaxclip import recipes
 
 
 def get_config():
-    config = common.base()
+    config = recipes.base()
     config.batch_size = 8
     config.steps = 4
     config.log_every = 1
     config.eval_every = 0
     config.checkpoint_every = 2
-    config.data.root = str(TESTS)
+    config.data.root = str(pathlib.Path(__file__).parent)
     config.data.train = "pairs.tar"
     config.data.train_vocabulary = 520
-    config.method = common.clip(
+    config.method = recipes.clip(
         image_size=16, patch_size=8, width=32, layers=1, text_width=32, text_layers=1, embed_dim=16
     )
     config.method.image.heads = 2

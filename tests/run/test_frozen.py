@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from jaxclip import methods, optimizer, sharding
-from jaxclip.config import MeshConfig, OptimizerConfig, parse
+from jaxclip.config import GroupConfig, MeshConfig, OptimizerConfig, parse
 from jaxclip.errors import UserError
 from jaxclip.step import Step, TrainState
-from jaxclip.train import check_frozen
 
 TINY = {
     "name": "clip",
@@ -28,12 +27,17 @@ BATCH = 8
 SETTINGS = {"learning_rate": 1e-3, "warmup_steps": 0, "eps": 1e-3}
 
 
+def frozen_by(match: str) -> tuple[GroupConfig, ...]:
+    """The groups that freeze what an expression finds; none if it is empty."""
+    return (GroupConfig(match, rate=0.0),) if match else ()
+
+
 @functools.cache
 def step_with(frozen: str, microbatches: int = 1, image: str = "vit") -> Step:
     method = methods.from_config(TINY if image == "vit" else TINY | {"image": RESNET})
     mesh = sharding.create(MeshConfig(), jax.devices()[:1])
-    adamw = optimizer.create(OptimizerConfig(**SETTINGS, frozen=frozen), 100)
-    return Step(method, adamw, mesh, "float32", microbatches, frozen)
+    adamw = optimizer.create(OptimizerConfig(**SETTINGS, groups=frozen_by(frozen)), 100)
+    return Step(method, adamw, mesh, "float32", microbatches, frozen_by(frozen))
 
 
 def batch(size: int = 16) -> dict[str, np.ndarray]:
@@ -98,7 +102,7 @@ def test_what_the_expression_finds_stays_bit_for_bit_and_all_else_moves(microbat
 
 
 def test_the_expression_is_searched_for_in_the_whole_path():
-    found = arrays(optimizer.frozen_paths(step_with("").abstract_state.params, r"ln_\d/scale|^logit"))
+    found = arrays(optimizer.frozen_paths(step_with("").abstract_state.params, frozen_by(r"ln_\d/scale|^logit")))
     assert {path for path, frozen in found.items() if frozen} == {
         "logit_scale",
         *(f"{tower}/transformer/blocks/ln_{n}/scale" for tower in ("image", "text") for n in (1, 2)),
@@ -158,7 +162,7 @@ def test_trained_parameters_are_updated_as_if_there_were_no_others():
     draw = lambda size: {"kernel": np.float32(size * rng.standard_normal((3, 2))), "bias": np.float32([size, 1])}  # noqa: E731
     settings = OptimizerConfig(**SETTINGS | {"clip_norm": 1.0})
     alone = optimizer.create(settings, 10)
-    beside = optimizer.create(OptimizerConfig(**SETTINGS | {"clip_norm": 1.0, "frozen": "^image"}), 10)
+    beside = optimizer.create(OptimizerConfig(**SETTINGS | {"clip_norm": 1.0, "groups": frozen_by("^image")}), 10)
     params = {"text": draw(1.0)}
     both = params | {"image": draw(1.0)}
     state, both_state = alone.init(params), beside.init(both)
@@ -221,20 +225,57 @@ def test_a_frozen_tower_has_no_backward_pass():
 # ------------------------------------------------------------------------------------------------ mistakes
 
 
-@pytest.mark.parametrize(("frozen", "which"), [("^vision/", "no"), (".", "every"), ("", None), ("^image/", None)])
-def test_an_expression_that_finds_nothing_or_everything_is_an_error(frozen, which):
-    if which is None:
-        check_frozen(step_with(frozen))
-        return
-    expected = f"config.optimizer.frozen='{frozen}' is found in {which} parameter's path"
-    with pytest.raises(UserError, match=re.escape(expected)) as error:
-        check_frozen(step_with(frozen))
+GROUPS = {
+    "nothing is found": (
+        (GroupConfig("^vision/"),),
+        "[0].match='^vision/' is found in no parameter's path, such as image/",
+    ),
+    "an earlier rule has all": (
+        (GroupConfig("^image/", rate=0.5), GroupConfig("^image/positions", rate=0.1)),
+        "[1].match='^image/positions' finds only parameters of the rules before it, such as image/positions",
+    ),
+    "layers where there are none": (
+        (GroupConfig("^image/", layer_decay=0.5),),
+        "[0].layer_decay=0.5 is for stacked blocks, and image/class_embedding is none",
+    ),
+    "one rule freezes everything": ((GroupConfig(".", rate=0.0),), " freeze every parameter"),
+    "two rules freeze everything": (
+        (GroupConfig("^image/", rate=0.0), GroupConfig("^(text/|logit)", rate=0.0)),
+        " freeze every parameter",
+    ),
+}
+
+
+@pytest.mark.parametrize(("groups", "said"), GROUPS.values(), ids=GROUPS)
+def test_rules_that_find_nothing_or_leave_nothing_are_an_error(groups, said):
+    with pytest.raises(UserError, match=re.escape(f"config.optimizer.groups{said}")) as error:
+        optimizer.check_groups(step_with("").abstract_state.params, groups)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("match", ["", "^image/", "^image/.*blocks/"])
+def test_rules_that_find_something_are_none(match):
+    optimizer.check_groups(step_with("").abstract_state.params, frozen_by(match))
+
+
+def test_the_first_rule_that_matches_decides_what_is_frozen():
+    """A part of a frozen tower is trained by a rule before the one that freezes it."""
+    groups = (GroupConfig("^image/projection$"), *frozen_by("^image/"))
+    assert [
+        optimizer.is_frozen(path, groups) for path in ("image/projection", "image/positions", "text/positions")
+    ] == [
+        False,
+        True,
+        False,
+    ]
+
+
 def test_what_is_no_regular_expression_is_an_error():
-    with pytest.raises(UserError, match=r"config.optimizer.frozen='\^image\(' is not a regular expression") as error:
-        parse(OptimizerConfig, {"learning_rate": 1e-3, "frozen": "^image("}, "config.optimizer")
+    given = {"learning_rate": 1e-3, "groups": ({"match": "^image/"}, {"match": "^image("})}
+    with pytest.raises(
+        UserError, match=r"config.optimizer.groups\[1\].match='\^image\(' is not a regular expression"
+    ) as error:
+        parse(OptimizerConfig, given, "config.optimizer")
     assert "\n" not in str(error.value)
 
 

@@ -82,7 +82,9 @@ CASES = {
     "a part of nothing to start from": Case(
         ("config.init_only", "config.init_from=WEIGHTS"), ("--config.init_only=^image/",)
     ),
-    "a part to freeze that is nothing": Case(("config.optimizer.frozen='nose'",), ("--config.optimizer.frozen=nose",)),
+    "a part to freeze that is nothing": Case(
+        ("config.optimizer.groups[0].match='nose'",), ("--config.optimizer.groups=({'match': 'nose', 'rate': 0.0},)",)
+    ),
     # The vocabulary.
     "no vocabulary": Case(("config.data.vocabulary", "train_vocabulary"), ("--config.data.train_vocabulary=0",)),
     "a vocabulary that is not there": Case(

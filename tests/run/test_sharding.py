@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from configs import common
-from jaxclip import methods, optimizer, sharding
+from jaxclip import methods, optimizer, recipes, sharding
 from jaxclip.config import MeshConfig, OptimizerConfig
 from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.losses import softmax_contrastive
 from jaxclip.step import Step
 
-TINY = common.clip(image_size=16, patch_size=8, width=64, layers=2, text_width=64, text_layers=2, embed_dim=32)
+TINY = recipes.clip(image_size=16, patch_size=8, width=64, layers=2, text_width=64, text_layers=2, embed_dim=32)
 TINY.text.update({"vocab_size": 56, "context_length": 6})
 TINY.image.patch_drop = 0.5
 
@@ -34,7 +33,7 @@ PUBLISHED = {
 
 def published(name: str) -> methods.Method:
     size, patch, width, layers, text_width, embed = PUBLISHED[name]
-    keys = common.clip(
+    keys = recipes.clip(
         image_size=size,
         patch_size=patch,
         width=width,

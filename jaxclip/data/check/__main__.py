@@ -15,6 +15,7 @@ import time
 import numpy as np
 
 from jaxclip.errors import UserError
+from jaxclip.io import printable
 
 _TIMED_SECONDS = 4.0
 
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from jaxclip.data import findings, skips, sources, storage, tokenizers
+    from jaxclip.data import findings, sources, storage, tokenizers
     from jaxclip.data.check import contact_sheet
 
     if arguments.sample < 1 or arguments.image_size < 1 or arguments.context_length < 2:
@@ -68,7 +69,7 @@ def _check(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
     for name, value in [*table, ("contact sheet", str(output.absolute()))]:
-        print(f"{name:<13}  {skips.printable(value)}")
+        print(f"{name:<13}  {printable(value)}")
     findings.judge(sampled, arguments.source, arguments.max_skip_rate)
     return 0
 

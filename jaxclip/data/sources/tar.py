@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxclip.data.index.tar_build import load_index
-from jaxclip.data.index.tar_scan import IMAGE_EXTENSIONS, shown
+from jaxclip.data.index.tar_scan import IMAGE_EXTENSIONS
 from jaxclip.data.index.tar_walk import BLOCK
 from jaxclip.data.record import LARGEST_CAPTION, LARGEST_IMAGE, Record, Skip, clean_captions
 from jaxclip.data.storage import Files, is_remote, list_files
 from jaxclip.errors import UserError
+from jaxclip.io import printable
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class TarShards:
 
     def _record(self, index: int) -> Record | Skip:
         row = self._index.row(index)
-        key = f"{self._files[row.shard].name}:{shown(row.name)}"
+        key = f"{self._files[row.shard].name}:{printable(row.name)}"
         # Sizes come from the headers, which may be malicious: check them before reading or allocating.
         if row.picture[1] > LARGEST_IMAGE:
             return Skip("image file too large", key)

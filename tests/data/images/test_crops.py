@@ -13,7 +13,7 @@ from jaxclip.data.images import crops
 from jaxclip.data.images import decode as images
 
 
-def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+def random_image(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -24,7 +24,7 @@ def encode(image: Image.Image, form: str, **options) -> bytes:
 
 
 def torchvision_center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """torchvision 0.20's Resize(size, BICUBIC) and CenterCrop(size) on a PIL picture, line for line."""
+    """torchvision 0.20's Resize(size, BICUBIC) and CenterCrop(size) on a PIL image, line for line."""
     w, h = image.size
     short, long = (w, h) if w <= h else (h, w)
     new_short, new_long = size, int(size * long / short)
@@ -41,7 +41,7 @@ def torchvision_center_crop(image: Image.Image, size: int) -> np.ndarray:
     [(32, 32), (224, 224), (375, 500), (500, 375), (333, 334), (224, 301), (33, 97), (7, 200), (1, 1)],
 )
 def test_center_crop_equals_torchvision(height, width, size):
-    image = picture(height, width)
+    image = random_image(height, width)
     np.testing.assert_array_equal(crops.center_crop(image, size), torchvision_center_crop(image, size))
 
 
@@ -57,8 +57,8 @@ def test_center_crop_of_a_strip_is_cut_before_it_is_resized(height, width, monke
     assert crop.shape == (224, 224, 3) and crop.min() == 255
 
 
-def test_crops_of_the_very_size_are_the_picture_itself():
-    image = picture(32, 32)
+def test_crops_of_the_very_size_are_the_image_itself():
+    image = random_image(32, 32)
     whole = crops.random_resized_crop(
         np.asarray(image), 32, np.random.default_rng(0), scale=(1.0, 1.0), ratio=(1.0, 1.0)
     )
@@ -147,11 +147,13 @@ def test_a_large_png_is_averaged_before_anything_else(mode, monkeypatch):
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF"])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 900), (2000, 7), (31, 33)])
 def test_no_shape_is_too_odd(form, height, width):
-    data = encode(picture(height, width), form)
+    data = encode(random_image(height, width), form)
     for seed in range(20):
         assert crops.random_resized_crop(data, 16, np.random.default_rng(seed), (0.08, 1.0)).size == (16, 16)
 
 
-def test_a_picture_over_the_limit_is_refused():
+def test_an_image_over_the_limit_is_refused():
     with pytest.raises(images.Unreadable, match="too many pixels"):
-        crops.random_resized_crop(encode(picture(10, 11), "PNG"), 4, np.random.default_rng(0), (1, 1), max_pixels=109)
+        crops.random_resized_crop(
+            encode(random_image(10, 11), "PNG"), 4, np.random.default_rng(0), (1, 1), max_pixels=109
+        )

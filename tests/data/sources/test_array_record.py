@@ -22,9 +22,9 @@ def serialized(**features: bytes) -> bytes:
 
 
 def numbered(first: int, count: int) -> list[bytes]:
-    """Examples with the captions 0, 1, ... and pictures that do not compress."""
-    pictures = np.random.default_rng(first).bytes(1000 * count)
-    return [serialized(image=pictures[1000 * n :][:1000], caption=b"%d" % (first + n)) for n in range(count)]
+    """Examples with the captions 0, 1, ... and images that do not compress."""
+    images = np.random.default_rng(first).bytes(1000 * count)
+    return [serialized(image=images[1000 * n :][:1000], caption=b"%d" % (first + n)) for n in range(count)]
 
 
 def write(path: pathlib.Path, examples: list[bytes], options: str = "group_size:1") -> pathlib.Path:
@@ -119,7 +119,7 @@ def test_a_file_that_is_damaged_after_it_was_opened_is_skipped_not_raised(tmp_pa
         pytest.param(bytes(200_000), "x.array_record", ["cannot be read as an ArrayRecord file"], id="zeros"),
         pytest.param([], "x.array_record", ["contains no records"], id="no-records"),
         pytest.param([b"\xff" * 9], "x.array_record", ["no tf.train.Example"], id="no-example"),
-        pytest.param([serialized(url=b"u")], "x.array_record", ["features url", "an image under"], id="no-picture"),
+        pytest.param([serialized(url=b"u")], "x.array_record", ["features url", "an image under"], id="no-image"),
     ],
 )
 def test_unusable_files_are_one_line_naming_the_culprit(tmp_path, content, name, said):

@@ -1,4 +1,4 @@
-"""Folders of pictures, with classes and with texts."""
+"""Folders of images, with classes and with texts."""
 
 import os
 import pathlib
@@ -51,7 +51,7 @@ def test_classes_are_numbered_by_their_bare_names(tmp_path):
     )
 
 
-def test_a_text_beside_a_picture_is_its_caption(tmp_path):
+def test_a_text_beside_an_image_is_its_caption(tmp_path):
     fill(tmp_path, a_dot_jpg=b"A", a_dot_txt=b" a cat\n", b_dot_jpg=b"B", c_dot_jpg=b"C", c_dot_txt=b"\n")
     fill(tmp_path, a_dot_b_dot_jpg=b"D", a_dot_b_dot_txt=b"caf\xe9", e_dot_txt=b"no image")
     (tmp_path / "empty").mkdir()
@@ -75,7 +75,7 @@ def test_a_text_goes_before_the_class(tmp_path):
     ]
 
 
-def test_pictures_are_known_by_their_extensions(tmp_path):
+def test_images_are_known_by_their_extensions(tmp_path):
     names = ["a.jpg", "b.JPEG", "c.Png", "d.webp", "e.gif", "f.bmp", "g.tif", "h.TIFF"]
     others = ["i.json", "j.mp4", "jpg", ".jpg", ".hidden.jpg", "._a.jpg", "k.jpg.part", "l.jpg~"]
     for name in names + others:
@@ -84,7 +84,7 @@ def test_pictures_are_known_by_their_extensions(tmp_path):
     assert [one.key.rpartition("/")[2] for one in read(tmp_path)] == names
 
 
-def test_links_to_pictures_and_to_classes_are_followed_but_not_in_circles(tmp_path):
+def test_links_to_images_and_to_classes_are_followed_but_not_in_circles(tmp_path):
     fill(tmp_path / "elsewhere", a_dot_jpg=b"A", sub__b_dot_jpg=b"B")
     folder = tmp_path / "set"
     fill(folder, cat__c_dot_jpg=b"C")

@@ -23,7 +23,7 @@ from jaxclip.data.sources.shapes_drawing import COLORS, PATTERNS, SHAPES, TONES,
 from jaxclip.errors import UserError
 
 LENGTHS = {"train": 20_000, "validation": 1_000, "seen": 960, "unseen": 320}
-HOLLOW = ("ring", "crescent")  # their centre shows the background
+HOLLOW = ("ring", "crescent")  # their center shows the background
 
 
 def scenes(split, count):
@@ -73,12 +73,12 @@ def test_threads_read_the_same_records():
 
 
 def test_records_differ_between_ids_and_splits():
-    pictures = {record.image.tobytes() for split in SPLITS for record in Shapes(split, 32).read(range(100))}
-    assert len(pictures) == 100 * len(SPLITS)
+    images = {record.image.tobytes() for split in SPLITS for record in Shapes(split, 32).read(range(100))}
+    assert len(images) == 100 * len(SPLITS)
 
 
 @pytest.mark.parametrize("size", [16, 64, 97])
-def test_pictures_are_uint8_rgb_of_the_size_asked_for(size):
+def test_images_are_uint8_rgb_of_the_size_asked_for(size):
     (record,) = Shapes("train", size).read([5])
     assert record.image.shape == (size, size, 3)
     assert record.image.dtype == np.uint8
@@ -138,7 +138,7 @@ def test_every_background_size_and_relation_appears():
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_objects_lie_inside_the_picture_apart_and_of_distinct_sizes(split):
+def test_objects_lie_inside_the_image_apart_and_of_distinct_sizes(split):
     for scene in scenes(split, 300):
         for figure in scene.figures:
             assert figure.radius < min(figure.x, figure.y, 1 - figure.x, 1 - figure.y)
@@ -172,11 +172,11 @@ def test_drawn_pixels_stay_in_the_object_and_have_its_color(shape, tone):
     empty = render(Scene((), background), 64).astype(int)
     for color, expected in COLORS.items():
         figure = Figure(color, shape, "large", 0.42, 0.55, 0.25, 0.2)
-        picture = render(Scene((figure,), background), 64).astype(int)
-        rows, columns = np.nonzero((picture != empty).any(-1))
+        image = render(Scene((figure,), background), 64).astype(int)
+        rows, columns = np.nonzero((image != empty).any(-1))
         distances = np.hypot((columns + 0.5) / 64 - figure.x, (rows + 0.5) / 64 - figure.y)
         assert 0.8 * figure.radius < distances.max() < figure.radius + 1.5 / 64
-        exact = np.abs(picture - expected).max(-1) == 0
+        exact = np.abs(image - expected).max(-1) == 0
         assert exact.sum() > 0.2 * (math.pi * (figure.radius * 64) ** 2)
 
 
@@ -185,10 +185,10 @@ def test_rings_have_no_seam():
     around = np.linspace(0, 2 * math.pi, 200)
     for step in range(40):
         ring = Figure("yellow", "ring", "large", 0.5 + 0.003 * step, 0.5, 0.22 + 0.002 * step, 0.013 * (step - 20))
-        picture = render(Scene((ring,), background), 96)
+        image = render(Scene((ring,), background), 96)
         band = 0.64 * ring.radius * np.stack([np.sin(around), np.cos(around)])  # midway between hole and rim
         rows, columns = ((band + [[ring.y], [ring.x]]) * 96).astype(int)
-        assert (picture[rows, columns] == COLORS["yellow"]).all()
+        assert (image[rows, columns] == COLORS["yellow"]).all()
 
 
 @pytest.mark.parametrize("size", [48, 96])
@@ -196,10 +196,10 @@ def test_the_color_named_is_the_color_at_the_center(size):
     names, table = list(COLORS), np.array(list(COLORS.values()))
     for split in SPLITS:
         for scene in scenes(split, 100):
-            picture = render(scene, size).astype(int)
+            image = render(scene, size).astype(int)
             for figure in scene.figures:
                 if figure.shape not in HOLLOW:
-                    pixel = picture[int(figure.y * size), int(figure.x * size)]
+                    pixel = image[int(figure.y * size), int(figure.x * size)]
                     assert names[np.abs(table - pixel).sum(-1).argmin()] == figure.color
 
 
@@ -214,10 +214,10 @@ def test_tones_of_backgrounds_are_desaturated_and_clearly_light_or_grey():
 def test_patterns_mix_both_tones_and_nothing_else(pattern):
     first, second = TONES["light"][0]
     noise = bytes(255 * (i % 2) for i in range(25))
-    picture = render(Scene((), Background(pattern, "light", (first, second), 0.2, 0.7, noise)), 64)
+    image = render(Scene((), Background(pattern, "light", (first, second), 0.2, 0.7, noise)), 64)
     low, high = np.minimum(first, second), np.maximum(first, second)
-    assert ((picture >= low) & (picture <= high)).all()
-    assert (np.ptp(picture, axis=(0, 1)) > 0.8 * (high - low)).all() == (pattern != "plain")
+    assert ((image >= low) & (image <= high)).all()
+    assert (np.ptp(image, axis=(0, 1)) > 0.8 * (high - low)).all() == (pattern != "plain")
 
 
 @pytest.mark.parametrize("split", SPLITS)

@@ -1,4 +1,4 @@
-"""Tables of picture paths and captions."""
+"""Tables of image paths and captions."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from jaxclip.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path) -> pathlib.Path:
-    """A folder with the pictures a.jpg and sub/b c.png."""
+    """A folder with the images a.jpg and sub/b c.png."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.jpg").write_bytes(b"A")
     (tmp_path / "sub" / "b c.png").write_bytes(b"B")
@@ -130,7 +130,7 @@ def test_a_large_cell_is_read_and_a_larger_one_skipped(folder, monkeypatch):
     ]
 
 
-def test_a_picture_too_large_is_skipped_without_reading_it(folder):
+def test_an_image_too_large_is_skipped_without_reading_it(folder):
     with (folder / "large.jpg").open("wb") as file:
         file.truncate(single_file.LARGEST_IMAGE + 1)  # a hole: it takes no room
     assert read(folder / "t.csv", "path,caption\nlarge.jpg,a cat") == [Skip("image file too large", "t.csv:large.jpg")]
@@ -147,7 +147,7 @@ def test_what_is_no_file_is_not_waited_for(folder):
     ]
 
 
-def test_the_table_and_its_pictures_may_be_remote(folder, monkeypatch):
+def test_the_table_and_its_images_may_be_remote(folder, monkeypatch):
     memory = fsspec.filesystem("memory")
     memory.pipe({"/set/sub/t.tsv": b"path\tcaption\nb.jpg\tone\nmemory://other/c.jpg\ttwo\ngone.jpg\tthree\n"})
     memory.pipe({"/set/sub/b.jpg": b"B", "/other/c.jpg": b"12345"})

@@ -76,7 +76,7 @@ def test_members_make_a_record(tmp_path, members, captions, label):
         pytest.param([("b.cls", b"-1")], id="negative-label"),
     ],
 )
-def test_a_picture_without_caption_and_label_is_skipped(tmp_path, caption):
+def test_an_image_without_caption_and_label_is_skipped(tmp_path, caption):
     path = write_tar(tmp_path / "x.tar", [("a.jpg", b"!"), ("a.txt", b"a"), ("b.jpg", b"!"), *caption])
     assert TarShards(str(path)).read([1, 0]) == [Skip("no caption", "x.tar:b"), Record(b"!", ("a",), "x.tar:a")]
 
@@ -93,7 +93,7 @@ def test_links_devices_and_sparse_files_are_counted_and_ignored(tmp_path, caplog
     assert caplog.messages == [f"{path}: 6 links, devices or sparse files are ignored"]
 
 
-def test_records_without_a_picture_are_left_out_and_counted(tmp_path, caplog):
+def test_records_without_an_image_are_left_out_and_counted(tmp_path, caplog):
     path = write_tar(
         tmp_path / "x.tar", [("a.jpg", b"!"), ("a.txt", b"a"), ("b.txt", b"b"), ("c.json", b"{}"), (".jpg", b"?")]
     )
@@ -169,7 +169,7 @@ def test_an_empty_shard_among_others_is_reported(tmp_path, caplog):
         pytest.param(b"short", "x-0.tar", ["x-0.tar", "is not a tar"], id="short-text"),
         pytest.param(b"\x1f\x8b" + bytes(range(256)) * 8, "x-0.tar", ["x-0.tar", "uncompressed"], id="gzip"),
         pytest.param(
-            [("a.txt", b"a"), ("a.gif", b"!")], "x-0.tar", ["image", "found .gif, .txt", ".webp"], id="no-picture"
+            [("a.txt", b"a"), ("a.gif", b"!")], "x-0.tar", ["image", "found .gif, .txt", ".webp"], id="no-image"
         ),
         pytest.param(
             [("a.jpg", b"!"), ("a.cap", b"a")], "x-0.tar", ["caption", "found .cap, .jpg", ".txt"], id="no-caption"

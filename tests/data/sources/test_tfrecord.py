@@ -46,7 +46,7 @@ def write(path: pathlib.Path, examples: list[bytes], compression: str = "") -> p
 
 
 def numbered(first: int, count: int) -> list[bytes]:
-    """Examples with the captions 0, 1, ... and pictures of different lengths."""
+    """Examples with the captions 0, 1, ... and images of different lengths."""
     return [serialized(image=b"%d" % n * (300 * n + 1), caption=str(n)) for n in range(first, first + count)]
 
 
@@ -83,10 +83,10 @@ def test_features_are_found_by_the_known_names(tmp_path, features, found, label)
     [
         pytest.param(b"", "unreadable record", id="empty"),
         pytest.param(b"\xff" * 50, "unreadable record", id="no-example"),
-        pytest.param(lambda: serialized(caption="a cat"), "no image", id="no-picture"),
-        pytest.param(lambda: serialized(image=b"", caption="a cat"), "no image", id="empty-picture"),
+        pytest.param(lambda: serialized(caption="a cat"), "no image", id="no-image"),
+        pytest.param(lambda: serialized(image=b"", caption="a cat"), "no image", id="empty-image"),
         pytest.param(lambda: serialized(image="!", caption=" "), "no caption", id="blank-caption"),
-        pytest.param(lambda: serialized(image=b"!" * 300, caption="a"), "image file too large", id="picture"),
+        pytest.param(lambda: serialized(image=b"!" * 300, caption="a"), "image file too large", id="image"),
         pytest.param(lambda: serialized(image=b"!", caption="a" * 60), "caption too large", id="caption"),
         pytest.param(lambda: serialized(image=b"!" * 500, caption="a"), "image file too large", id="record"),
     ],
@@ -129,7 +129,7 @@ def test_checksums_are_those_of_the_standard():
     np.testing.assert_array_equal(tfrecord_index.masked_crc32c(rows), masked)
 
 
-# Three examples of these pictures' sizes: the ends of the records are in a page, and far apart.
+# Three examples of these images' sizes: the ends of the records are in a page, and far apart.
 def whole(tmp_path, sizes=(10, 9000, 20)) -> tuple[bytes, list[int]]:
     """The content of a file of three records, and where each ends."""
     path = write(tmp_path / "whole.tfrecord", [serialized(image=b"!" * size, caption="a") for size in sizes])

@@ -198,7 +198,7 @@ WRONG = {
         without("model", {"type": "WordLevel", "vocab": {token: i for i, token in enumerate(BERT)}, "unk_token": "?"}),
         "no token for unknown text",
     ),
-    "damaged normalisation": (
+    "damaged normalization": (
         without("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
         "charsmap",
     ),

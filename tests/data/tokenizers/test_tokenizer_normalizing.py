@@ -28,7 +28,7 @@ CAPTIONS = [
     "...",
     "",
 ]
-# Of these normalisers do less, or the library looks for special tokens.
+# Of these normalizers do less, or the library looks for special tokens.
 OTHERS = [
     "Tom &amp;amp; Jerry &lt;br&gt;",
     "sch\u00c3\u00b6n",

@@ -79,7 +79,7 @@ def test_a_trained_wordpiece_vocabulary_has_berts_special_tokens():
 
 
 def spelled(caption: str) -> str:
-    """What BERT's normalisation leaves of one: no accents, and no spaces here."""
+    """What BERT's normalization leaves of one: no accents, and no spaces here."""
     return caption.replace(" ", "").replace("\u00e9", "e")
 
 

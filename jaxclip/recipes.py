@@ -1,0 +1,119 @@
+"""What recipes are made of, from `jaxclip.config` and the towers: each key has the default that it has there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxclip.config import Config, PixelsConfig, defaults
+from jaxclip.towers.modified_resnet import ModifiedResNetConfig
+from jaxclip.towers.text import TextConfig
+from jaxclip.towers.vit import ViTConfig
+
+
+def base() -> ConfigDict:
+    """Every key that is not a method's own, so that each can be given on the command line.
+
+    What has no default in `jaxclip.config` has CLIP's (Radford et al. 2021, table 18), but for the data and the length,
+    which a recipe has to say.
+    """
+    config = ConfigDict(defaults(Config) | {"seed": 0, "steps": 0, "batch_size": 32_768})
+    config.data.train = ""
+    config.optimizer.learning_rate = 5e-4
+    return config
+
+
+def vit(*, image_size: int, patch_size: int, width: int, layers: int, **keys: Any) -> dict[str, Any]:
+    """CLIP's vision transformer, with heads of width 64; `keys` are further ones of `ViTConfig`."""
+    size = {"image_size": image_size, "patch_size": patch_size, "width": width, "layers": layers, "heads": width // 64}
+    return defaults(ViTConfig) | size | keys
+
+
+def modified_resnet(*, image_size: int, width: int, layers: tuple[int, int, int, int], **keys: Any) -> dict[str, Any]:
+    """CLIP's ResNet; `keys` are further ones of `ModifiedResNetConfig`."""
+    return defaults(ModifiedResNetConfig) | {"image_size": image_size, "width": width, "layers": layers} | keys
+
+
+def text(*, width: int, layers: int, **keys: Any) -> dict[str, Any]:
+    """CLIP's text transformer with heads of width 64, OpenAI's vocabulary size and context.
+
+    `keys` are further ones of `TextConfig`.
+    """
+    size = {"vocab_size": 49_408, "context_length": 77, "width": width, "layers": layers, "heads": width // 64}
+    return defaults(TextConfig) | size | keys
+
+
+def two_towers(name: str, image: dict[str, Any], text: dict[str, Any], embed_dim: int) -> ConfigDict:
+    """A method of two towers with CLIP's preprocessing."""
+    pixels = defaults(PixelsConfig)
+    projections = {"image_projection": True, "image_projection_bias": False, "text_projection_bias": False}
+    towers = {"embed_dim": embed_dim, "image": image, "text": text}
+    return ConfigDict({"name": name, **towers, "pixels": pixels, **projections})
+
+
+def clip(
+    *,
+    image_size: int,
+    patch_size: int,
+    width: int,
+    layers: int,
+    text_width: int,
+    text_layers: int,
+    embed_dim: int,
+    remat: str = "none",
+) -> ConfigDict:
+    """CLIP with a vision transformer; `remat` is what both towers recompute."""
+    image = vit(image_size=image_size, patch_size=patch_size, width=width, layers=layers, remat=remat)
+    return two_towers("clip", image, text(width=text_width, layers=text_layers, remat=remat), embed_dim)
+
+
+def clip_resnet(
+    *, image_size: int, width: int, layers: tuple[int, int, int, int], text_width: int, embed_dim: int
+) -> ConfigDict:
+    """CLIP with its ResNet and a text tower of twelve layers, both recomputed in the backward pass."""
+    image = modified_resnet(image_size=image_size, width=width, layers=layers, remat="full")
+    method = two_towers("clip", image, text(width=text_width, layers=12, remat="full"), embed_dim)
+    method.image_projection_bias = True
+    return method
+
+
+def paper() -> ConfigDict:
+    """What the paper's recipes share: length and data. `data.eval` is left to who runs them."""
+    config = base()
+    config.epochs = 32.0
+    config.data.train = "tfds:coco_captions"
+    return config
+
+
+def paper_resnet(learning_rate: float, method: ConfigDict) -> ConfigDict:
+    """`paper` with the optimizer of the ResNets (Radford et al. 2021, table 18 and 19)."""
+    config = paper()
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.beta2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.method = method
+    return config
+
+
+def evaluation(task: str, data: str, **keys: Any) -> dict[str, Any]:
+    """An entry of `evals`, with the task's own keys."""
+    return {"task": task, "data": data, **keys}
+
+
+def layer_decay(tower: str, decay: float, layers: int) -> tuple[dict[str, Any], ...]:
+    """The `optimizer.groups` that train the lower layers of a transformer at a lower rate.
+
+    As in BEiT (Bao et al. 2022) and MAE (He et al. 2022): the rate is multiplied by decay ** (layers + 1 - id), where
+    the embedding has id 0, the blocks 1 to `layers`, and what is behind them layers + 1.
+
+    Args:
+      tower: where its parameters are, such as "image" or "text".
+      decay: the factor from one layer to the one below it.
+      layers: how many blocks it has.
+    """
+    embedding = r"(patch_|class_embedding|token_embedding|positions|segments|ln_pre|ln_embedding)"
+    return (
+        {"match": f"^{tower}/{embedding}", "rate": decay ** (layers + 1)},
+        {"match": f"^{tower}/.*blocks/", "rate": decay, "layer_decay": decay},
+    )
