@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-import types
 from typing import Any
 
 import jax
@@ -93,14 +92,23 @@ def embeddings(devices: int = 1) -> dict[str, jax.Array]:
     return jax.device_put({"image": unit(images), "text": unit(texts)}, sharding.batch_sharding(mesh))
 
 
+class Given(siglip.SigLIP):
+    """A model whose rows are embeddings already."""
+
+    def __init__(self, model: siglip.SigLIP):
+        self.logit_scale, self.logit_bias = model.logit_scale, model.logit_bias
+
+    def encode_image(self, images, ctx):
+        return images
+
+    def encode_text(self, tokens, end, ctx):
+        return tokens
+
+
 def loss(params: Any, embedded: Any, devices: int) -> Any:
     """Of a model whose embeddings are given."""
     mesh = sharding.create(MeshConfig(), jax.devices()[:devices])
-    given = types.SimpleNamespace(
-        encode_image=lambda rows, ctx: rows,
-        encode_text=lambda rows, end, ctx: rows,
-        scale_and_bias=model()[1](params).scale_and_bias,
-    )
+    given = Given(model()[1](params))
     batch = embedded | {"text_end": jnp.zeros(BATCH, jnp.int32)}
     return methods.from_config(SIGLIP).loss(given, batch, Context(model=given, mesh=mesh))
 

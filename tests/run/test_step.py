@@ -92,7 +92,7 @@ def test_a_state_starts_the_same_on_every_mesh():
 
 def test_the_seed_decides_where_a_run_starts():
     states = [step_on(1, 1).init(seed) for seed in (3, 3, 4)]
-    first, again, other = (np.asarray(state.params["text"]["projection"]) for state in states)
+    first, again, other = (np.asarray(state.params["text_projection"]["kernel"]) for state in states)
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1
     assert states[0].key == states[1].key != states[2].key

@@ -31,7 +31,7 @@ def test_a_published_config_gives_a_model_of_the_published_size(name):
     config, image, total = PUBLISHED[name]
     params, _ = methods.abstract_variables(method_of(config))
     sizes = {path: math.prod(leaf.shape) for path, leaf in tensor_map.flat(params).items()}
-    assert sum(size for path, size in sizes.items() if path.startswith("image/")) == image
+    assert sum(size for path, size in sizes.items() if path.startswith(("image/", "image_projection/"))) == image
     assert sum(sizes.values()) == total
 
 
