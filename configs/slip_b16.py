@@ -4,6 +4,7 @@ Needs --config.data.train=SOURCE (the paper's is YFCC15M), --config.data.eval=SO
 """
 
 from jaxclip import recipes
+from jaxclip.config import ViewConfig, defaults
 
 
 def get_config():
@@ -11,8 +12,8 @@ def get_config():
     config.batch_size = 4096
     config.epochs = 25.0
     config.data.crop_scale = (0.5, 1.0)
-    jitter = {"color_jitter": (0.4, 0.4, 0.4, 0.1), "gray": 0.2, "blur": 0.5}
-    config.data.views = {"ssl": {"crop_scale": (0.08, 1.0), "flip": True, "augment": jitter}}
+    config.data.views = {"ssl": defaults(ViewConfig)}
+    config.data.views.ssl.augment.update({"color_jitter": (0.4, 0.4, 0.4, 0.1), "gray": 0.2, "blur": 0.5})
     config.data.augment_on_device = True
     config.optimizer.learning_rate = 3e-3
     config.optimizer.weight_decay = 0.1
@@ -20,4 +21,5 @@ def get_config():
         image_size=224, patch_size=16, width=768, layers=12, text_width=512, text_layers=12, embed_dim=512
     )
     config.method.name = "slip"
+    config.method.update({"ssl_hidden": 4096, "ssl_dim": 256, "ssl_weight": 1.0, "ssl_temperature": 0.1})
     return config
