@@ -11,11 +11,11 @@ import optax
 
 class LookaheadState(NamedTuple):
     """Attributes:
-    count: int32, steps done.
+    steps: int32, those done so far.
     slow: the slow weights, a tree like the parameters'.
     """
 
-    count: jax.Array
+    steps: jax.Array
     slow: Any
 
 
@@ -34,10 +34,10 @@ def lookahead(every: int, size: float) -> optax.GradientTransformation:
         return LookaheadState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.asarray, params))
 
     def update(updates: Any, state: LookaheadState, params: Any = None) -> tuple[Any, LookaheadState]:
-        count = state.count + 1
+        steps = state.steps + 1
         # The parameters may have been replaced since `init`, by those of another run.
-        slow = jax.tree.map(lambda slow, param: jnp.where(state.count == 0, param, slow), state.slow, params)
-        meet = count % every == 0
+        slow = jax.tree.map(lambda slow, param: jnp.where(state.steps == 0, param, slow), state.slow, params)
+        meet = steps % every == 0
         slow = jax.tree.map(
             lambda slow, param, update: jnp.where(meet, slow + size * (param + update - slow), slow),
             slow,
@@ -45,6 +45,6 @@ def lookahead(every: int, size: float) -> optax.GradientTransformation:
             updates,
         )
         updates = jax.tree.map(lambda update, slow, param: jnp.where(meet, slow - param, update), updates, slow, params)
-        return updates, LookaheadState(count, slow)
+        return updates, LookaheadState(steps, slow)
 
     return optax.GradientTransformation(init, update)

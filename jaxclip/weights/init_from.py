@@ -48,7 +48,7 @@ class _Start:
     tokenizer: Tokenizer | None
 
 
-def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer, state: Any) -> tuple[Any, int]:
+def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer | None, state: Any) -> tuple[Any, int]:
     """A fresh state whose parameters, or those that `config.init_only` finds, are replaced by trained ones.
 
     The source is anything `jaxclip.load` opens, or one tower alone: torchvision's or timm's ResNet in a .safetensors, a
@@ -91,7 +91,7 @@ def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer, st
             f"config.init_from={source}: {'; '.join(faults[:_SHOWN])}{more}. Make the recipe's towers those of the "
             "weights, or take a part of them by config.init_only, such as '^image'"
         )
-    if "text/token_embedding" in wanted and start.tokenizer is not None:
+    if "text/token_embedding" in wanted and start.tokenizer is not None and tokenizer is not None:
         _check_vocabulary(source, start.tokenizer, tokenizer)
     taken = {path: jax.device_put(found[path].astype(leaf.dtype), leaf.sharding) for path, leaf in wanted.items()}
     params, stats = (

@@ -12,8 +12,7 @@ import pytest
 from commands import recipe
 from look_up import LookUp, embedded_set, mesh_of
 
-from configs import common
-from jaxclip import evaluate, methods, model
+from jaxclip import evaluate, methods, model, recipes
 from jaxclip.config import Config, parse
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
@@ -25,7 +24,7 @@ from jaxclip.run import build
 RETRIEVAL = {"task": "zeroshot_retrieval", "data": "shapes:validation"}
 CLASSIFICATION = {"task": "zeroshot_classification", "data": "shapes:seen"}
 CLIP = methods.from_config(
-    common.clip(image_size=16, patch_size=8, width=64, layers=1, text_width=64, text_layers=1, embed_dim=8).to_dict()
+    recipes.clip(image_size=16, patch_size=8, width=64, layers=1, text_width=64, text_layers=1, embed_dim=8).to_dict()
 )
 
 
@@ -218,7 +217,7 @@ def test_what_a_method_cannot_do_is_one_line_that_says_what_it_can(only_features
 
 
 def test_a_run_finds_out_what_its_method_cannot_do_before_it_reads_data(only_features, tmp_path):
-    config = common.base()
+    config = recipes.base()
     config.steps, config.batch_size = 1, 8
     config.data.train = str(tmp_path / "none.tar")
     config.evals = {"x": RETRIEVAL}

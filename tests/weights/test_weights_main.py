@@ -19,7 +19,7 @@ from jaxclip.weights.__main__ import main
 from jaxclip.weights.load import open_weights
 
 RESNET = """
-config.method.image = common.modified_resnet(image_size=64, width=64, layers=(1, 1, 1, 1))
+config.method.image = recipes.modified_resnet(image_size=64, width=64, layers=(1, 1, 1, 1))
 config.batch_size = 4
 config.steps = 1
 """
