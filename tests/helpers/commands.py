@@ -32,7 +32,7 @@ def get_config():
     config.log_every = 1
     config.eval_every = 0
     config.checkpoint_every = 2
-    config.data.root = str(TESTS)
+    config.data.root = str(pathlib.Path(__file__).parent)
     config.data.train = "pairs.tar"
     config.data.train_vocabulary = 520
     config.method = recipes.clip(
