@@ -1,10 +1,10 @@
-"""python benchmarks/hostile_input.py: what bad data costs, in seconds for the worst picture and in memory.
+"""python benchmarks/hostile_input.py: time and memory for damaged and malicious data.
 
-1. Hostile pictures, 500 by default: those that cannot be used, damaged ones, and the dearest that are allowed.
-2. Hostile tars, each opened and read to its end.
+1. Malicious images, 500 by default: unusable ones, damaged ones, and the most expensive ones that are allowed.
+2. Malicious tars, each opened and read completely.
 3. A training epoch over more than 10,000 bad records among as many good ones, in a process of its own.
 
-The records are those of tests/hostile.py, the tars those of tests/hostile_tars.py.
+The records are those of tests/helpers/hostile.py, the tars those of tests/helpers/hostile_tars.py.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ from hostile_tars import ARCHIVES  # noqa: E402
 from jaxclip.config import DataConfig  # noqa: E402
 from jaxclip.data import tokenizers  # noqa: E402
 from jaxclip.data.images import crops  # noqa: E402
-from jaxclip.data.images import decode as images
+from jaxclip.data.images.decode import Unreadable  # noqa: E402
 from jaxclip.data.loader import TrainingLoader  # noqa: E402
 from jaxclip.data.record import Skip  # noqa: E402
 from jaxclip.data.sources import open_source  # noqa: E402
+from jaxclip.data.views import Views  # noqa: E402
 from jaxclip.errors import UserError  # noqa: E402
+from jaxclip.inputs import Image, Text  # noqa: E402
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--of-each-kind", type=int, default=300, help="bad records; 35 kinds")
     parser.add_argument("--deliver", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -47,7 +49,7 @@ def main() -> None:
     if options.deliver:
         deliver(options.deliver)
         return
-    pictures(options.pictures)
+    crop_images(options.images)
     tars()
     with tempfile.TemporaryDirectory() as folder:
         reasons, pattern = hostile.write_shards(pathlib.Path(folder), options.of_each_kind, 10_000)
@@ -57,10 +59,10 @@ def main() -> None:
         subprocess.run([sys.executable, __file__, "--deliver", pattern], check=True)
 
 
-def pictures(number: int) -> None:
-    """Training's crop of hostile pictures: how each kind ends, and the slowest of it."""
+def crop_images(number: int) -> None:
+    """Crops malicious images as in training, and prints the outcome and the maximum time of each kind."""
     rng = np.random.default_rng(0)
-    print(f"{'picture':34} {'ends as':22} {'bytes':>12} {'seconds':>8}")
+    print(f"{'image':34} {'ends as':22} {'bytes':>12} {'seconds':>8}")
     worst = 0.0
     made = [(kind, make()) for kind, make in hostile.DEAR.items()]
     kinds = [*hostile.PICTURES.items()]
@@ -69,22 +71,22 @@ def pictures(number: int) -> None:
         made.append((kind, make(rng) if len(made) % 3 else hostile.flip(make(rng) + b"\0", rng, 0, 4)))
     slowest: dict[str, tuple[float, str, int]] = {}
     for kind, data in made:
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         try:
             crops.random_resized_crop(data, 224, rng, (0.9, 1.0))
             end = "used"
-        except images.Unreadable as error:
+        except Unreadable as error:
             end = str(error)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start_time
         worst = max(worst, seconds)
         slowest[kind] = max(slowest.get(kind, (0.0, "", 0)), (seconds, end, len(data)))
     for kind, (seconds, end, size) in sorted(slowest.items(), key=lambda item: -item[1][0])[:20]:
         print(f"{kind:34} {end:22} {size:>12,} {seconds:>8.3f}")
-    print(f"{len(made)} pictures, the slowest took {worst:.3f} s; the process took {peak():.0f} MiB at most")
+    print(f"{len(made)} images, the slowest took {worst:.3f} s; peak memory {peak():.0f} MiB")
 
 
 def tars() -> None:
-    """Opening and reading hostile tars: how they end, and the slowest of them."""
+    """Opens and reads malicious tars, and prints the outcomes and the maximum time."""
     logging.disable()
     ends: collections.Counter[str] = collections.Counter()
     slowest = (0.0, "")
@@ -93,34 +95,36 @@ def tars() -> None:
         for name, archive in ARCHIVES.items():
             path = pathlib.Path(folder) / "hostile.tar"
             path.write_bytes(archive)
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             try:
                 source = open_source(str(path))
-                found = source.read(range(len(source)))
-                ends["some records skipped" if any(isinstance(one, Skip) for one in found) else "records read"] += 1
+                records = source.read(range(len(source)))
+                has_skips = any(isinstance(record, Skip) for record in records)
+                ends["some records skipped" if has_skips else "records read"] += 1
             except UserError:
-                ends["refused"] += 1
-            slowest = max(slowest, (time.perf_counter() - began, name))
+                ends["rejected"] += 1
+            slowest = max(slowest, (time.perf_counter() - start_time, name))
     print(f"\n{len(ARCHIVES)} tars, the slowest took {slowest[0]:.3f} s ({slowest[1]})")
     print("; ".join(f"{end}: {count}" for end, count in ends.most_common()))
 
 
 def deliver(pattern: str) -> None:
-    """One epoch of training batches."""
+    """Reads one epoch of training batches, and prints the counts of skipped records."""
     source = open_source(pattern)
     tokenizer = tokenizers.train(["number 0123456789 long"] * 2, 600)
     config = DataConfig(train=pattern, train_vocabulary=600, max_skip_rate=1.0)
-    loader = TrainingLoader(source, tokenizer, config, 224, 77, 256, 0)
-    began = time.perf_counter()
+    views = Views({"image": Image(224), "text": Text(77)}, config, tokenizer)
+    loader = TrainingLoader(source, views, config, 256, 0)
+    start_time = time.perf_counter()
     rows = sum(len(batch["image"]) for batch in loader.batches(0, len(source) // 256 + 1))
-    print(f"{rows:,} rows delivered in {time.perf_counter() - began:.0f} s; the process took {peak():.0f} MiB at most")
+    print(f"{rows:,} rows delivered in {time.perf_counter() - start_time:.0f} s; peak memory {peak():.0f} MiB")
     for reason, count in loader.skips.counts.most_common():
         print(f"  {count:>7,} x {reason}, such as {loader.skips.example(reason)}")
 
 
 def peak() -> float:
-    """The most memory this process has had resident, in MiB."""
-    # Not getrusage: its figure outlives exec, so a child's would be its parent's.
+    """The peak resident memory of this process in MiB."""
+    # Not getrusage, whose value a child process inherits from its parent across exec.
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 

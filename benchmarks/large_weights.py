@@ -1,8 +1,8 @@
-"""python benchmarks/large_weights.py FOLDER: how much memory it takes to open a model of 2.5 billion parameters.
+"""python benchmarks/large_weights.py FOLDER: peak memory for opening a model of 2.5 billion parameters.
 
 Writes open_clip's ViT-bigG-14 (2,539,567,105 parameters) into FOLDER, in float16 as such models are published (5 GB),
-and opens it as jaxclip.load does, in float32 and in bfloat16, each in a process of its own. Prints the most memory of
-the process that is not the mapped file (RssAnon, sampled) as a ratio to the parameters' size in that type.
+and opens it as jaxclip.load does, in float32 and in bfloat16, each in a process of its own. Prints the peak memory of
+the process without the mapped file (RssAnon, sampled), relative to the size of the parameters in that type.
 """
 
 from __future__ import annotations
@@ -86,30 +86,30 @@ def _open(folder: pathlib.Path, dtype: str) -> None:
 
     mesh = sharding.create(MeshConfig(), jax.devices()[:1])
     before = _anonymous()
-    most, done = [before], threading.Event()
+    peak, done = [before], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.005):
-            most[0] = max(most[0], _anonymous())
+            peak[0] = max(peak[0], _anonymous())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     weights = open_weights(folder, tokenizer_needed=False)
     params, _ = jax.block_until_ready(weights.read(mesh, dtype))
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start_time
     done.set()
     watcher.join()
     leaves = jax.tree.leaves(params)
     size = sum(leaf.nbytes for leaf in leaves)
     print(
         f"{dtype}: {sum(leaf.size for leaf in leaves):,} parameters, {size / 2**30:.2f} GiB, in {seconds:.1f} s; "
-        f"at most {most[0] / 2**30:.2f} GiB, {before / 2**30:.2f} of it before opening: ratio {most[0] / size:.2f}"
+        f"peak {peak[0] / 2**30:.2f} GiB, {before / 2**30:.2f} of it before opening: ratio {peak[0] / size:.2f}"
     )
 
 
 def _anonymous() -> int:
-    """Bytes of this process in memory that belong to no file."""
+    """Anonymous memory of this process in bytes, which does not include mapped files."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) << 10

@@ -1,6 +1,6 @@
-"""python benchmarks/loss_memory.py: the contrastive losses' peak HBM by the TPU's compiler, as a table in docs/.
+"""python benchmarks/loss_memory.py: peak HBM of the contrastive losses according to the TPU's compiler, as a table.
 
-Needs the extra `plan` (libtpu), no TPU. The table stands between two marks in the page; the rest of it is left alone.
+Needs the extra `plan` (libtpu) but no TPU. Replaces the table between two marks in docs/contrastive_loss.md.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def peak(mesh: jax.sharding.Mesh, batch: int, loss: str) -> str:
-    """Peak HBM per chip, inputs and gradients included, of value and gradient with bfloat16 embeddings."""
+    """Peak HBM per chip of value and gradient with bfloat16 embeddings, including inputs and gradients."""
     rows = jax.ShapeDtypeStruct((batch, WIDTH), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
     scalar = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     functions = {

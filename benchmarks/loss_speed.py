@@ -1,6 +1,6 @@
-"""python benchmarks/loss_speed.py [--batch=1024 --width=512]: the tiled loss against the dense one, in one run.
+"""python benchmarks/loss_speed.py [--batch=1024 --width=512]: speed of the tiled loss compared with the dense one.
 
-On whatever device JAX finds; value and gradient, best of several interleaved rounds.
+Runs on the default JAX device; value and gradient, best of several interleaved rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[64, 256, 1024, 4096])
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--dtype", default=None, help="of the embeddings; bfloat16 but on CPU")
+    parser.add_argument("--dtype", default=None, help="of the embeddings (default: bfloat16, on CPU float32)")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     device = jax.devices()[0]
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def measure(batch: int, width: int, dtype: jnp.dtype, rounds: int) -> tuple[float | None, float]:
-    """Seconds of the dense loss (None where its matrix does not fit) and of the tiled one."""
+    """Seconds for the dense loss (None if its matrix does not fit) and for the tiled one."""
     rng = np.random.default_rng(0)
     images, texts = rng.standard_normal((2, batch, width))
     rows = [jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), dtype) for x in (images, texts)]
@@ -53,15 +53,15 @@ def measure(batch: int, width: int, dtype: jnp.dtype, rounds: int) -> tuple[floa
             best[number] = float("inf")
     for _ in range(rounds):
         for number, function in enumerate(functions):
-            known = best[number]
-            if known is None:
+            previous = best[number]
+            if previous is None:
                 continue
-            turns = max(1, int(0.2 / min(known, 0.2))) if known < float("inf") else 1
-            began = time.perf_counter()
-            for _ in range(turns):
+            repeats = max(1, int(0.2 / min(previous, 0.2))) if previous < float("inf") else 1
+            start_time = time.perf_counter()
+            for _ in range(repeats):
                 result = function(*arguments)
             jax.block_until_ready(result)
-            best[number] = min(known, (time.perf_counter() - began) / turns)
+            best[number] = min(previous, (time.perf_counter() - start_time) / repeats)
     assert best[1] is not None
     return best[0], best[1]
 

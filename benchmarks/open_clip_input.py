@@ -1,4 +1,4 @@
-"""open_clip's side of input_speed.py, run by a Python that has open_clip: pictures a second, as JSON."""
+"""open_clip's part of input_speed.py, run by a Python with open_clip: prints images per second as JSON."""
 
 import json
 import sys
@@ -12,10 +12,10 @@ import webdataset  # noqa: E402
 from open_clip.transform import AugmentationCfg, image_transform  # noqa: E402
 
 
-def main(shard: str, pictures: int, batch: int) -> None:
+def main(shard: str, images: int, batch: int) -> None:
     transform = image_transform(224, is_train=True, aug_cfg=AugmentationCfg(scale=(0.9, 1.0)))
     tokenize = open_clip.get_tokenizer("ViT-B-32")
-    # Its own training pipeline (open_clip_train/data.py): every worker reads its share of the shards, here one each.
+    # open_clip's training pipeline (open_clip_train/data.py). Workers divide the shards among them, here one each.
     dataset = webdataset.DataPipeline(
         webdataset.SimpleShardList([shard, shard]),
         webdataset.split_by_worker,
@@ -27,13 +27,13 @@ def main(shard: str, pictures: int, batch: int) -> None:
         webdataset.batched(batch, partial=False),
     ).repeat()
     batches = iter(webdataset.WebLoader(dataset, batch_size=None, shuffle=False, num_workers=2))
-    for _ in range(4):  # the workers start, and the queue fills
+    for _ in range(4):  # start the workers and fill the queue
         next(batches)
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     count = 0
-    while count < pictures:
+    while count < images:
         count += len(next(batches)[0])
-    print(json.dumps(count / (time.perf_counter() - began)), flush=True)
+    print(json.dumps(count / (time.perf_counter() - start_time)), flush=True)
 
 
 if __name__ == "__main__":

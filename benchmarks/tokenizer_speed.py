@@ -1,8 +1,8 @@
-"""python benchmarks/tokenizer_speed.py VOCABULARY --peer-python=PATH [--identity]: captions a second, and equal ids.
+"""python benchmarks/tokenizer_speed.py VOCABULARY --peer-python=PATH [--identity]: tokenizer speed and equality of ids.
 
-Compares CLIP's tokenizer with open_clip's SimpleTokenizer, which runs in the Python at PATH (with open_clip_torch), in
-one run and by turns. VOCABULARY is the file that open_clip brings along, OpenAI's bpe_simple_vocab_16e6.txt.gz. With
---identity, ids of a million generated strings are compared instead: captions, emoji, CJK, entities, and worse.
+Compares CLIP's tokenizer with open_clip's SimpleTokenizer, which runs in the Python at PATH (with open_clip_torch). The
+two alternate in one run. VOCABULARY is OpenAI's bpe_simple_vocab_16e6.txt.gz, which is part of open_clip. With
+--identity, the ids of a million generated strings are compared instead: captions, emoji, CJK, entities and noise.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> int:
     parser.add_argument("vocabulary", help="OpenAI's bpe_simple_vocab_16e6.txt.gz")
     parser.add_argument("--peer-python", required=True, help="a Python in which open_clip can be imported")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--captions", type=int, default=51200, help="in a round; every round has new ones")
+    parser.add_argument("--captions", type=int, default=51200, help="per round; every round has new captions")
     parser.add_argument("--identity", action="store_true", help="compare ids instead of speeds")
     parser.add_argument("--strings", type=int, default=1_000_000, help="to compare")
     arguments = parser.parse_args()
@@ -42,16 +42,22 @@ def main() -> int:
     words = english(tokenizer)
     with Peer(arguments.peer_python) as peer:
         if arguments.identity:
-            return compare(tokenizer, peer, odd_strings(words), arguments.strings)
-        measure(tokenizer, peer, captions(words, seed=0), arguments.rounds, arguments.captions // BATCH)
+            return compare(tokenizer, peer, source=odd_strings(words), count=arguments.strings)
+        measure(
+            tokenizer,
+            peer,
+            source=captions(words, seed=0),
+            rounds=arguments.rounds,
+            batches=arguments.captions // BATCH,
+        )
         return 0
 
 
 class Peer:
-    """open_clip's tokenizer in another process, which is asked with a line of JSON and answers with raw numbers."""
+    """open_clip's tokenizer in another process, which receives lines of JSON and returns binary numbers."""
 
     def __init__(self, python: str):
-        # This file again, by its path: the other Python need not have jaxclip.
+        # Runs this file by its path, because the other Python may not have jaxclip.
         self._process = subprocess.Popen(
             [python, __file__, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -64,7 +70,7 @@ class Peer:
         self._process.wait()
 
     def __call__(self, texts: Sequence[str]) -> tuple[float, np.ndarray]:
-        """The seconds it took, and int32 [n, context]."""
+        """The time in seconds, and the ids, int32 [n, context]."""
         self._process.stdin.write(json.dumps(texts).encode() + b"\n")
         self._process.stdin.flush()
         answer = self._process.stdout.read(8 + 4 * CONTEXT * len(texts))
@@ -74,23 +80,23 @@ class Peer:
 
 
 def serve() -> None:
-    """The peer's side."""
+    """The main loop of the other process."""
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever importing prints
+    os.dup2(2, 1)  # for whatever imports print
     from open_clip.tokenizer import SimpleTokenizer
 
     tokenizer = SimpleTokenizer()
     for line in sys.stdin.buffer:
         texts = json.loads(line)
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         ids = tokenizer(texts, CONTEXT)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start_time
         out.write(struct.pack("<d", seconds) + ids.numpy().astype("<i4").tobytes())
         out.flush()
 
 
 def measure(tokenizer: Callable, peer: Peer, source: Iterator[str], rounds: int, batches: int) -> None:
-    """Prints captions a second of each, with new captions in every round."""
+    """Prints the captions per second of both tokenizers, with new captions in every round."""
     cores = os.cpu_count() or 1
     rates: dict[str, list[float]] = {
         "jaxclip, 1 thread": [],
@@ -100,32 +106,32 @@ def measure(tokenizer: Callable, peer: Peer, source: Iterator[str], rounds: int,
     one, all_cores, other = rates.values()
     for _ in range(rounds):
         texts = [[next(source) for _ in range(BATCH)] for _ in range(batches)]
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         for batch in texts:
             tokenizer(batch, CONTEXT)
-        one.append(batches * BATCH / (time.perf_counter() - began))
-        # New ones again, or the threads would find every word known.
+        one.append(batches * BATCH / (time.perf_counter() - start_time))
+        # New captions again, because the words of the previous ones are in the cache.
         texts = [[next(source) for _ in range(BATCH)] for _ in range(batches)]
         with concurrent.futures.ThreadPoolExecutor(cores) as pool:
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             list(pool.map(lambda batch: tokenizer(batch, CONTEXT), texts))
-            all_cores.append(batches * BATCH / (time.perf_counter() - began))
+            all_cores.append(batches * BATCH / (time.perf_counter() - start_time))
         other.append(batches * BATCH / sum(peer(batch)[0] for batch in texts))
-    print(f"captions a second, {rounds} rounds of {batches * BATCH:,} new captions in batches of {BATCH}")
+    print(f"captions per second, {rounds} rounds of {batches * BATCH:,} new captions in batches of {BATCH}")
     print(f"{'':<22}{'first':>10}{'median':>10}{'best':>10}")
-    for name, found in rates.items():
-        print(f"{name:<22}{found[0]:>10,.0f}{statistics.median(found):>10,.0f}{max(found):>10,.0f}")
-    ratios = [mine / theirs for mine, theirs in zip(one, other, strict=True)]
+    for name, values in rates.items():
+        print(f"{name:<22}{values[0]:>10,.0f}{statistics.median(values):>10,.0f}{max(values):>10,.0f}")
+    ratios = [rate / peer_rate for rate, peer_rate in zip(one, other, strict=True)]
     print(f"1 thread against 1: {statistics.median(ratios):.1f} times (from {min(ratios):.1f} to {max(ratios):.1f})")
 
 
 def compare(tokenizer: Callable, peer: Peer, source: Iterator[str], count: int) -> int:
     """Prints strings whose ids differ; returns 1 if there are any.
 
-    What is mended into characters that this Python's Unicode does not know is counted apart: whether such a one is a
-    letter changes from one release of the regular expressions to the next, on either side.
+    Strings that are repaired into characters unassigned in this Python's Unicode are counted separately, because
+    regular expression libraries of different releases disagree on whether these are letters.
     """
-    from jaxclip.data.tokenizers.cleaning import mended_pieces
+    from jaxclip.data.tokenizers.cleaning import repaired_pieces
 
     wrong = unknown = done = 0
     while done < count:
@@ -133,25 +139,25 @@ def compare(tokenizer: Callable, peer: Peer, source: Iterator[str], count: int) 
         done += len(texts)
         differ = (tokenizer(texts, CONTEXT)[0] != peer(texts)[1]).any(axis=1)
         for text in [text for text, other in zip(texts, differ, strict=True) if other]:
-            if any(unicodedata.category(c) == "Cn" for c in "".join(mended_pieces(text))):
+            if any(unicodedata.category(c) == "Cn" for c in "".join(repaired_pieces(text))):
                 unknown += 1
             else:
                 wrong += 1
                 print(f"differs: {text!a}", flush=True)
         if sys.stderr.isatty():
             print(f"\r{done:,} strings, {wrong:,} differ", end="", file=sys.stderr)
-    print(f"{done:,} strings, {wrong:,} with other ids, and {unknown:,} in which mending makes unassigned characters")
+    print(f"{done:,} strings, {wrong:,} with other ids, and {unknown:,} in which repairs make unassigned characters")
     return int(wrong > 0)
 
 
 def english(tokenizer: Callable) -> list[str]:
-    """The vocabulary's own words, the frequent ones first: BPE merges what is frequent first."""
+    """The vocabulary's words, the most frequent first, as BPE merges them in that order."""
     words = (tokenizer.decode([i]) for i in range(512, tokenizer.vocab_size - 2))
     return [word for word in words if word.isalpha() and word.isascii() and len(word) > 1]
 
 
 def captions(words: list[str], seed: int) -> Iterator[str]:
-    """Endless captions as the web has them: words by Zipf's law, names, numbers, one in ten with other than ASCII."""
+    """Endless captions like those of the web: words by Zipf's law, names, numbers; one in ten is not ASCII."""
     rng = random.Random(seed)
     weights = list(itertools.accumulate(1 / (rank + 10) for rank in range(len(words))))
     others = [
@@ -184,7 +190,7 @@ def captions(words: list[str], seed: int) -> Iterator[str]:
 
 
 def odd_strings(words: list[str]) -> Iterator[str]:
-    """Endless strings to find differences with: captions, and all that is not one, mixed; no unassigned characters."""
+    """Endless strings for finding differences: mixtures of captions and noise, without unassigned characters."""
     rng = random.Random(1)
     assigned = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) != "Cn"]
     plain = captions(words, seed=2)

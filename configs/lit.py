@@ -13,10 +13,10 @@ def get_config():
     config.batch_size = 4096
     config.steps = 5000
     config.eval_every = 1000
-    config.init_only = "^image/"
+    config.init_only = "^image"
     config.data.train = "tfds:coco_captions"
     config.data.flip = True
-    config.optimizer.groups = ({"match": "^image/", "rate": 0.0},)
+    config.optimizer.groups = ({"match": "^image", "rate": 0.0},)
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 150
     config.optimizer.weight_decay = 0.1

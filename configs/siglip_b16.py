@@ -19,10 +19,12 @@ def get_config():
     image = recipes.vit(
         image_size=224, patch_size=16, width=768, layers=12, remat="full", activation="gelu_tanh", eps=1e-6
     )
-    image |= {"pool": "map", "ln_pre": False, "patch_bias": True, "projection": False}
+    image |= {"pool": "map", "ln_pre": False, "patch_bias": True}
     text = recipes.text(width=768, layers=12, remat="full", activation="gelu_tanh", eps=1e-6)
-    text |= {"vocab_size": 32_000, "context_length": 64, "causal": False, "pool": "last", "projection_bias": True}
+    text |= {"vocab_size": 32_000, "context_length": 64, "causal": False, "pool": "last"}
     config.method = recipes.two_towers("siglip", image, text, 768)
+    config.method.image_projection = False
+    config.method.text_projection_bias = True
     config.method.pixels.mean = config.method.pixels.std = (0.5, 0.5, 0.5)
     config.method.pixels.resize = "squash"
     return config

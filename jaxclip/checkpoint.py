@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
 
+from jaxclip import upgrade
 from jaxclip.errors import UserError
 
 _STATE, _MODEL = "state", "model"
@@ -44,9 +46,13 @@ class Checkpoints:
             self._saving = self._checkpointer.save_checkpointables_async(step, checkpointables, force=True)
 
     def restore(self, abstract_state: Any) -> Any:
-        """The newest state, laid out as `abstract_state` says."""
-        loaded = self._checkpointer.load_checkpointables(self.latest, {_STATE: _pack(abstract_state)})
-        return _unpack(loaded[_STATE], abstract_state)
+        """The newest state, laid out as `abstract_state` says; also one that version 0.1 saved.
+
+        Raises:
+          UserError: it is the state of another model or of another optimizer.
+        """
+        folder = pathlib.Path(str(self._checkpointer.directory)) / str(self.latest)
+        return _unpack(_load_state(folder, _pack(abstract_state)), abstract_state)
 
     def wait(self) -> None:
         """Waits for the save under way; raises what went wrong in it."""
@@ -76,25 +82,51 @@ def _is_complete(path: pathlib.Path) -> bool:
 
 
 def load_model(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON values saved with a checkpoint.
+    """The JSON values saved with a checkpoint, in this version's form.
 
     Raises:
       UserError: they cannot be read.
     """
     try:
-        return ocp.load_checkpointables(path.absolute(), {_MODEL: None})[_MODEL]
+        return upgrade.model(ocp.load_checkpointables(path.absolute(), {_MODEL: None})[_MODEL])
     except Exception as error:  # Orbax has errors of its own for each thing that may be missing or damaged
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is a checkpoint that cannot be read ({reason}); copy all of it again") from error
 
 
 def load_variables(path: pathlib.Path, params: Any, stats: Any) -> tuple[Any, Any]:
-    """The parameters and the batch statistics alone, laid out as these abstract ones are."""
+    """The parameters and the batch statistics alone, laid out as these abstract ones are.
+
+    Raises:
+      UserError: they are those of another model.
+    """
+    loaded = _load_state(path.absolute(), _with_stats({"params": params}, stats))
+    return loaded["params"], loaded.get("stats", {})
+
+
+def _load_state(path: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    """Parts of the state in a checkpoint's folder, laid out as the abstract ones are."""
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-        loaded = ocp.load_checkpointables(path.absolute(), {_STATE: _with_stats({"params": params}, stats)})
-    return loaded[_STATE]["params"], loaded[_STATE].get("stats", {})
+        metadata = ocp.metadata(path, _STATE).metadata
+        stored, wanted = upgrade.paths(metadata), upgrade.paths(abstract)
+        if wanted.keys() <= stored.keys():
+            return ocp.load_checkpointables(path, {_STATE: abstract})[_STATE]
+        found = upgrade.origins(wanted, stored)
+        form = upgrade.stored_form(wanted, found, stored)
+        parts = {origin.path.partition("/")[0] for origin in found.values()}
+        loaded = ocp.load_checkpointables(path, {_STATE: _only(form, {part: metadata[part] for part in parts})})
+    return upgrade.this_form(abstract, found, upgrade.paths(loaded[_STATE]))
+
+
+def _only(form: dict[str, Any], tree: Any) -> Any:
+    """A tree of the stored form in which all that `form` does not name is left out."""
+
+    def choose(path: tuple, _: Any) -> Any:
+        return form.get(jax.tree_util.keystr(path, simple=True, separator="/"), ocp.PLACEHOLDER)
+
+    return jax.tree_util.tree_map_with_path(choose, tree)
 
 
 def save_variables(path: pathlib.Path, params: Any, stats: Any, model: dict[str, Any]) -> None:
@@ -104,8 +136,9 @@ def save_variables(path: pathlib.Path, params: Any, stats: Any, model: dict[str,
 
 
 def _pack(state: Any) -> dict[str, Any]:
-    packed = {"step": state.step, "params": state.params, "opt_state": state.opt_state, "key": state.key}
-    return _with_stats(packed, state.stats)
+    """The fields of a state by name, without those that are empty, for which a checkpoint has no place."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
 def _with_stats(packed: dict[str, Any], stats: Any) -> dict[str, Any]:
@@ -114,5 +147,5 @@ def _with_stats(packed: dict[str, Any], stats: Any) -> dict[str, Any]:
 
 
 def _unpack(loaded: dict[str, Any], like: Any) -> Any:
-    loaded = {"stats": {}} | dict(loaded)
-    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(type(like)(**loaded)))
+    empty: dict[str, Any] = {field.name: {} for field in dataclasses.fields(like)}
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(type(like)(**empty | dict(loaded))))

@@ -33,6 +33,13 @@ def check_pattern(config: Any, name: str) -> None:
         raise UserError(f"{name}={getattr(config, name)!r} is not a regular expression: {error}") from None
 
 
+def check_templates(name: str, templates: tuple[str, ...]) -> None:
+    """Raises UserError naming the key if a phrase has no `{c}` to put a text in."""
+    for template in templates:
+        if "{c}" not in template:
+            raise UserError(f"{name}: {template!r} has no {{c}} to put the text in")
+
+
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
     """What training does to pictures after crop and flip, in this order; see `data.augment` for each.
@@ -81,6 +88,22 @@ class PixelsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ViewConfig:
+    """A view of an image in training, for methods that show a model several.
+
+    Attributes:
+      crop_scale, flip, augment: as those of `DataConfig`.
+    """
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip: bool = True
+    augment: AugmentConfig = AugmentConfig()
+
+    def __post_init__(self):
+        _check_crop_scale(self.crop_scale)
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """What is trained and validated on; see `data.sources.open_source` for the forms a source is written in.
 
@@ -97,7 +120,11 @@ class DataConfig:
       max_skip_rate: the share of records that cannot be used above which training stops; see docs/data.md.
       crop_scale: the share of a picture's area that a training crop covers, from and to.
       flip: mirror every other picture in training, "left" and "right" changing places in its caption.
-      augment: what else is done to pictures in training.
+      augment: what else is done to images in training.
+      views: by name, the views that a method's inputs ask for besides the data's own, which is `crop_scale`, `flip` and
+        `augment` above.
+      augment_on_device: color jitter, gray and blur, and the flip of `views`, are left to the devices. What is drawn
+        differs from what the CPU draws.
       captions: which of a picture's captions training takes: "random" for any of them; "first"; "all" for each in its
         turn, one an epoch; "sentence" for one sentence of any of them.
       drop_words: the probability that a word is left out of a caption in training.
@@ -115,46 +142,22 @@ class DataConfig:
     crop_scale: tuple[float, float] = (0.9, 1.0)
     flip: bool = False
     augment: AugmentConfig = AugmentConfig()
+    views: Mapping[str, ViewConfig] = dataclasses.field(default_factory=dict)
+    augment_on_device: bool = False
     captions: Literal["random", "first", "all", "sentence"] = "random"
     drop_words: float = 0.0
 
     def __post_init__(self):
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise UserError(f"crop_scale={self.crop_scale} must be two shares of the area, 0 < from <= to <= 1")
+        _check_crop_scale(self.crop_scale)
         check_at_least(self, 0, "train_vocabulary", "max_skip_rate")
         check_at_least(self, 1, "shuffle_window", "max_pixels")
         if not 0 <= self.drop_words < 1:
             raise UserError(f"drop_words={self.drop_words} must be at least 0 and below 1")
-        if bool(self.vocabulary) == bool(self.train_vocabulary):
+        if self.vocabulary and self.train_vocabulary:
             raise UserError(
-                f"vocabulary={self.vocabulary!r}: give either data.vocabulary=PATH (OpenAI's "
-                "bpe_simple_vocab_16e6.txt.gz is in the folder clip/ of github.com/openai/CLIP) or "
-                "data.train_vocabulary=SIZE to train one from the captions"
+                f"vocabulary={self.vocabulary!r}: give data.vocabulary=PATH or data.train_vocabulary=SIZE, not both"
             )
-        _check_templates("caption_templates", self.caption_templates)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """One evaluation, named by its key.
-
-    Attributes:
-      task: "zeroshot_classification" or "zeroshot_retrieval" (CLIP_benchmark's names).
-      data: the source.
-      classes: a JSON file with the list of class names; empty where the source knows them.
-      templates: phrases with a `{c}` whose embeddings are averaged per class.
-    """
-
-    task: Literal["zeroshot_classification", "zeroshot_retrieval"]
-    data: str
-    classes: str = ""
-    templates: tuple[str, ...] = ("a photo of a {c}.",)
-
-    def __post_init__(self):
-        if not self.templates:
-            raise UserError("templates=() must hold at least one phrase, such as '{c}'")
-        _check_templates("templates", self.templates)
+        check_templates("caption_templates", self.caption_templates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +264,8 @@ class Config:
       method: the method's own keys and its `name`, the module's name in `jaxclip.methods`.
       keep_best: a metric such as "validation_loss", whose best checkpoint so far is kept beside the last ones; with a
         minus before the name for a metric of which more is better; empty for none.
-      evals: evaluations by name; where there are none, retrieval on `data.eval`.
+      evals: evaluations by name: the `task`, a module's name in `jaxclip.evaluate`, and that task's own keys; if there
+        are none, the method's `task` on `data.eval`.
     """
 
     seed: int
@@ -282,7 +286,7 @@ class Config:
     init_from: str = ""
     init_only: str = ""
     mesh: MeshConfig = MeshConfig()
-    evals: Mapping[str, EvaluationConfig] = dataclasses.field(default_factory=dict)
+    evals: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         check_at_least(self, 1, "batch_size", "microbatches", "log_every", "keep_checkpoints")
@@ -293,11 +297,15 @@ class Config:
         if not self.steps and not self.epochs:
             raise UserError("steps=0: give steps, or epochs with steps=0")
 
-    def evaluations(self) -> Mapping[str, EvaluationConfig]:
-        """What to evaluate: `evals`, or else retrieval on `data.eval`."""
-        if self.evals or not self.data.eval:
+    def evaluations(self, task: str) -> Mapping[str, Mapping[str, Any]]:
+        """What to evaluate: `evals`, or else a task on `data.eval`.
+
+        Args:
+          task: the method's, `jaxclip.methods.Method.task`; empty for none.
+        """
+        if self.evals or not self.data.eval or not task:
             return self.evals
-        return {"validation": EvaluationConfig("zeroshot_retrieval", self.data.eval)}
+        return {"validation": {"task": task, "data": self.data.eval}}
 
 
 def parse(kind: type[T], value: Any, where: str = "config") -> T:
@@ -349,22 +357,6 @@ def parse_named(kinds: Sequence[Any], value: Any, where: str) -> Any:
     return parse(names[name], value, where)
 
 
-def from_saved(saved: Mapping[str, Any]) -> Config:
-    """The config that a run or a checkpoint was saved with, also one of version 0.1 with its `optimizer.frozen`.
-
-    Raises:
-      UserError: as `parse`.
-    """
-    optimizer = saved.get("optimizer")
-    if not isinstance(optimizer, Mapping) or "frozen" not in optimizer:
-        return parse(Config, saved)
-    optimizer = dict(optimizer)
-    frozen = optimizer.pop("frozen")
-    if frozen:
-        optimizer["groups"] = [{"match": frozen, "rate": 0.0}]
-    return parse(Config, {**saved, "optimizer": optimizer})
-
-
 def defaults(kind: type) -> dict[str, Any]:
     """The keys of a config's dataclass that have a default, with it; nested dataclasses become nested dicts."""
     hints, values = typing.get_type_hints(kind), {}
@@ -401,10 +393,10 @@ def flatten(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _check_templates(name: str, templates: tuple[str, ...]) -> None:
-    for template in templates:
-        if "{c}" not in template:
-            raise UserError(f"{name}: {template!r} has no {{c}} to put the text in")
+def _check_crop_scale(crop_scale: tuple[float, float]) -> None:
+    low, high = crop_scale
+    if not 0 < low <= high <= 1:
+        raise UserError(f"crop_scale={crop_scale} must be two shares of the area, 0 < from <= to <= 1")
 
 
 def _keys(kind: type) -> list[str]:

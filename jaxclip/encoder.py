@@ -1,24 +1,28 @@
-"""Embeddings of whole data sets, on every device of every process."""
+"""Row-wise functions of a model over whole data sets, on every device of every process."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 
 from jaxclip import sharding
+from jaxclip.context import Context
 from jaxclip.data.loader import examples
 from jaxclip.data.record import Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.data.tokenizers import Tokenizer
-from jaxclip.methods import bind
+from jaxclip.errors import UserError
+from jaxclip.inputs import first_image, first_text
+from jaxclip.methods import Method, bind
 from jaxclip.step import compute_dtype
 
 
@@ -27,66 +31,112 @@ class EmbeddedSet:
     """The readable records of a source.
 
     Attributes:
-      images: float32 [n, width], unit length.
-      labels: the class index of each, None where there is none.
+      ids: of each record in its source.
+      outputs: of the model's function for the images: float32 [n, width] embeddings, or a pytree of [n, ...] arrays.
+      labels: the class index of each, None if there is none.
       captions: the captions of each.
     """
 
-    images: np.ndarray
+    ids: list[int]
+    outputs: Any
     labels: list[int | None]
     captions: list[list[str]]
 
 
 class Encoder:
-    """A method's two towers, jitted once for batches of one size over all devices.
+    """Functions of a method's model, each jitted once for batches of one size over all devices.
 
     Args:
-      method: with towers `encode_image` and `encode_text`, an image size and a context length.
+      method: of the model.
       mesh: the devices.
       precision: as in the config.
-      tokenizer: of the model.
+      tokenizer: of the model; None if it has no texts.
       batch_size: rows per call, rounded up to a multiple of the devices.
+
+    Attributes:
+      image: the input that `source` prepares images for; None if the method has no images.
+      text: the input that `texts` tokenizes for; None if the method has no texts.
     """
 
-    def __init__(self, method: Any, mesh: Mesh, precision: str, tokenizer: Tokenizer, batch_size: int = 256):
+    def __init__(self, method: Method, mesh: Mesh, precision: str, tokenizer: Tokenizer | None, batch_size: int = 256):
         self.method = method
         self.mesh = mesh
         self.tokenizer = tokenizer
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
-        dtype = compute_dtype(precision, mesh.devices.flat[0].platform)
-        model = bind(method)
-        self._batch = sharding.batch_sharding(mesh)
-        replicated = NamedSharding(mesh, PartitionSpec())
-        self._encode_image = jax.jit(
-            lambda params, images: model(params).encode_image(images, dtype=dtype), out_shardings=replicated
-        )
-        self._encode_text = jax.jit(
-            lambda params, tokens, ends: model(params).encode_text(tokens, ends, dtype=dtype), out_shardings=replicated
-        )
+        self.image = first_image(method.inputs())
+        self.text = first_text(method.inputs())
+        self._bind = bind(method)
+        self._ctx = Context(mesh=mesh, dtype=compute_dtype(precision, mesh.devices.flat[0].platform))
+        self._rows = sharding.batch_sharding(mesh)
+        self._jitted: dict[str, Callable[..., Any]] = {}
 
-    def images(self, params: Any, images: UInt8[np.ndarray, "n size size 3"]) -> Float[np.ndarray, "n width"]:
-        """Embeds prepared pictures; every process gives the same ones."""
-        return self._in_batches(self._encode_image, params, images)
+    def has(self, *names: str) -> bool:
+        """Whether the model has these functions; nothing is computed."""
+        return not missing_functions(self.method, names)
 
-    def texts(self, params: Any, texts: Sequence[str]) -> Float[np.ndarray, "n width"]:
-        """Embeds strings; every process gives the same ones."""
-        tokens, ends = self.tokenizer(texts, self.method.context_length)
-        return self._in_batches(self._encode_text, params, tokens, ends)
+    def __call__(self, name: str, variables: Any, *rows: np.ndarray) -> Any:
+        """A function of the model, `model.NAME(*rows, ctx)`, for any number of rows.
 
-    def _in_batches(self, encode: Any, params: Any, *arrays: np.ndarray) -> np.ndarray:
-        size = self.batch_size
+        Args:
+          name: of a function that computes each row of its result from the same row of its arguments.
+          variables: of the model.
+          *rows: arrays [n, ...]; every process gives the same ones.
+
+        Returns:
+          What the function gives, as NumPy arrays [n, ...].
+        """
         outputs = []
         # No rows make one batch of padding, of which nothing is kept.
-        for start in range(0, max(1, len(arrays[0])), size):
-            rows = [array[start : start + size] for array in arrays]
-            padded = [np.concatenate([row, np.zeros((size - len(row), *row.shape[1:]), row.dtype)]) for row in rows]
+        for start in range(0, max(1, len(rows[0])), self.batch_size):
+            batch = [array[start : start + self.batch_size] for array in rows]
+            count = len(batch[0])
+            missing = self.batch_size - count
+            padded = [np.concatenate([row, np.zeros((missing, *row.shape[1:]), row.dtype)]) for row in batch]
             # The devices take their rows each from their own process's copy.
-            embedded = encode(params, *(jax.device_put(array, self._batch) for array in padded))
-            outputs.append(np.asarray(embedded)[: len(rows[0])])
-        return np.concatenate(outputs)
+            result = self._function(name)(variables, *(jax.device_put(array, self._rows) for array in padded))
+            outputs.append(jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], result))
+        return _concatenated(outputs)
 
-    def source(self, params: Any, source: Source, skips: SkipLog, ids: Sequence[int] | None = None) -> EmbeddedSet:
-        """Embeds a source's pictures, each process reading its share of every batch."""
+    def images(self, variables: Any, images: UInt8[np.ndarray, "n size size 3"]) -> Float[np.ndarray, "n width"]:
+        """Embeds prepared images; every process gives the same ones."""
+        return self("encode_image", variables, images)
+
+    def texts(self, variables: Any, texts: Sequence[str]) -> Float[np.ndarray, "n width"]:
+        """Embeds strings; every process gives the same ones."""
+        return self("encode_text", variables, *self.tokenize(texts))
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids, int32 [n, context], and the positions of the end tokens, int32 [n].
+
+        Raises:
+          UserError: the method has no texts.
+        """
+        if self.tokenizer is None or self.text is None:
+            raise UserError(f"method {method_name(self.method)} has no texts, and so no tokenizer")
+        return self.tokenizer(texts, self.text.length)
+
+    def source(
+        self,
+        variables: Any,
+        source: Source,
+        skips: SkipLog,
+        ids: Sequence[int] | None = None,
+        function: str = "encode_image",
+    ) -> EmbeddedSet:
+        """A function of a source's images, each process reading its share of every batch.
+
+        Args:
+          variables: of the model.
+          source: of the images.
+          skips: where records that cannot be read are counted.
+          ids: of the records; all of them by default.
+          function: the name of a function of the model that takes a batch of images, such as `features`.
+
+        Raises:
+          UserError: the method has no images.
+        """
+        if self.image is None:
+            raise UserError(f"method {method_name(self.method)} has no images")
         ids = range(len(source)) if ids is None else ids
         process, processes = jax.process_index(), jax.process_count()
         share = self.batch_size // processes
@@ -94,31 +144,81 @@ class Encoder:
             ids[start + process * share : min(start + (process + 1) * share, start + self.batch_size)]
             for start in range(0, len(ids), self.batch_size)
         ]
-        stream = examples(source, [i for rows in mine for i in rows], self.method.image_size, self.method.pixels, skips)
+        stream = examples(source, [i for rows in mine for i in rows], self.image.size, self.image.pixels, skips)
         found: list[tuple[int, int | None, list[str]]] = []
         outputs = []
         for number, rows in enumerate(mine):
-            images = np.zeros((share, *(self.method.image_size,) * 2, 3), np.uint8)
+            images = np.zeros((share, *(self.image.size,) * 2, 3), np.uint8)
             for row in range(len(rows)):
                 _, image, record = next(stream)
                 if image is not None and record is not None:
                     images[row] = image
                     position = number * self.batch_size + process * share + row
                     found.append((position, record.label, list(record.captions)))
-            batch = jax.make_array_from_process_local_data(self._batch, images)
-            outputs.append(np.asarray(self._encode_image(params, batch)))
+            batch = jax.make_array_from_process_local_data(self._rows, images)
+            outputs.append(jax.tree.map(np.asarray, self._function(function)(variables, batch)))
         found = sorted(entry for part in _gather(found) for entry in part)
-        embedded = np.concatenate(outputs)[[position for position, _, _ in found]]
-        return EmbeddedSet(embedded, [label for _, label, _ in found], [captions for _, _, captions in found])
+        positions = [position for position, _, _ in found]
+        return EmbeddedSet(
+            ids=[ids[position] for position in positions],
+            outputs=jax.tree.map(lambda leaf: leaf[positions], _concatenated(outputs)),
+            labels=[label for _, label, _ in found],
+            captions=[captions for _, _, captions in found],
+        )
+
+    def _function(self, name: str) -> Callable[..., Any]:
+        """(variables, *rows) -> the result of a function of the model on every device, jitted."""
+        if name not in self._jitted:
+
+            def apply(variables: Any, *rows: jax.Array) -> Any:
+                return getattr(self._bind(variables), name)(*rows, self._ctx)
+
+            replicated = NamedSharding(self.mesh, PartitionSpec())
+            self._jitted[name] = jax.jit(apply, out_shardings=replicated)
+        return self._jitted[name]
+
+
+def model_functions(method: Method) -> list[str]:
+    """The names of the public functions of a method's model, such as encode_image; nothing is computed."""
+    kind = type(nnx.eval_shape(lambda: method.init(nnx.Rngs(params=0))))
+    own = (name for name in dir(kind) if not name.startswith("_") and not hasattr(nnx.Module, name))
+    return [name for name in own if callable(getattr(kind, name))]
+
+
+def missing_functions(method: Method, names: Sequence[str]) -> list[str]:
+    """Those of the names that are no functions of the method's model."""
+    existing = model_functions(method)
+    return [name for name in names if name not in existing]
+
+
+def lacking(method: Method, names: Sequence[str]) -> str:
+    """What to say if a method's model lacks some of these functions, such as "needs match, which method clip ..."."""
+    missing = missing_functions(method, names)
+    if not missing:
+        return ""
+    return (
+        f"needs {' and '.join(missing)}, which method {method_name(method)} does not have "
+        f"(it has {', '.join(model_functions(method)) or 'no functions'})"
+    )
+
+
+def method_name(method: Method) -> str:
+    """The `config.method.name` of a method: its module's name."""
+    return type(method).__module__.rpartition(".")[2]
 
 
 def class_embeddings(
-    encoder: Encoder, params: Any, classes: Sequence[str], templates: Sequence[str]
+    encoder: Encoder, variables: Any, classes: Sequence[str], templates: Sequence[str]
 ) -> Float[np.ndarray, "classes width"]:
     """The mean over templates of each class's unit text embeddings, scaled to unit length again."""
     texts = [template.replace("{c}", name) for name in classes for template in templates]
-    embedded = encoder.texts(params, texts).reshape(len(classes), len(templates), -1).mean(axis=1)
+    embedded = encoder.texts(variables, texts).reshape(len(classes), len(templates), -1).mean(axis=1)
     return embedded / np.maximum(np.linalg.norm(embedded, axis=1, keepdims=True), 1e-12)
+
+
+def _concatenated(parts: Sequence[Any]) -> Any:
+    """Pytrees of [rows, ...] arrays as one."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 def _gather(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""python -m jaxclip.main --config=configs/quickstart.py --workdir=DIR: trains, or goes on where a run stopped."""
+"""python -m jaxclip.main --config=configs/quickstart.py --workdir=DIR: starts or resumes a training run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jaxclip import command_line
 from jaxclip.config import Config, parse
 from jaxclip.errors import UserError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same one again continues it.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an existing run is resumed.")
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Start jax.distributed (several processes; on by itself on TPU pods)."
+    "distributed", False, "Start jax.distributed, for several processes (the default on TPU pods)."
 )
 
 EXIT_USER, EXIT_STOPPED = 2, 75
 
 
 def main() -> int:
-    """Runs the command line, `sys.argv`; returns its exit status."""
+    """Runs the command line, `sys.argv`; returns the exit status."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
     signal.signal(signal.SIGTERM, _stop_early)
@@ -35,8 +35,8 @@ def main() -> int:
 
 
 def _stop_early(*_: object) -> None:
-    """What SIGTERM does until the training loop, which has something to save, takes it over."""
-    print("stopped by SIGTERM before the first step; the same command goes on", file=sys.stderr)
+    """SIGTERM handler until the training loop, which has something to save, installs its own."""
+    print("stopped by SIGTERM before the first step; run the same command again", file=sys.stderr)
     raise SystemExit(EXIT_STOPPED)
 
 
@@ -46,7 +46,7 @@ def _parse(argv: list[str]) -> tuple[Config, pathlib.Path]:
         raise UserError("give a folder for the run: --workdir=DIR")
     workdir = pathlib.Path(_WORKDIR.value)
     if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a folder")
+        raise UserError(f"--workdir={workdir} is a file; choose a folder")
     return config, workdir
 
 
@@ -72,10 +72,10 @@ def _run(config: Config, workdir: pathlib.Path) -> int:
 
 
 def _join_processes() -> None:
-    """Starts jax.distributed, which finds the other processes itself on TPU pods and under SLURM."""
+    """Starts jax.distributed, which detects the other processes on TPU pods and under SLURM."""
     import jax
 
-    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # JAX itself reads JAX_COORDINATOR_ADDRESS, and not these.
+    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # JAX itself reads only JAX_COORDINATOR_ADDRESS.
     try:
         processes, process = (int(os.environ[name]) if name in os.environ else None for name in names)
         jax.distributed.initialize(num_processes=processes, process_id=process)

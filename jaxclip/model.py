@@ -12,103 +12,118 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxclip import methods, sharding
+from jaxclip import inputs, methods, sharding
 from jaxclip.config import Config, MeshConfig, PixelsConfig
 from jaxclip.data.images.crops import prepare
-from jaxclip.data.images.decode import Unreadable, open_picture, upright_rgb
-from jaxclip.encoder import Encoder, class_embeddings
+from jaxclip.data.images.decode import Unreadable, open_image, upright_rgb
+from jaxclip.encoder import Encoder, class_embeddings, lacking, method_name
 from jaxclip.errors import UserError
 from jaxclip.weights.load import open_weights
 from jaxclip.weights.overrides import Answers
 from jaxclip.weights.positions import at_size, read_at_size
 
-Picture = Image.Image | np.ndarray | bytes | str | os.PathLike[str]
+_COMPARING = ("encode_image", "encode_text", "scale_and_bias")
+
+ImageLike = Image.Image | np.ndarray | bytes | str | os.PathLike[str]
 
 
 class Model:
-    """A model with its tokenizer and picture preparation; made by `load`.
+    """A model with its tokenizer and image preprocessing; made by `load`.
+
+    What it can do depends on its method: `has` tells whether it embeds images, or texts. A function that needs what the
+    model does not have raises UserError.
 
     Attributes:
       config: of the run that trained it, a `jaxclip.config.Config`; None for weights from elsewhere.
-      method: what it is: towers, sizes, preprocessing.
-      logit_scale: what cosines are multiplied by before a softmax, or before the bias is added.
-      logit_bias: what is added then by a model trained by the sigmoid loss; 0 for any other.
+      method: its method: towers, sizes, preprocessing.
+      logit_scale: the factor of cosines before a softmax, or before the bias is added; None if the model has none.
+      logit_bias: the bias of a model trained by the sigmoid loss; 0 for any other with a logit_scale, else None.
     """
 
     def __init__(self, config: Config | None, params: Any, stats: Any, encoder: Encoder):
         self.config = config
         self.method = encoder.method
-        self.logit_scale = float(jnp.exp(params["logit_scale"]))
-        self.logit_bias = float(params.get("logit_bias", 0.0))
+        self.logit_scale: float | None = None
+        self.logit_bias: float | None = None
         self._params = params
         self._variables = methods.joined(params, stats)
         self._encoder = encoder
+        if encoder.has("scale_and_bias"):
+            scale, bias = methods.bind(self.method)(self._variables).scale_and_bias()
+            self.logit_scale, self.logit_bias = float(scale), float(bias)
 
     def __repr__(self) -> str:
+        image, text = self._encoder.image, self._encoder.text
+        parts = [method_name(self.method)]
+        parts += [f"images of {image.size} pixels"] if image else []
+        parts += [f"texts of {text.length} tokens"] if text else []
         count = sum(leaf.size for leaf in jax.tree.leaves(self._params))
-        method = self.method
-        return (
-            f"<jaxclip model: {method.image.name} at {method.image_size} pixels, {method.text.name} of "
-            f"{method.context_length} tokens, {method.embed_dim} dimensions, {count:,} parameters>"
-        )
+        return f"<jaxclip model: {', '.join(parts)}, {count:,} parameters>"
 
-    def preprocess(self, image: Picture) -> np.ndarray:
-        """One picture as the model is shown it: uint8 [size, size, 3].
+    def has(self, *names: str) -> bool:
+        """Whether the model has functions by name, such as encode_image, encode_text, features, scale_and_bias."""
+        return self._encoder.has(*names)
+
+    def preprocess(self, image: ImageLike) -> np.ndarray:
+        """One image as the model takes it: uint8 [size, size, 3].
 
         Args:
-          image: a path; a PIL picture; the bytes of a file; uint8 pixels [height, width, 3], a NumPy array or what can
-            be made one. It is turned upright, and transparency composited over white.
+          image: a path; a PIL image; the bytes of a file; uint8 pixels [height, width, 3], a NumPy array or what can be
+            made one. It is turned upright, and transparency composited over white.
 
         Raises:
-          UserError: it is no picture, or cannot be read.
+          UserError: it is not an image, or cannot be read; the method has no images.
         """
+        wanted = self._image_input()
         try:
             if isinstance(image, Image.Image):
-                picture = upright_rgb(image)
+                opened = upright_rgb(image)
             elif isinstance(image, str | os.PathLike):
-                picture = open_picture(pathlib.Path(image).expanduser().read_bytes())
+                opened = open_image(pathlib.Path(image).expanduser().read_bytes())
             elif isinstance(image, bytes):
-                picture = open_picture(image)
+                opened = open_image(image)
             else:
-                picture = open_picture(_pixels(image))
+                opened = open_image(_pixels(image))
         except (Unreadable, OSError, ValueError) as error:
             name = image if isinstance(image, str | os.PathLike) else f"a {type(image).__name__}"
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise UserError(f"{name} cannot be embedded: {reason}") from None
-        return prepare(picture, self.method.image_size, self.method.pixels)
+        return prepare(opened, wanted.size, wanted.pixels)
 
     def tokenize(self, texts: str | Sequence[str]) -> np.ndarray:
         """Token ids, int32 [n, context]."""
-        return self._encoder.tokenizer(_list(texts, str), self.method.context_length)[0]
+        return self._encoder.tokenize(_list(texts, str))[0]
 
-    def encode_image(self, images: Picture | Sequence[Picture] | np.ndarray) -> np.ndarray:
-        """Unit embeddings of any number of pictures, float32 [n, width].
+    def encode_image(self, images: ImageLike | Sequence[ImageLike] | np.ndarray) -> np.ndarray:
+        """Unit embeddings of any number of images, float32 [n, width].
 
         Args:
-          images: a list of paths, PIL pictures and uint8 arrays [h, w, 3] in any mixture, one of these alone, or an
+          images: a list of paths, PIL images and uint8 arrays [h, w, 3] in any mixture, one of these alone, or an
             array [n, h, w, 3].
         """
-        alone = getattr(images, "ndim", None) == 3
-        pictures: list[Any] = [images] if alone else _list(images, (str, bytes, os.PathLike, Image.Image))
-        size = self._encoder.batch_size
-        outputs = []
-        # A batch at a time, so that any number of files takes the memory of one batch.
-        for start in range(0, max(1, len(pictures)), size):
-            prepared = [self.preprocess(image) for image in pictures[start : start + size]]
-            shape = (len(prepared), self.method.image_size, self.method.image_size, 3)
-            outputs.append(self._encoder.images(self._variables, np.asarray(prepared, np.uint8).reshape(shape)))
-        return np.concatenate(outputs)
+        return self._of_images("encode_image", images)
+
+    def features(self, images: ImageLike | Sequence[ImageLike] | np.ndarray) -> np.ndarray:
+        """The image tower's output before any projection, float32 [n, width]: for linear probes and nearest neighbors.
+
+        Args:
+          images: as `encode_image` takes them.
+        """
+        return self._of_images("features", images).astype(np.float32)
 
     def encode_text(self, texts: str | Sequence[str]) -> np.ndarray:
         """Unit embeddings of any number of strings, or of one, float32 [n, width]."""
+        self._check("encode_text", "encode_text")
         return self._encoder.texts(self._variables, _list(texts, str))
 
     def similarity(self, images: Any, texts: Any) -> np.ndarray:
-        """The logits of pictures against texts, float32 [pictures, texts]: scaled cosines, and the bias of a SigLIP.
+        """The logits of images against texts, float32 [images, texts]: scaled cosines, and the bias of a SigLIP.
 
         Args:
           images, texts: as `encode_image` and `encode_text` take them, or the embeddings that these gave.
         """
+        self._check("similarity", *_COMPARING)
+        assert self.logit_scale is not None and self.logit_bias is not None
         image = images if _is_embedded(images) else self.encode_image(images)
         text = texts if _is_embedded(texts) else self.encode_text(texts)
         image, text = np.asarray(image, np.float32), np.asarray(text, np.float32)
@@ -117,19 +132,20 @@ class Model:
     def classify(
         self, images: Any, labels: Sequence[str], templates: Sequence[str] = ("a photo of a {c}.",)
     ) -> np.ndarray:
-        """How probable each label is for each picture, float32 [pictures, labels]; the sum over labels is 1.
+        """How probable each label is for each image, float32 [images, labels]; the sum over labels is 1.
 
         Zero-shot classification (Radford et al. 2021, section 3.1.4): a label's embedding is the mean of those of its
-        phrases. Of a model trained by the sigmoid loss, too, the probabilities are a softmax over the labels.
+        phrases. For a model trained by the sigmoid loss, too, the probabilities are a softmax over the labels.
 
         Args:
           images: as `encode_image` takes them, or embeddings that it gave.
           labels: names of the classes.
-          templates: phrases with {c} where the name goes.
+          templates: phrases with {c} for the name.
 
         Raises:
           UserError: no labels, or a template without {c}.
         """
+        self._check("classify", *_COMPARING)
         labels, templates = _list(labels, str), _list(templates, str)
         if not labels or not templates:
             raise UserError("classify: give at least one label and one template")
@@ -137,13 +153,40 @@ class Model:
             if "{c}" not in template:
                 raise UserError(f"classify: the template {template!r} has no {{c}} to put the label in")
         classes = class_embeddings(self._encoder, self._variables, labels, templates)
-        logits = self.similarity(images, classes.astype(np.float32)) - self.logit_bias
+        # The softmax does not depend on a bias that all logits share.
+        logits = self.similarity(images, classes.astype(np.float32))
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponents / exponents.sum(axis=1, keepdims=True)
 
     def evaluation_parts(self) -> tuple[Encoder, Any]:
         """The encoder and the variables, as `jaxclip.evaluate` takes them."""
         return self._encoder, self._variables
+
+    def _check(self, caller: str, *names: str) -> None:
+        """Raises UserError if the model lacks one of these functions."""
+        reason = lacking(self.method, names)
+        if reason:
+            raise UserError(f"{caller} {reason}")
+
+    def _image_input(self) -> inputs.Image:
+        """The images that the model takes; raises UserError if it takes none."""
+        if self._encoder.image is None:
+            raise UserError(f"method {method_name(self.method)} has no images")
+        return self._encoder.image
+
+    def _of_images(self, name: str, images: Any) -> np.ndarray:
+        """A function of the model for any number of images, a batch at a time: no more than one is held decoded."""
+        self._check(name, name)
+        alone = getattr(images, "ndim", None) == 3
+        items: list[Any] = [images] if alone else _list(images, (str, bytes, os.PathLike, Image.Image))
+        size = self._encoder.batch_size
+        outputs = []
+        for start in range(0, max(1, len(items)), size):
+            prepared = [self.preprocess(image) for image in items[start : start + size]]
+            shape = (len(prepared), *(self._image_input().size,) * 2, 3)
+            rows = np.asarray(prepared, np.uint8).reshape(shape)
+            outputs.append(self._encoder(name, self._variables, rows))
+        return np.concatenate(outputs)
 
 
 def _list(items: Any, single: Any) -> list[Any]:
@@ -157,11 +200,11 @@ def _is_embedded(items: Any) -> bool:
 
 
 def _pixels(image: Any) -> np.ndarray:
-    """The pixels that an array of any library holds; raises ValueError for anything else."""
+    """The pixels of an array of any library; raises ValueError for anything else."""
     pixels = np.asarray(image) if hasattr(image, "__array__") else None
     if pixels is None or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         what = "" if pixels is None else f" (this one is {pixels.dtype} {list(pixels.shape)})"
-        raise ValueError(f"give a path, a PIL picture, a file's bytes, or uint8 pixels [height, width, 3]{what}")
+        raise ValueError(f"give a path, a PIL image, a file's bytes, or uint8 pixels [height, width, 3]{what}")
     return pixels
 
 
@@ -182,12 +225,12 @@ def load(
     Args:
       path: a run's workdir (its newest checkpoint), one checkpoint's folder, a Hugging Face folder of a CLIPModel or
         SiglipModel, an open_clip folder, OpenAI's or open_clip's .safetensors, or a big_vision .npz.
-      image_size: pixels of the pictures, where they are to be others than in training: position embeddings are resized.
+      image_size: pixels of the images, if not those of the training: position embeddings are resized.
       context_length: tokens of the texts, likewise.
-      dtype: of the parameters. The towers compute in bfloat16 if it is, else in what suits the device.
-      batch_size: how many pictures or texts are embedded at a time.
-      activation, preprocess, heads, tokenizer: what public weights may not say, see `weights.answers.Answers`; an error
-        asks for what is missing.
+      dtype: of the parameters. If it is bfloat16, the towers compute in it too; else in what suits the device.
+      batch_size: how many images or texts are embedded at a time.
+      activation, preprocess, heads, tokenizer: what public weights may not say, see `weights.overrides.Answers`; an
+        error asks for what is missing.
 
     Raises:
       UserError: it is none of these, something in it is wrong, or something must be asked for.
@@ -202,6 +245,5 @@ def load(
     mesh = sharding.create(MeshConfig(), jax.local_devices() if jax.process_count() == 1 else None)
     params, stats = read_at_size(weights, method, mesh, dtype)
     precision = "bfloat16" if dtype == "bfloat16" else weights.config.precision if weights.config else "auto"
-    assert weights.tokenizer is not None
     encoder = Encoder(method, mesh, precision, weights.tokenizer, batch_size)
     return Model(weights.config, params, stats, encoder)

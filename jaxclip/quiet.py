@@ -1,4 +1,4 @@
-"""Keeping off the terminal what TensorFlow says while it is imported."""
+"""Suppression of log output that native libraries write while they are loaded."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Drops what the process writes to its standard error inside, unless an exception leaves it.
+    """Discards what the process writes to standard error in the block, unless the block raises.
 
-    TensorFlow's C++ libraries log a few lines as they are loaded, before the level that TF_CPP_MIN_LOG_LEVEL sets is in
-    force, and past Python's `sys.stderr`.
+    TensorFlow's C++ libraries log a few lines while they are loaded. They do so before TF_CPP_MIN_LOG_LEVEL takes
+    effect, and bypass Python's `sys.stderr`.
     """
     sys.stderr.flush()
-    kept = os.dup(2)
+    original = os.dup(2)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), 2)
         try:
@@ -25,9 +25,9 @@ def quiet_stderr() -> Iterator[None]:
         except BaseException:
             sys.stderr.flush()
             file.seek(0)
-            os.write(kept, file.read())
+            os.write(original, file.read())
             raise
         finally:
             sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(original, 2)
+            os.close(original)

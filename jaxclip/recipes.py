@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxclip.config import Config, EvaluationConfig, PixelsConfig, defaults
+from jaxclip.config import Config, PixelsConfig, defaults
 from jaxclip.towers.modified_resnet import ModifiedResNetConfig
 from jaxclip.towers.text import TextConfig
 from jaxclip.towers.vit import ViTConfig
@@ -47,7 +47,9 @@ def text(*, width: int, layers: int, **keys: Any) -> dict[str, Any]:
 def two_towers(name: str, image: dict[str, Any], text: dict[str, Any], embed_dim: int) -> ConfigDict:
     """A method of two towers with CLIP's preprocessing."""
     pixels = defaults(PixelsConfig)
-    return ConfigDict({"name": name, "embed_dim": embed_dim, "image": image, "text": text, "pixels": pixels})
+    projections = {"image_projection": True, "image_projection_bias": False, "text_projection_bias": False}
+    towers = {"embed_dim": embed_dim, "image": image, "text": text}
+    return ConfigDict({"name": name, **towers, "pixels": pixels, **projections})
 
 
 def clip(
@@ -71,7 +73,9 @@ def clip_resnet(
 ) -> ConfigDict:
     """CLIP with its ResNet and a text tower of twelve layers, both recomputed in the backward pass."""
     image = modified_resnet(image_size=image_size, width=width, layers=layers, remat="full")
-    return two_towers("clip", image, text(width=text_width, layers=12, remat="full"), embed_dim)
+    method = two_towers("clip", image, text(width=text_width, layers=12, remat="full"), embed_dim)
+    method.image_projection_bias = True
+    return method
 
 
 def paper() -> ConfigDict:
@@ -93,8 +97,8 @@ def paper_resnet(learning_rate: float, method: ConfigDict) -> ConfigDict:
 
 
 def evaluation(task: str, data: str, **keys: Any) -> dict[str, Any]:
-    """An entry of `evals`; `keys` are further ones of `EvaluationConfig`."""
-    return defaults(EvaluationConfig) | {"task": task, "data": data} | keys
+    """An entry of `evals`, with the task's own keys."""
+    return {"task": task, "data": data, **keys}
 
 
 def layer_decay(tower: str, decay: float, layers: int) -> tuple[dict[str, Any], ...]:

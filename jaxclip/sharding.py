@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +17,15 @@ from jaxclip.errors import UserError
 
 BATCH = PartitionSpec(("data", "fsdp"))
 
-# First match wins. Paths are those of the parameters; the optimizer's moments carry the same names behind a prefix.
+# First match wins. Paths are those of the parameters; the optimizer's moments, the moving average and the memory have
+# the same names behind a prefix, and so each rule is about the end of a path.
 # Kernels of the blocks are stacked, [layers, inputs, outputs]; those of convolutions [height, width, inputs, outputs].
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks/\w+_kernel$", PartitionSpec(None, "fsdp", None)),
-    (r"layer\d_\d+/\w+_kernel$|image/conv\d_kernel$", PartitionSpec(None, None, None, "fsdp")),
-    (r"(token_embedding|projection|_kernel)$", PartitionSpec("fsdp", None)),
+    (r"(conv\d|downsample)_kernel$", PartitionSpec(None, None, None, "fsdp")),
+    (r"(token_embedding|kernel)$", PartitionSpec("fsdp", None)),
+    # Each device keeps the rows of its own records, so that a push moves none of the queue.
+    (r"queue$", BATCH),
     (r"(scale|bias|positions|class_embedding|segments|probe|mean|var|ns_coeffs)$", PartitionSpec()),
 )
 
@@ -43,14 +47,14 @@ def create(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
 
 
 def _arrange(devices: list[jax.Device], data: int, fsdp: int) -> np.ndarray:
-    """Devices in a grid in which neighbours are near each other."""
+    """Devices in a grid in which neighbors are near each other."""
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices > 1:
         if data % slices:
             raise UserError(
                 f"config.mesh: data={data} must be a multiple of the {slices} slices: fsdp stays within one"
             )
-        # Slices are joined by the data centre's network only: the slowest axis of the grid runs over them.
+        # Slices are joined by the data center's network only: the slowest axis of the grid runs over them.
         return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp), (slices, 1), devices)
     if devices[0].device_kind == "TPU v4" and any(device.core_on_chip for device in devices):
         # jax arranges the chips of a v4 only where both cores are one device.
@@ -101,14 +105,17 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
             return NamedSharding(mesh, PartitionSpec())
         for pattern, spec in RULES:
             if re.search(pattern, name):
-                axes = [
-                    axis if axis is not None and leaf.shape[dim] % mesh.shape[axis] == 0 else None
-                    for dim, axis in enumerate(spec)
-                ]
+                axes = [axis if leaf.shape[dim] % _size(mesh, axis) == 0 else None for dim, axis in enumerate(spec)]
                 return NamedSharding(mesh, PartitionSpec(*axes))
         raise ValueError(f"no sharding rule matches {name} {leaf.shape}")
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _size(mesh: Mesh, axis: str | tuple[str, ...] | None) -> int:
+    """In how many parts an axis of a mesh, or several together, divide an array."""
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    return math.prod(mesh.shape[name] for name in names)
 
 
 def placed(mesh: Mesh, params: Any, stats: Any, dtype: Any = "float32") -> tuple[Any, Any]:

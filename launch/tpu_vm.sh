@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU VM, one host or a whole slice. usage() below says how.
+# Training on a Cloud TPU VM, a single host or a whole slice; see usage() below.
 set -euo pipefail
 
 usage() {
@@ -7,30 +7,30 @@ usage() {
 usage: launch/tpu_vm.sh [FLAGS] COMMAND [TRAINER FLAGS]
 
 commands
-  create    ask for the TPU by a queued resource and wait until it is there; one that is there is used as it is
+  create    request the TPU as a queued resource and wait until it is ready; an existing one is used as it is
   run       copy this working tree to every worker, install it there, and start
               python -m jaxclip.main --distributed TRAINER FLAGS
-            in the background; it starts again whenever it exits 75 (stopped after a complete save)
-  status    the queued resource's state, and on every worker: running, or the exit status
+            in the background; it is restarted whenever it exits 75 (stopped after a complete save)
+  status    show the queued resource's state, and whether each worker is running or its exit status
   logs      follow the first worker's output
-  stop      SIGTERM to the trainer on every worker: it saves, and does not start again
-  delete    give the TPU back
+  stop      send SIGTERM to the trainer on every worker: it saves, and is not restarted
+  delete    delete the TPU
 
-flags, or the variable of the environment that stands for each
-  --name NAME         TPU_NAME         of the queued resource and the VM (jaxclip)
-  --project PROJECT   TPU_PROJECT      gcloud's own default where not given
-  --zone ZONE         TPU_ZONE         gcloud's own default where not given
-  --type TYPE         TPU_TYPE         accelerator type (v6e-8)
-  --runtime VERSION   TPU_RUNTIME      software version; chosen by the accelerator type where not given
-  --spot                               a spot TPU: cheaper, and may be taken away
-  --dry-run                            print the commands and run none of them
+flags, or the environment variable for each
+  --name NAME         TPU_NAME         name of the queued resource and the VM (default: jaxclip)
+  --project PROJECT   TPU_PROJECT      project (default: gcloud's)
+  --zone ZONE         TPU_ZONE         zone (default: gcloud's)
+  --type TYPE         TPU_TYPE         accelerator type (default: v6e-8)
+  --runtime VERSION   TPU_RUNTIME      software version (default: by accelerator type)
+  --spot                               use a spot TPU: cheaper, but may be preempted
+  --dry-run                            print the commands instead of running them
 
 example
   launch/tpu_vm.sh --zone us-east5-b --type v6e-16 create
   launch/tpu_vm.sh --zone us-east5-b run --config=configs/vit_b16.py --workdir=/mnt/runs/b16
 
-The workdir and the data have to be paths that every worker sees. Relative ones start from the repository's copy,
-jaxclip/ in the home folder.
+The workdir and the data must be on paths that every worker can access. Relative paths start from the copy of the
+repository, jaxclip/ in the home folder.
 END
 }
 
@@ -49,7 +49,7 @@ dry_run=false
 
 # ---- On this machine ------------------------------------------------------------------------------------------------
 
-# Runs a command, or prints it so that a shell would read it back.
+# Runs a command, or prints it in a form that a shell can run.
 do_it() {
   if ! $dry_run; then
     "$@"
@@ -63,7 +63,7 @@ do_it() {
   echo "${line# }"
 }
 
-# gcloud compute tpus ... in the project and zone that were asked for.
+# gcloud compute tpus ... in the given project and zone.
 tpus() {
   local words=(gcloud compute tpus "$@")
   [[ -z $project ]] || words+=("--project=$project")
@@ -75,18 +75,18 @@ on_workers() {
   tpus tpu-vm ssh "$name" "--worker=$1" "--command=$2"
 }
 
-# The software version that Cloud TPU's documentation gives for JAX on each generation.
+# The software version for JAX on each generation, according to Cloud TPU's documentation.
 runtime_of() {
   case $1 in
     v6e-*) echo v2-alpha-tpuv6e ;;
     v5p-*) echo v2-alpha-tpuv5 ;;
     v5litepod-*) echo v2-alpha-tpuv5-lite ;;
     v[234]-*) echo tpu-ubuntu2204-base ;;
-    *) fail "no software version known for --type $1: name it by --runtime" ;;
+    *) fail "the software version for --type $1 is unknown; set --runtime" ;;
   esac
 }
 
-# ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; empty where there is no such queued resource.
+# ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; empty if the queued resource does not exist.
 state() {
   tpus queued-resources list "--filter=name~/$name\$" '--format=value(state.state)'
 }
@@ -101,7 +101,7 @@ create() {
     return
   fi
   now=$(state)
-  # What was taken away or refused stays in the list and never comes back.
+  # A preempted or failed resource stays in the list and never becomes active again.
   if [[ $now == SUSPENDED || $now == FAILED ]]; then
     tpus queued-resources delete "$name" --force --quiet
     now=''
@@ -111,7 +111,7 @@ create() {
     now=$(state)
     case $now in
       ACTIVE) break ;;
-      SUSPEND* | FAILED | '') fail "the queued resource $name is ${now:-gone}: create it again" ;;
+      SUSPEND* | FAILED | '') fail "the queued resource $name is ${now:-gone}; create it again" ;;
     esac
     echo "$name: $now"
     sleep 30
@@ -126,7 +126,7 @@ run() {
   folder=$(mktemp -d)
   # shellcheck disable=SC2064  # the folder's name is needed after the function has returned
   trap "rm -rf '$folder'" EXIT
-  # The files as they are, committed or not, without what git ignores.
+  # The working tree, including uncommitted files, without the files that git ignores.
   git ls-files -z --cached --others --exclude-standard | while IFS= read -r -d '' file; do
     [[ ! -e $file ]] || printf '%s\0' "$file"
   done >"$folder/files"
@@ -137,9 +137,9 @@ run() {
   on_workers all "bash jaxclip/launch/tpu_vm.sh worker-start$command"
 }
 
-# ---- On a worker, where `run` has put this file ---------------------------------------------------------------------
+# ---- On a worker, to which `run` has copied this file ---------------------------------------------------------------
 
-# The images' own Python may be older than 3.11; uv finds a newer one or fetches it.
+# The VM images' Python may be older than 3.11; uv finds a newer one or downloads it.
 worker_install() {
   cd "$HOME/jaxclip"
   if [[ ! -x .venv/bin/python ]]; then
@@ -157,7 +157,7 @@ worker_running() {
 }
 
 worker_start() {
-  ! worker_running || fail "$(hostname) is training already: stop it first"
+  ! worker_running || fail "$(hostname) is training already; stop it first"
   rm -f "$HOME/jaxclip.exit"
   cd "$HOME/jaxclip"
   setsid bash launch/tpu_vm.sh worker-loop "$@" >>"$HOME/jaxclip.log" 2>&1 </dev/null &
@@ -165,7 +165,7 @@ worker_start() {
   echo "$(hostname): started"
 }
 
-# Runs a command again as long as it exits 75, unless this loop itself was told to stop.
+# Restarts a command as long as it exits 75, unless this loop receives SIGTERM.
 worker_loop() {
   local child='' status=0 stopped=false
   trap 'stopped=true; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM
@@ -175,7 +175,7 @@ worker_loop() {
     while true; do
       status=0
       wait "$child" || status=$?
-      # A signal ends a wait early: wait on until the command has gone.
+      # A signal interrupts the wait; continue until the command has exited.
       kill -0 "$child" 2>/dev/null || break
     done
     ((status == 75)) || break
@@ -210,11 +210,11 @@ while (($# > 0)); do
     --spot) spot=true && shift ;;
     --dry-run) dry_run=true && shift ;;
     -h | --help) usage && exit ;;
-    -*) fail "no flag $1 (the trainer's flags stand after the command; --help tells the rest)" ;;
+    -*) fail "unknown flag $1; put the trainer's flags after the command, and see --help" ;;
     *) break ;;
   esac
 done
-(($# > 0)) || fail "no command: create, run, status, logs, stop or delete (--help tells more)"
+(($# > 0)) || fail "no command given; use create, run, status, logs, stop or delete, and see --help"
 command=$1
 shift
 case $command in
@@ -232,5 +232,5 @@ case $command in
   worker-loop) worker_loop "$@" ;;
   worker-stop) worker_stop ;;
   worker-status) worker_status ;;
-  *) fail "no command $command: create, run, status, logs, stop or delete (--help tells more)" ;;
+  *) fail "unknown command $command; use create, run, status, logs, stop or delete, and see --help" ;;
 esac

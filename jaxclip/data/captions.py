@@ -1,4 +1,4 @@
-"""Captions on their way to the tokenizer."""
+"""Caption selection, sentence splitting and text augmentation."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from jaxclip.data.order import hash_ints
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
-# Where a sentence may end: after a full stop or the like with white space behind it, so never within "1.5"; after an
-# East Asian one; at a line's end. `++` and `*+` give nothing back, so that a megabyte of dots is read once.
+# Candidate ends of a sentence: a period or similar mark followed by white space (so never within "1.5"), an East Asian
+# mark, or the end of a line. The possessive `++` and `*+` do not backtrack, so a megabyte of dots is read once.
 _END = re.compile(r"""(?<![.!?…])[.!?…]++["'”’»)\]]*+(?=\s|\Z)|[。！？｡]++["'”’」』）]*+|\n\s*+""")
 
-# A full stop behind one of these belongs to the word, as it does behind one letter ("J. Smith") and in "a.m.".
+# A period after one of these belongs to the word, as it does after a single letter ("J. Smith") and in "a.m.".
 _ABBREVIATION = re.compile(
     r"\b(?:dr|mr|mrs|ms|prof|st|mt|vs|cf|ca|approx|fig|eq|[a-z]|(?:[a-z]\.)+[a-z])\.\Z", re.IGNORECASE
 )
 _LONGEST_ABBREVIATION = 16
 
-_LONGEST_REPORT = 1 << 16  # characters that sentences are looked for in
+_LONGEST_REPORT = 1 << 16  # characters of a text that are split into sentences
 
 
 def choose(
@@ -33,15 +33,15 @@ def choose(
     epoch: int,
     record: int,
 ) -> str:
-    """One of a record's captions, wrapped in one of the templates at random where there are any.
+    """One of a record's captions, wrapped in a random template if there are any.
 
     Args:
       captions: at least one.
-      templates: phrases with a `{c}`.
+      templates: phrases with a placeholder `{c}`.
       rng: the only source of randomness.
-      choice: "random" for any of them; "first" for the first; "all" for each in its turn, one an epoch; "sentence" for
-        one sentence of any of them, as ConVIRT takes one of a report (Zhang et al. 2020, section 3).
-      epoch, record: what turn it is, for "all".
+      choice: "random", "first", "all" (each caption in turn, one per epoch) or "sentence" (one sentence of a random
+        caption, as in ConVIRT; Zhang et al. 2020, section 3).
+      epoch, record: determine the turn for "all".
     """
     match choice:
         case "first":
@@ -56,26 +56,26 @@ def choose(
 
 
 def in_turn(captions: Sequence[str], epoch: int, record: int) -> str:
-    """The caption whose turn it is: each of n captions comes once in any n epochs on end.
+    """The caption of an epoch: each of n captions is used once in any n consecutive epochs.
 
-    Records begin at different places, so that an epoch is not one of everybody's first captions.
+    Records start at different captions, so that an epoch does not consist of all first captions.
     """
     return captions[(epoch + int(hash_ints(record))) % len(captions)]
 
 
 def sentence(text: str, rng: np.random.Generator) -> str:
-    """One of a text's sentences, each as likely as any other."""
-    found = sentences(text[:_LONGEST_REPORT])
-    return found[int(rng.integers(len(found)))]
+    """A uniformly random sentence of a text."""
+    choices = sentences(text[:_LONGEST_REPORT])
+    return choices[int(rng.integers(len(choices)))]
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, at least one, in time linear in its length.
+    """Splits a text into at least one sentence, in linear time.
 
-    They end at ".", "!", "?" and "…" before white space, at their East Asian forms anywhere, at an empty line, and at
-    an end of line unless the next line goes on in lower case, as in a report that is broken at 80 columns. In doubt the
-    text stays together: after "Dr.", "e.g." and the like, and after initials. A piece without a letter, such as the
-    number of a point in a list, belongs to the next sentence, or to the last.
+    A sentence ends at ".", "!", "?" or "…" before white space, at their East Asian forms anywhere, at an empty line,
+    and at the end of a line. It does not end at a line break if the next line continues in lower case, as in a report
+    wrapped at 80 columns, nor after abbreviations ("Dr.", "e.g.") and initials. A piece without letters, such as the
+    number of a list item, is joined to the next sentence, or to the last one.
     """
     ends: list[int] = []
     seen, has_letter = 0, False
@@ -107,27 +107,27 @@ def _is_end(text: str, end: re.Match) -> bool:
 
 
 def drop_words(caption: str, p: float, rng: np.random.Generator) -> str:
-    """Each word left out with probability p, one of them staying in any case.
+    """Drops each word with probability p, but never all of them.
 
-    The random deletion of EDA (Wei and Zou 2019, section 2), which suggests a p of about 0.1; DeCLIP (Li et al. 2022)
-    augments captions with EDA. Words are what white space separates: a text in Chinese stays whole.
+    This is the random deletion of EDA (Wei and Zou 2019, section 2), which suggests a p of about 0.1. DeCLIP (Li et al.
+    2022) augments captions with EDA. Words are separated by white space, so a Chinese text does not change.
     """
     words = caption.split()
-    stays = rng.random(len(words)) >= p
-    if not words or stays.all():
+    mask = rng.random(len(words)) >= p
+    if not words or mask.all():
         return caption
-    if not stays.any():
-        stays[rng.integers(len(words))] = True
-    return " ".join(word for word, stay in zip(words, stays, strict=True) if stay)
+    if not mask.any():
+        mask[rng.integers(len(words))] = True
+    return " ".join(word for word, is_kept in zip(words, mask, strict=True) if is_kept)
 
 
 def wrap(caption: str, template: str) -> str:
-    """A caption, such as a class name, put into the place that a template leaves for it."""
+    """Inserts a caption or class name into a template."""
     return template.replace("{c}", caption)
 
 
 def swap_sides(caption: str) -> str:
-    """What a caption becomes when its picture is mirrored: "left" and "right" change places, as whole words."""
+    """The caption of the mirrored image: swaps the words "left" and "right"."""
 
     def swap(match: re.Match) -> str:
         word = match.group()

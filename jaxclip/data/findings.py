@@ -1,4 +1,4 @@
-"""What a sample of a source's records turns out to be: read before training, and shown by `jaxclip.data.check`."""
+"""Statistics of a sample of records, used before training and by `jaxclip.data.check`."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ import math
 import numpy as np
 from PIL import Image
 
-from jaxclip.data.images.decode import MAX_PIXELS, Unreadable, open_picture
+from jaxclip.data.images.decode import MAX_PIXELS, Unreadable, open_image
 from jaxclip.data.mixture import spread
 from jaxclip.data.record import Record, Skip, Source
-from jaxclip.data.skips import SkipLog, printable
+from jaxclip.data.skips import SkipLog
 from jaxclip.errors import UserError
+from jaxclip.io import printable
 
 _READ = 32  # records read at a time
-_THUMBNAIL = 320  # pixels of a kept picture's longer side
+_THUMBNAIL = 320  # pixels of a thumbnail's longer side
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A record that can be used.
+    """A usable record.
 
     Attributes:
       key: its name in the source.
-      picture: RGB, at most 320 pixels long.
-      size: (width, height) of the whole picture.
-      stored: bytes it takes in the source.
-      captions: all of them.
+      image: an RGB thumbnail, at most 320 pixels long.
+      size: (width, height) of the whole image.
+      stored: the size of the stored image in bytes.
+      captions: all captions.
     """
 
     key: str
-    picture: Image.Image
+    image: Image.Image
     size: tuple[int, int]
     stored: int
     captions: tuple[str, ...]
@@ -40,14 +41,14 @@ class Example:
 
 @dataclasses.dataclass
 class Findings:
-    """A sample of a source.
+    """Statistics of a sample of a source.
 
     Attributes:
-      records: in the whole source.
-      looked_at: how many of them were read, spread evenly.
-      examples: those that can be used, in the source's order.
-      skips: the others by reason.
-      at_fault: how many of the others each shard or file has.
+      records: the number of records in the whole source.
+      looked_at: the number of records read, spread evenly over the source.
+      examples: the usable records, in the source's order.
+      skips: the unusable records by reason.
+      at_fault: the number of unusable records by shard or file.
     """
 
     records: int
@@ -58,7 +59,7 @@ class Findings:
 
 
 def look_at(source: Source, sample: int, max_pixels: int = MAX_PIXELS) -> Findings:
-    """Reads and decodes `sample` records spread evenly over a source; without a caption, one cannot be trained on."""
+    """Reads and decodes `sample` records spread evenly over a source. A record without a caption is unusable."""
     findings = Findings(len(source))
     ids = spread(source, sample)
     for start in range(0, len(ids), _READ):
@@ -77,33 +78,34 @@ def _example(record: Record | Skip, max_pixels: int) -> Example:
         raise Unreadable(record.reason)
     if not record.captions:
         raise Unreadable("no caption")
-    picture = open_picture(record.image, max_pixels)
-    size, stored = picture.size, record.image.nbytes if isinstance(record.image, np.ndarray) else len(record.image)
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return Example(record.key, picture, size, stored, record.captions)
+    image = open_image(record.image, max_pixels)
+    size, stored = image.size, record.image.nbytes if isinstance(record.image, np.ndarray) else len(record.image)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return Example(key=record.key, image=image, size=size, stored=stored, captions=record.captions)
 
 
 def preflight(source: Source, name: str, max_pixels: int = MAX_PIXELS, max_skip_rate: float = 1.0) -> None:
-    """Reads a few records, so that wrong data stops a run before it starts.
+    """Checks a few records before a run starts.
 
     Args:
-      source: to be trained on.
-      name: of the source's key, for the message.
-      max_pixels: larger pictures cannot be used.
-      max_skip_rate: the share of unusable records that is put up with.
+      source: the training data.
+      name: the source's config key, for the message.
+      max_pixels: larger images are unusable.
+      max_skip_rate: maximum fraction of unusable records.
 
     Raises:
-      UserError: none of them can be used, or so few that the share in the whole source must be above the limit.
+      UserError: no record of the sample is usable, or the fraction of unusable ones in the source must exceed the
+        limit.
     """
     judge(look_at(source, 64, max_pixels), name, max_skip_rate)
 
 
 def judge(findings: Findings, name: str, max_skip_rate: float) -> None:
-    """Raises UserError as `preflight` does, of findings that are there."""
+    """Raises UserError as `preflight` does, for existing findings."""
     looked_at, skipped = findings.looked_at, findings.skips.total
     if skipped == looked_at:
         raise UserError(f"{name}: none of {looked_at} sampled records can be used: {findings.skips}")
-    # Three standard errors above what the limit would give: one in a thousand sources at the limit is refused.
+    # Three standard errors above the limit: one in a thousand sources that are exactly at the limit is rejected.
     allowed = max_skip_rate * looked_at + 3 * math.sqrt(max_skip_rate * max(1 - max_skip_rate, 0) * looked_at)
     if skipped > allowed:
         raise UserError(

@@ -8,24 +8,26 @@ import concurrent.futures
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
 from jaxclip.config import DataConfig, PixelsConfig
-from jaxclip.data import captions as texts
 from jaxclip.data import order
-from jaxclip.data.images.augment import Augmentation, from_config
-from jaxclip.data.images.crops import prepare, random_resized_crop
-from jaxclip.data.images.decode import Unreadable, open_picture
+from jaxclip.data.captions import wrap
+from jaxclip.data.images.crops import prepare
+from jaxclip.data.images.decode import Unreadable, open_image
 from jaxclip.data.mixture import chunk_numbers, is_chunked, may_replace, spread, training_order
 from jaxclip.data.record import Record, Skip, Source
 from jaxclip.data.skips import SkipLog
-from jaxclip.data.storage.chunk_cache import ChunkCache
-from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.data.storage import ChunkCache
+from jaxclip.data.views import Views
 from jaxclip.errors import UserError
+from jaxclip.inputs import shapes
 from jaxclip.quiet import quiet_stderr
+
+T = TypeVar("T")
 
 # Rows read by one call of the pipeline: enough to batch reads and tokenising, few enough to share among threads.
 _CHUNK = 32
@@ -42,37 +44,28 @@ class TrainingLoader:
 
     Attributes:
       source: records.
-      tokenizer: of the captions.
-      config: how pictures are cropped and captions wrapped.
-      image_size: pixels of the square crop.
-      context_length: tokens of a text.
+      views: the method's inputs, made of a record.
+      config: the order and how images are cropped and captions chosen; as `views` has it.
       batch_size: rows of the global batch.
       seed: of the order and the augmentation.
       process_index, process_count: which share of each batch's rows this process reads.
-      skips: where records that cannot be used are counted.
+      skips: counts records that cannot be used.
     """
 
     source: Source
-    tokenizer: Tokenizer
+    views: Views
     config: DataConfig
-    image_size: int
-    context_length: int
     batch_size: int
     seed: int
     process_index: int = 0
     process_count: int = 1
     skips: SkipLog = dataclasses.field(default_factory=SkipLog)
-    _augmentations: tuple[Augmentation, ...] = dataclasses.field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        """Raises UserError for impossible augmentations."""
-        object.__setattr__(self, "_augmentations", from_config(self.config.augment))
 
     def batches(self, first: int, last: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of the batches of steps first .. last - 1, read ahead.
 
         Yields:
-          `image` uint8 [rows, size, size, 3], `text` int32 [rows, context], `text_end` int32 [rows].
+          The arrays of `inputs.shapes` by name, with this process's rows.
 
         Raises:
           UserError: no usable record was found for a row.
@@ -84,23 +77,23 @@ class TrainingLoader:
         rows = self.batch_size // self.process_count
         chunk = max(size for size in range(1, _CHUNK + 1) if rows % size == 0)
         chunks = rows // chunk
-        size, context = self.image_size, self.context_length
+        arrays = shapes(self.views.inputs, chunk)
         failures: list[Exception] = []
 
-        def read(number: np.ndarray) -> tuple[np.ndarray, ...]:
+        def read(number: np.ndarray) -> list[np.ndarray]:
             step, part = divmod(int(number), chunks)
             try:
-                return self.rows(step * self.batch_size + self.process_index * rows + part * chunk, chunk)
+                made = self.rows(step * self.batch_size + self.process_index * rows + part * chunk, chunk)
+                return [made[name] for name in arrays]
             except Exception as error:
                 failures.append(error)  # TensorFlow would turn it into text.
                 raise
 
         def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
-            image, text, text_end = tf.numpy_function(read, [number], (tf.uint8, tf.int32, tf.int32))
-            image.set_shape((chunk, size, size, 3))
-            text.set_shape((chunk, context))
-            text_end.set_shape((chunk,))
-            return {"image": image, "text": text, "text_end": text_end}
+            values = tf.numpy_function(read, [number], [array.dtype for array in arrays.values()])
+            for value, array in zip(values, arrays.values(), strict=True):
+                value.set_shape(array.shape)
+            return dict(zip(arrays, values, strict=True))
 
         def join(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             return {name: tf.reshape(value, (rows, *value.shape[2:])) for name, value in batch.items()}
@@ -131,32 +124,37 @@ class TrainingLoader:
             reading.clear()
             atexit.unregister(reading.clear)
 
-    def rows(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The examples at `position` .. `position + count - 1` of the endless training sequence."""
+    def rows(self, position: int, count: int) -> dict[str, np.ndarray]:
+        """The examples at `position` .. `position + count - 1` of the endless training sequence.
+
+        Raises:
+          UserError: no usable record was found for a row, or too many records cannot be used.
+        """
         positions, ids, epochs = self.places(position, count)
         records = self.source.read(ids.tolist())
-        images = np.empty((count, self.image_size, self.image_size, 3), np.uint8)
-        captions, unusable = [], 0
+        rows: list[Mapping[str, Any]] = []
+        unusable = 0
         keys = order.record_keys(self.seed, epochs, ids).tolist()
         for row in range(count):
-            record, record_id = records[row], int(ids[row])
+            record, record_id, key = records[row], int(ids[row]), keys[row]
             for attempt in range(_ATTEMPTS):
-                example = self._example(record, keys[row], int(epochs[row]), record_id)
+                example = self._example(record, key, int(epochs[row]), record_id)
                 if not isinstance(example, Skip):
-                    images[row], caption = example
-                    captions.append(caption)
+                    rows.append(example)
                     break
                 self.skips.add(example.reason, example.key)
                 unusable += not attempt
                 among = may_replace(self.source, record_id, attempt)
                 record_id = order.substitute(self.seed, int(positions[row]), attempt, among)
                 (record,) = self.source.read([record_id])
-                keys[row] = int(order.record_keys(self.seed, epochs[row], record_id))
+                key = int(order.record_keys(self.seed, epochs[row], record_id))
             else:
                 raise UserError(f"data.train: {_ATTEMPTS} records in a row cannot be used: {self.skips}")
         self.skips.check_rate(count, unusable)
-        tokens, ends = self.tokenizer(captions, self.context_length)
-        return images, tokens, ends
+        return self.views.batch(rows)
+
+    def _example(self, record: Record | Skip, key: int, epoch: int, record_id: int) -> Mapping[str, Any] | Skip:
+        return record if isinstance(record, Skip) else self.views.training(record, key, epoch, record_id)
 
     def places(self, position: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The positions, record ids and epochs of `count` rows, int64 [count] each.
@@ -192,48 +190,42 @@ class TrainingLoader:
         # Worked out once, by the first of the threads that read a step's rows.
         return lambda step: kept.get(step, lambda: lay_out(step))
 
-    def _example(self, record: Record | Skip, key: int, epoch: int, record_id: int) -> tuple[np.ndarray, str] | Skip:
-        if isinstance(record, Skip):
-            return record
-        config, rng = self.config, order.record_rng(key)
-        if not record.captions:
-            return Skip("no caption", record.key)
-        try:
-            image = random_resized_crop(
-                record.image, self.image_size, rng, config.crop_scale, max_pixels=config.max_pixels
-            )
-        except Unreadable as error:
-            return Skip(str(error), record.key)
-        caption = texts.choose(record.captions, config.caption_templates, rng, config.captions, epoch, record_id)
-        if config.drop_words:
-            caption = texts.drop_words(caption, config.drop_words, rng)
-        if config.flip and rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            caption = texts.swap_sides(caption)
-        for change in self._augmentations:
-            image = change(image, rng)
-        return np.asarray(image), caption
-
 
 def examples(
     source: Source, ids: Sequence[int], image_size: int, pixels: PixelsConfig, skips: SkipLog
 ) -> Iterator[tuple[int, np.ndarray | None, Record | None]]:
-    """Records in the order of `ids`, prepared for evaluation as `pixels` says, read ahead by threads.
+    """Records in the order of `ids`, their images prepared for evaluation as `pixels` says, read ahead by threads.
 
     Yields:
-      (id, uint8 [size, size, 3], record); None for picture and record where it cannot be read, which is counted.
+      (id, uint8 [size, size, 3], record); None for image and record if it cannot be read, which is counted.
     """
 
-    def load(chunk: Sequence[int]) -> list[tuple[int, np.ndarray | None, Record | None]]:
-        loaded: list[tuple[int, np.ndarray | None, Record | None]] = []
+    def make(record: Record, record_id: int) -> tuple[np.ndarray, Record] | Skip:
+        try:
+            return prepare(open_image(record.image), image_size, pixels), record
+        except Unreadable as error:
+            return Skip(str(error), record.key)
+
+    for record_id, made in read_ahead(source, ids, make, skips):
+        yield record_id, *(made or (None, None))
+
+
+def read_ahead(
+    source: Source, ids: Sequence[int], make: Callable[[Record, int], T | Skip], skips: SkipLog
+) -> Iterator[tuple[int, T | None]]:
+    """make(record, id) for the records in the order of `ids`, by threads that read ahead.
+
+    Yields:
+      (id, what was made); None for a record that cannot be used, which is counted.
+    """
+
+    def load(chunk: Sequence[int]) -> list[tuple[int, T | None]]:
+        loaded: list[tuple[int, T | None]] = []
         for record_id, record in zip(chunk, source.read(chunk), strict=True):
-            try:
-                if isinstance(record, Skip):
-                    raise Unreadable(record.reason)
-                loaded.append((record_id, prepare(open_picture(record.image), image_size, pixels), record))
-            except Unreadable as error:
-                skips.add(str(error), record.key)
-                loaded.append((record_id, None, None))
+            made = record if isinstance(record, Skip) else make(record, record_id)
+            if isinstance(made, Skip):
+                skips.add(made.reason, made.key)
+            loaded.append((record_id, None if isinstance(made, Skip) else made))
         return loaded
 
     threads = os.cpu_count() or 1
@@ -254,9 +246,11 @@ def caption_sample(source: Source, templates: Sequence[str], limit: int = 8192) 
     by letter, and the class would fall behind the end of the context.
     """
     ids = spread(source, limit)
-    captions: list[str] = []
+    texts: list[str] = []
     for start in range(0, len(ids), _CHUNK):
         for record in source.read(ids[start : start + _CHUNK]):
             if isinstance(record, Record):
-                captions.extend(texts.wrap(c, template) for c in record.captions for template in templates or ("{c}",))
-    return captions
+                texts.extend(
+                    wrap(caption, template) for caption in record.captions for template in templates or ("{c}",)
+                )
+    return texts

@@ -1,4 +1,4 @@
-"""Several sources as one, each with its share of the training examples."""
+"""Weighted mixtures of sources, and the training order, chunks and samples of any source."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Mixture:
     """The records of several sources, one source after the other.
 
     Attributes:
-      sources: that are mixed.
-      shares: whole numbers in the ratio of the weights.
+      sources: the sources.
+      shares: integers in the ratio of the weights.
     """
 
     chunk_ends = None  # each source keeps its own, see `training_order`
@@ -33,28 +33,28 @@ class Mixture:
 
         Args:
           sources: at least one.
-          weights: for each source its part of the training examples, in any unit; without, each record of each source
-            comes once in an epoch.
+          weights: each source's relative share of the training examples. If None, every record of every source is used
+            once per epoch.
 
         Raises:
-          UserError: a weight is not above zero.
+          UserError: a weight is not positive, or the weights have too many digits.
         """
         self.sources = tuple(sources)
         self._ends = list(itertools.accumulate(len(source) for source in sources))
         for weight in weights or ():
             if not (0 < weight < math.inf):
                 raise UserError(f"the weight {weight} of a source must be above 0")
-        # As the decimal numbers that they are written as: 0.7 and 0.3 are 7 of 10 and 3 of 10 to the last record.
+        # Weights are exact decimal numbers: 0.7 and 0.3 are 7 of 10 and 3 of 10, to the last record.
         parts = [fractions.Fraction(repr(weight)) for weight in weights or map(len, sources)]
         unit = math.lcm(*(part.denominator for part in parts))
         whole = [int(part * unit) for part in parts]
         self.shares = tuple(share // math.gcd(*whole) for share in whole)
         if sum(self.shares) >= 1 << 62:
-            raise UserError(f"the weights {tuple(weights or ())} of the sources have too many digits")
+            raise UserError(f"the weights {tuple(weights or ())} of the sources have too many digits; round them")
 
     @property
     def class_names(self) -> Sequence[str]:
-        """Those that all the sources have."""
+        """The sources' class names if they all have the same ones, else empty."""
         first, *others = (source.class_names for source in self.sources)
         return first if all(list(names) == list(first) for names in others) else ()
 
@@ -62,19 +62,19 @@ class Mixture:
         return self._ends[-1]
 
     def read(self, ids: Sequence[int]) -> list[Record | Skip]:
-        """The records of `ids`, in their order, with one read of each source."""
+        """The records of `ids` in order, with one read per source."""
         rows: dict[int, list[int]] = {}
         for row, index in enumerate(ids):
             rows.setdefault(self.number_of(index), []).append(row)
         records: dict[int, Record | Skip] = {}
         for number, of_source in rows.items():
             first = self.ids_of(number).start
-            found = self.sources[number].read([ids[row] - first for row in of_source])
-            records |= zip(of_source, found, strict=True)
+            read = self.sources[number].read([ids[row] - first for row in of_source])
+            records |= zip(of_source, read, strict=True)
         return [records[row] for row in range(len(ids))]
 
     def number_of(self, index: int) -> int:
-        """Which source a record is of."""
+        """The number of the source that a record belongs to."""
         return bisect.bisect_right(self._ends, index)
 
     def ids_of(self, number: int) -> range:
@@ -83,7 +83,13 @@ class Mixture:
 
 
 def training_order(source: Source, seed: int, window: int) -> Order:
-    """The order in which a source is trained on: `window` is how many records of a chunked source are shuffled."""
+    """The training order of a source.
+
+    Args:
+      source: the training data.
+      seed: of the order.
+      window: the number of records that are shuffled together in a chunked source.
+    """
     if isinstance(source, Mixture):
         orders = [
             training_order(part, int(hash_ints(seed, number, 2)), window) for number, part in enumerate(source.sources)
@@ -95,9 +101,10 @@ def training_order(source: Source, seed: int, window: int) -> Order:
 
 
 def may_replace(source: Source, index: int, attempt: int) -> range:
-    """The ids of the records that one may stand in for record `index`, which cannot be used: of the same source.
+    """The ids of the records that may replace the unusable record `index`; they belong to the same source.
 
-    The first attempts stay in its chunk, which is at hand; a chunk may be bad as a whole.
+    The first attempts stay in its chunk, which has been read already. Later ones do not, because the whole chunk may be
+    damaged.
     """
     if isinstance(source, Mixture):
         number = source.number_of(index)
@@ -111,7 +118,7 @@ def may_replace(source: Source, index: int, attempt: int) -> range:
 
 
 def spread(source: Source, count: int) -> list[int]:
-    """Ids of about `count` records spread over a source, growing; of a chunked one in few chunks, as many in each."""
+    """Increasing ids of about `count` records spread over a source; in a chunked one, equally many in a few chunks."""
     if isinstance(source, Mixture):
         shares = [max(1, count * len(part) // len(source)) for part in source.sources]
         parts = [spread(part, share) for part, share in zip(source.sources, shares, strict=True)]
@@ -130,13 +137,13 @@ def spread(source: Source, count: int) -> list[int]:
 
 
 def is_chunked(source: Source) -> bool:
-    """Whether any of a source's records are best read in chunks."""
+    """Whether any part of a source is read in chunks."""
     parts = source.sources if isinstance(source, Mixture) else [source]
     return any(part.chunk_ends is not None for part in parts)
 
 
 def chunk_numbers(source: Source, ids: np.ndarray) -> np.ndarray:
-    """For each id the number of its chunk, int64 [n]; of a source without chunks all is one."""
+    """The chunk number of each id, int64 [n]; a source without chunks counts as one chunk."""
     if not isinstance(source, Mixture):
         ends = source.chunk_ends
         return np.zeros(len(ids), np.int64) if ends is None else np.searchsorted(ends, ids, side="right")

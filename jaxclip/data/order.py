@@ -1,4 +1,4 @@
-"""Which record stands at which position: pure functions of (seed, position), with no state to keep or restore."""
+"""Training order: pure functions from (seed, position) to record ids, without state."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-# Positions in the endless sequence of training examples, int64 [n], to record ids and epochs, int64 [n] each.
+# Maps positions in the endless sequence of training examples, int64 [n], to record ids and epochs, int64 [n] each.
 Order = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 _ROUNDS = 6
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """A 64-bit hash (the finaliser of SplitMix64, Steele et al. 2014); uint64 in and out."""
+    """A 64-bit hash of uint64 values (the finalizer of SplitMix64, Steele et al. 2014)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -31,15 +31,15 @@ def hash_ints(*parts: int | np.ndarray) -> np.ndarray:
 
 
 def permute(index: np.ndarray, length: int, key: np.ndarray) -> np.ndarray:
-    """Where a keyed permutation of range(length) sends each index.
+    """Applies a keyed permutation of range(length) to each index, int64 [n].
 
-    A Feistel network over the smallest even number of bits that holds `length`; results outside the range are sent
-    through again until they fall inside (cycle walking; Black and Rogaway 2002, section 4), so that it is an exact
-    permutation of any length without a table.
+    The permutation is a Feistel network over the smallest even number of bits that holds `length`. Results outside the
+    range are permuted again until they fall inside (cycle walking; Black and Rogaway 2002, section 4). This gives an
+    exact permutation of any length without a table.
 
     Args:
       index: int64 [n], each in [0, length).
-      length: of the range.
+      length: the length of the range.
       key: uint64 [n], one per index; equal keys give the same permutation.
     """
     half = np.uint64(max(1, (max(length - 1, 1).bit_length() + 1) // 2))
@@ -56,16 +56,16 @@ def permute(index: np.ndarray, length: int, key: np.ndarray) -> np.ndarray:
 
 
 class Shuffled:
-    """Training order: every epoch is a permutation of all records, and batches run across epoch ends.
+    """Training order in which every epoch is a permutation of all records. Batches run across epoch boundaries.
 
-    Nothing is stored: a source of ten billion records costs as little as one of ten.
+    Nothing is stored, so the cost does not depend on the number of records.
     """
 
     def __init__(self, seed: int, length: int):
         self._seed, self._length = seed, length
 
     def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The record ids and their epochs, int64 [n] each, at positions of the endless sequence of training examples.
+        """The record ids and epochs, int64 [n] each, at positions in the endless sequence of training examples.
 
         A position is step * batch_size + row, int64 [n].
         """
@@ -74,18 +74,19 @@ class Shuffled:
 
 
 class ShuffledInWindows:
-    """Training order for records that are best read in chunks: again, every epoch is a permutation of all of them.
+    """Training order for sources that are read in chunks. Every epoch is again a permutation of all records.
 
-    In each epoch the chunks are put into a random order, and the records of each few neighbouring chunks, a window,
-    are shuffled among each other; so only the chunks of a window are wanted at one time.
+    Each epoch shuffles the chunks, and then the records within windows of a few consecutive chunks. So only the chunks
+    of one window are read at a time.
     """
 
     def __init__(self, seed: int, chunk_ends: np.ndarray, window: int):
-        """Arguments as of `Shuffled`, and:
+        """Creates the order.
 
         Args:
+          seed: of the permutations.
           chunk_ends: int64 [chunks], see `Source.chunk_ends`.
-          window: records to shuffle among each other, which is rounded to whole chunks.
+          window: the number of records in a window, rounded to whole chunks.
         """
         self._seed = seed
         self._starts = np.concatenate([[0], chunk_ends[:-1]])
@@ -112,7 +113,7 @@ class ShuffledInWindows:
         return ids, epochs
 
     def _lay_out(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """An epoch's order of the chunks, where each of them ends in the epoch, and where each window does."""
+        """An epoch's order of the chunks, and the positions in the epoch at which chunks and windows end."""
         chunks = np.argsort(hash_ints(self._seed, epoch, np.arange(len(self._sizes))), kind="stable")
         ends = np.cumsum(self._sizes[chunks])
         window_ends = ends[self._chunks - 1 :: self._chunks]
@@ -122,23 +123,25 @@ class ShuffledInWindows:
 
 
 class Mixed:
-    """Training order over several sources: of any `sum(shares)` examples from a multiple of that on, each source gives
-    exactly its share, at random places; each source goes through epochs of its own, in its own order.
+    """Training order over several sources.
+
+    Examples are drawn in blocks of `sum(shares)`. Each source contributes exactly its share to every block, at random
+    positions. Each source has its own epochs and its own order.
     """
 
     def __init__(self, seed: int, shares: Sequence[int], lengths: Sequence[int], orders: Sequence[Order]):
         """Args:
-        seed: of the places.
-        shares: whole numbers, how many examples of each source come in `sum(shares)` examples.
-        lengths: records of each source; ids count through them one after the other.
-        orders: of each source.
+        seed: of the positions within a block.
+        shares: the number of examples of each source in a block of `sum(shares)`.
+        lengths: the number of records of each source; ids number the sources' records consecutively.
+        orders: the order of each source.
         """
         self._seed, self._orders = seed, orders
         self._shares, self._ends = np.array(shares), np.cumsum(shares)
         self._first_ids = np.cumsum([0, *lengths[:-1]])
 
     def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `Shuffled`; the epoch is that of the record's own source."""
+        """As `Shuffled`; the epoch is that of the record's source."""
         cycle = int(self._ends[-1])
         blocks, offsets = np.divmod(positions, cycle)
         slots = permute(offsets, cycle, hash_ints(self._seed, blocks))
@@ -154,18 +157,22 @@ class Mixed:
 
 
 def substitute(seed: int, position: int, attempt: int, among: range) -> int:
-    """The record that takes the place of an unreadable one: the same on every host and after every restart.
+    """The record that replaces an unreadable one. It is the same on every host and after every restart.
 
-    `among` are the ids of the unreadable record's own source.
+    Args:
+      seed: of the run.
+      position: of the unreadable record in the training order.
+      attempt: counts the replacements tried at this position.
+      among: the ids of the candidates.
     """
     return among.start + int(hash_ints(seed, position, attempt) % np.uint64(len(among)))
 
 
 def record_keys(seed: int, epochs: int | np.ndarray, records: int | np.ndarray) -> np.ndarray:
-    """What the randomness of each record in its epoch (crop, flip, choice of caption) starts from, uint64 [n]."""
+    """Seeds of each record's randomness in its epoch (crop, flip, choice of caption), uint64 [n]."""
     return hash_ints(seed, epochs, records)
 
 
 def record_rng(key: int) -> np.random.Generator:
-    """The randomness that one of `record_keys` stands for."""
+    """The random generator for one of `record_keys`."""
     return np.random.Generator(np.random.Philox(key=key))

@@ -1,4 +1,4 @@
-"""Records of image-text data, the protocol of their sources, and the limits and normalization of their fields."""
+"""Image-text records, the protocol of their sources, and limits and normalization of their fields."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-# In bytes. No picture or caption to train on comes near these; one that does is damaged, or means harm.
-LARGEST_PICTURE = 256 << 20
+# In bytes. No usable image or caption comes near these limits; a larger one is damaged or malicious.
+LARGEST_IMAGE = 256 << 20
 LARGEST_CAPTION = 16 << 20
 
 _LARGEST_LABEL = 999_999_999
@@ -17,28 +17,36 @@ _LARGEST_LABEL = 999_999_999
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One picture with its captions, as stored: nothing is decoded yet.
+    """One image with its captions, as stored. Nothing is decoded yet.
 
     Attributes:
-      image: the encoded picture (JPEG, PNG, WebP, ...), or uint8 RGB pixels of shape [height, width, 3].
-      captions: one or more captions that are all true of the picture; empty for pictures with a label only.
+      image: the encoded image (JPEG, PNG, WebP, ...), or uint8 RGB pixels of shape [height, width, 3].
+      captions: the captions of the image; empty if it has only a label.
       key: a stable name within the source, for messages ("train-00003.tar:noto_1f4be").
-      label: the index of the picture's class where the source knows one.
+      label: the index of the image's class; None if unknown.
+      more_images: further images of the same record, as `image`.
+      question: about the image; empty if there is none.
+      answers: to the question, each with its weight.
+      tags: indices of the tags that hold of the image; None if the source has no tags.
     """
 
     image: bytes | np.ndarray
     captions: tuple[str, ...]
     key: str
     label: int | None = None
+    more_images: tuple[bytes | np.ndarray, ...] = ()
+    question: str = ""
+    answers: tuple[tuple[str, float], ...] = ()
+    tags: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """What a source returns in the place of a record that cannot be read.
+    """Returned by a source in place of a record that cannot be used.
 
     Attributes:
-      reason: a short class of failure to count by ("no caption", "unreadable picture").
-      key: which record it was.
+      reason: a short kind of failure, by which skips are counted ("no caption", "unreadable file").
+      key: the record's key.
     """
 
     reason: str
@@ -49,14 +57,13 @@ class Skip:
 class Source(Protocol):
     """Random access to records by id, 0 <= id < len(source).
 
-    `read` never raises for a bad record: it returns a `Skip` in its place. It may be called from several
-    threads at once.
+    `read` never raises for a bad record; it returns a `Skip` instead. It may be called from several threads at once.
 
     Attributes:
-      class_names: what the records' labels index; empty where the source does not know.
-      chunk_ends: int64 [chunks], growing, the last one the source's length: records between two of these numbers are
-        best read together, because they lie in one compressed block or in one request to remote storage. None where
-        any record is read alone at the same cost.
+      class_names: the names that labels index; empty if unknown.
+      chunk_ends: int64 [chunks], increasing; the last is the source's length. Records between two of these ids should
+        be read together, because they lie in one compressed block or in one request to remote storage. None if a
+        record costs the same when read alone.
     """
 
     @property
@@ -71,12 +78,12 @@ class Source(Protocol):
 
 
 def clean_captions(texts: Iterable[bytes]) -> tuple[str, ...]:
-    """The captions in UTF-8 texts: stripped, without the empty ones; bytes in no encoding become U+FFFD."""
+    """Decodes captions from UTF-8, strips them and drops empty ones. Invalid bytes become U+FFFD."""
     stripped = (text.decode("utf-8", errors="replace").strip() for text in texts)
     return tuple(text for text in stripped if text)
 
 
 def class_index(label: int | None, class_names: Sequence[str]) -> int | None:
-    """A label that can be one; else None, as for the negative ones that stand for a class that is not told."""
+    """The label if it is a valid class index, else None. Negative labels often stand for an unknown class."""
     most = len(class_names) - 1 if class_names else _LARGEST_LABEL
     return label if label is not None and 0 <= label <= most else None

@@ -1,4 +1,4 @@
-"""What is passed over because it cannot be used: counted by reason, and too much of it stops the run."""
+"""Counts of skipped records by reason, and the limit above which a run stops."""
 
 from __future__ import annotations
 
@@ -6,58 +6,54 @@ import collections
 import threading
 
 from jaxclip.errors import UserError
-
-
-def printable(text: str) -> str:
-    """Text from data without what could harm a terminal or a log: control characters, and bytes in no encoding."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+from jaxclip.io import printable
 
 
 class SkipLog:
-    """Counts skipped records by reason and remembers one of each; safe to use from several threads.
+    """Thread-safe counts of skipped records by reason, with one example of each.
 
     Attributes:
-      counts: by reason.
+      counts: the number of skipped records by reason.
     """
 
     def __init__(self, limit: float = 1.0, block: int = 1000) -> None:
         """Args:
-        limit: the greatest share of unusable records among each `block` that come up.
-        block: 1,000 tell 10 % from 13 %.
+        limit: maximum fraction of unusable records in each block of draws.
+        block: the number of draws in a block; 1,000 are enough to tell 10 % from 13 %.
         """
         self.counts: collections.Counter[str] = collections.Counter()
         self._examples: dict[str, str] = {}
         self._lock = threading.Lock()
         self._limit, self._block = limit, block
-        self._came_up = self._unusable = 0  # in the block that is being filled
+        self._num_drawn = self._num_unusable = 0  # in the current block
 
     def add(self, reason: str, key: str) -> None:
-        """Counts a record that cannot be used."""
+        """Counts an unusable record."""
         with self._lock:
             self.counts[reason] += 1
             self._examples.setdefault(reason, printable(key))
 
-    def check_rate(self, came_up: int, unusable: int) -> None:
-        """Notes records whose turn came up, and how many of them cannot be used. What stands in for one is no turn.
+    def check_rate(self, num_drawn: int, num_unusable: int) -> None:
+        """Records how many records were drawn and how many were unusable. Replacements do not count as draws.
 
         Raises:
-          UserError: since a block was last full, a larger share than the limit could not be used.
+          UserError: the fraction of unusable records in a full block exceeds the limit.
         """
         with self._lock:
-            self._came_up += came_up
-            self._unusable += unusable
-            came_up, unusable = self._came_up, self._unusable
-            if came_up < self._block:
+            self._num_drawn += num_drawn
+            self._num_unusable += num_unusable
+            num_drawn, num_unusable = self._num_drawn, self._num_unusable
+            if num_drawn < self._block:
                 return
-            self._came_up = self._unusable = 0
-        if unusable > self._limit * came_up:
+            self._num_drawn = self._num_unusable = 0
+        if num_unusable > self._limit * num_drawn:
             raise UserError(
-                f"data.train: {unusable:,} of the last {came_up:,} records cannot be used, more than "
+                f"data.train: {num_unusable:,} of the last {num_drawn:,} records cannot be used, more than "
                 f"data.max_skip_rate={self._limit} allows; in all {self}"
             )
 
     def example(self, reason: str) -> str:
-        """A record that was skipped for the reason: its key."""
+        """The key of one record that was skipped for this reason."""
         return self._examples[reason]
 
     @property

@@ -1,101 +1,58 @@
-"""Evaluations: they know nothing of the trainer, run on every device and process, and write CLIP_benchmark's JSON."""
+"""Evaluations: one module per task. `config.evals.NAME.task` is the module's name.
+
+A module defines `Evaluator`, a frozen dataclass derived from `jaxclip.evaluate.Evaluator`, whose fields are the task's
+keys in a config. Evaluations do not depend on the trainer, run on all devices and processes, and write CLIP_benchmark's
+JSON.
+"""
 
 from __future__ import annotations
 
-import json
-import pathlib
-from collections.abc import Mapping, Sequence
+import importlib
+import importlib.util
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-
-from jaxclip.config import EvaluationConfig
-from jaxclip.data.record import Source
-from jaxclip.data.skips import SkipLog
-from jaxclip.data.sources import open_source
-from jaxclip.data.storage import resolve
-from jaxclip.encoder import Encoder
+from jaxclip.config import parse
+from jaxclip.encoder import lacking
 from jaxclip.errors import UserError
-from jaxclip.evaluate.retrieval import retrieve
-from jaxclip.evaluate.zero_shot import classify
+from jaxclip.evaluate.evaluation import Evaluation, run_all, summary
+from jaxclip.evaluate.evaluator import Evaluator, Example, Result, Table, task_of
+from jaxclip.methods import Method
+
+__all__ = ["Evaluation", "Evaluator", "Example", "Result", "Table", "check", "from_config", "run_all", "summary"]
 
 
-class Evaluation:
-    """One evaluation, its source open and its classes read, ready to run any number of times.
+def from_config(evals: Mapping[str, Mapping[str, Any]]) -> dict[str, Evaluator]:
+    """The evaluators of `config.evals`, by name. Nothing is opened yet.
 
     Raises:
-      UserError: the data or the classes are not there.
+      UserError: there is no such task, or a key is wrong; the message names config.evals.NAME.KEY.
     """
-
-    def __init__(self, name: str, config: EvaluationConfig, root: str):
-        self.name = name
-        self.config = config
-        self.source: Source = open_source(config.data, root=root)
-        self.classes: Sequence[str] | None = None
-        self.skips = SkipLog()
-        if config.task == "zeroshot_classification":
-            self.classes = _classes(name, config, self.source, root)
-
-    def run(self, encoder: Encoder, params: Any) -> dict[str, Any]:
-        """The result, in CLIP_benchmark's form."""
-        embedded = encoder.source(params, self.source, self.skips)
-        result: dict[str, Any] = {"dataset": self.name, "task": self.config.task, "language": "en"}
-        if self.classes is None:
-            result["metrics"] = retrieve(encoder, params, embedded, self.name)
-        else:
-            metrics, per_class = classify(encoder, params, embedded, self.classes, self.config.templates, self.name)
-            result |= {"metrics": metrics, "per_class_recall": per_class, "classnames": list(self.classes)}
-            result["templates"] = list(self.config.templates)
-        return result
+    return {name: _evaluator(f"config.evals.{name}", keys) for name, keys in evals.items()}
 
 
-def run_all(
-    evaluations: Sequence[Evaluation], encoder: Encoder, params: Any, folder: pathlib.Path, model: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """Runs evaluations one after the other and writes one JSON file each into `folder`.
+def check(evaluators: Mapping[str, Evaluator], method: Method) -> None:
+    """Checks that a method's model has the functions that evaluations need.
 
-    Args:
-      evaluations: what to run.
-      encoder, params: the model.
-      folder: made where it is missing; only the first process writes.
-      model: the keys `model` and `pretrained` of the results.
+    Raises:
+      UserError: it lacks one; the message names the first evaluation concerned.
     """
-    results = []
-    for evaluation in evaluations:
-        result = evaluation.run(encoder, params) | dict(model)
-        results.append(result)
-        if jax.process_index() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{evaluation.name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    return results
+    for name, evaluator in evaluators.items():
+        reason = lacking(method, evaluator.needs)
+        if reason:
+            raise UserError(f"config.evals.{name}.task={task_of(evaluator)} {reason}; choose another task or remove it")
 
 
-def summary(result: Mapping[str, Any]) -> str:
-    """One line on a result: the figures people quote."""
-    metrics = result["metrics"]
-    if "acc1" in metrics:
-        return f"{result['dataset']}: zero-shot accuracy {metrics['acc1']:.1%} ({len(result['classnames'])} classes)"
-    parts = [
-        f"{name} R@1/5/10 " + "/".join(f"{100 * metrics[f'{key}@{k}']:.1f}" for k in (1, 5, 10))
-        for name, key in (("text to picture", "image_retrieval_recall"), ("picture to text", "text_retrieval_recall"))
-    ]
-    return f"{result['dataset']}: {', '.join(parts)}"
-
-
-def _classes(name: str, config: EvaluationConfig, source: Source, root: str) -> Sequence[str]:
-    if not config.classes:
-        if source.class_names:
-            return source.class_names
-        raise UserError(
-            f"evals.{name}: {config.data} does not say its class names; give evals.{name}.classes=FILE.json"
-        )
-    path = pathlib.Path(resolve(config.classes, root))
-    try:
-        classes = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"evals.{name}.classes: no file {path}; it holds a JSON list of the class names") from None
-    except ValueError as error:
-        raise UserError(f"evals.{name}.classes: {path} is not JSON ({error})") from None
-    if not isinstance(classes, list) or not classes or not all(isinstance(item, str) for item in classes):
-        raise UserError(f"evals.{name}.classes: {path} must hold a list of class names")
-    return classes
+def _evaluator(where: str, config: Mapping[str, Any]) -> Evaluator:
+    keys = dict(config.items())
+    if "task" not in keys:
+        raise UserError(f"{where}.task is missing")
+    task = keys.pop("task")
+    if task == "zeroshot_retrieval" and keys.get("classes") == "" and "templates" in keys:
+        # Checkpoints from before tasks had keys of their own hold those of classification, too.
+        keys = {key: value for key, value in keys.items() if key not in ("classes", "templates")}
+    found = isinstance(task, str) and task.isidentifier() and importlib.util.find_spec(f"{__name__}.{task}")
+    kind = getattr(importlib.import_module(f"{__name__}.{task}"), "Evaluator", None) if found else None
+    if kind is None or kind is Evaluator:
+        raise UserError(f"{where}.task={task!r} is not an evaluation; there must be a file jaxclip/evaluate/{task}.py")
+    return parse(kind, keys, where)

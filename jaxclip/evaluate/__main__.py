@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 import pathlib
 import sys
+from typing import Any
 
-from jaxclip.config import EvaluationConfig
 from jaxclip.errors import UserError
 from jaxclip.weights.overrides import add_flags, from_flags
 
@@ -17,7 +17,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jaxclip.evaluate", description=__doc__)
     parser.add_argument("path", help="a run's workdir or checkpoint, or public weights, as jaxclip.load opens")
     parser.add_argument("--data", help="the source to evaluate on, such as val-00000.tar (default: the recipe's)")
-    parser.add_argument("--classes", default="", help="JSON list of class names: zero-shot classification on --data")
+    parser.add_argument(
+        "--task", help="what to measure on --data: a module of jaxclip.evaluate (default: the method's)"
+    )
+    parser.add_argument("--classes", help="JSON list of class names: zero-shot classification on --data")
     parser.add_argument("--template", action="append", help="a phrase with {c} for the class; may be given again")
     parser.add_argument("--name", help="name of the result (default: that of --data)")
     parser.add_argument("--root", help="the folder that relative paths start from (default: the recipe's)")
@@ -39,32 +42,27 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     answers = dataclasses.asdict(from_flags(arguments))
     loaded = model.load(arguments.path, batch_size=256, **answers)
-    folder = checkpoint.find(pathlib.Path(arguments.path))
-    configs = dict(loaded.config.evaluations()) if loaded.config else {}
-    root = arguments.root or ""
-    if arguments.root is None and loaded.config:
-        root = loaded.config.data.root
-    if arguments.data:
-        name = arguments.name or pathlib.Path(arguments.data).name.split(".")[0].replace(":", "_")
-        config = EvaluationConfig(
-            "zeroshot_classification" if arguments.classes else "zeroshot_retrieval", arguments.data, arguments.classes
-        )
-        configs = {name: dataclasses.replace(config, templates=tuple(arguments.template or config.templates))}
-        root = arguments.root or ""
+    task = loaded.method.task
+    configs = _asked(arguments, task) or (loaded.config.evaluations(task) if loaded.config else {})
     if not configs:
         raise UserError(
             "there is no recipe that names evaluations; give --data=SOURCE, and --classes=FILE.json for zero-shot"
         )
-    evaluations = [evaluate.Evaluation(name, config, root) for name, config in configs.items()]
-    encoder, params = loaded.evaluation_parts()
-    output, pretrained = _names(pathlib.Path(arguments.path), folder)
+    evaluators = evaluate.from_config(configs)
+    evaluate.check(evaluators, loaded.method)
+    root = arguments.root or ""
+    if arguments.root is None and loaded.config and not arguments.data:
+        root = loaded.config.data.root
+    evaluations = [evaluate.Evaluation(name, evaluator, root) for name, evaluator in evaluators.items()]
+    encoder, variables = loaded.evaluation_parts()
+    output, pretrained = _names(pathlib.Path(arguments.path), checkpoint.find(pathlib.Path(arguments.path)))
     output = pathlib.Path(arguments.output) if arguments.output else output
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output={output}: {error.strerror}; name a folder that can be written") from None
     names = {"model": methods.to_config(loaded.method)["name"], "pretrained": pretrained}
-    for result in evaluate.run_all(evaluations, encoder, params, output, names):
+    for result in evaluate.run_all(evaluations, encoder, variables, output, names):
         print(evaluate.summary(result))
     for evaluation in evaluations:
         if evaluation.skips.total:
@@ -72,8 +70,21 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(f"results: {output.absolute()}")
 
 
+def _asked(arguments: argparse.Namespace, task: str) -> dict[str, dict[str, Any]]:
+    """The evaluation that the command line asks for, as a recipe writes it; empty for those of the recipe itself."""
+    keys = {"classes": arguments.classes, "templates": tuple(arguments.template or ())}
+    given = {key: value for key, value in keys.items() if value}
+    if not arguments.data:
+        if given or arguments.task:
+            raise UserError("--task, --classes and --template are for other data than the recipe's; give --data=SOURCE")
+        return {}
+    name = arguments.name or pathlib.Path(arguments.data).name.split(".")[0].replace(":", "_")
+    task = arguments.task or ("zeroshot_classification" if given else task)
+    return {name: {"task": task, "data": arguments.data} | given}
+
+
 def _names(path: pathlib.Path, checkpoint: pathlib.Path | None) -> tuple[pathlib.Path, str]:
-    """Where results go if nothing else is said, and what the weights are called in them."""
+    """The default folder of the results, and the name of the weights in them."""
     if checkpoint is None or not checkpoint.name.isdigit():  # public weights, or converted ones
         return pathlib.Path("evals") / path.absolute().name, path.absolute().name
     workdir = checkpoint.absolute().parent.parent

@@ -1,7 +1,7 @@
-"""The contrastive losses over the global batch, exact on any mesh, without the similarity matrix in memory.
+"""Contrastive losses over the global batch, exact on any mesh, without the similarity matrix in memory.
 
-Both are one `jax.custom_vjp` around a sweep over tiles of the matrix (`tiles.py`) that lies on the devices as a layout
-says (`layouts.py`). The derivative is computed together with the loss, while the tiles are at hand. Statistics,
+Each loss is a `jax.custom_vjp` around a sweep over tiles of the matrix (`tiles.py`), which a layout distributes over
+the devices (`layouts.py`). The gradient is computed together with the loss, while the tiles are available. Statistics,
 logits and gradients accumulate in float32, whatever the embeddings' dtype (in float64 for float64 ones).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,28 +22,6 @@ from jaxclip.losses.layouts import ACROSS, DOWN, Layout, choose_layout, grid_mes
 from jaxclip.losses.on_device import accumulator, sigmoid_on_device, softmax_on_device
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["image_embeddings", "text_embeddings", "logit_scale", "weight"],
-    meta_fields=[],
-)
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-    """Another model's embeddings of the same batch, whose softmax over it is the target (ALBEF, section 3.2).
-
-    Attributes:
-      image_embeddings: [batch, teacher_width], unit length.
-      text_embeddings: [batch, teacher_width], unit length.
-      logit_scale: what their cosines are multiplied by.
-      weight: the share of the target that is the teacher's (ALBEF's alpha); the rest is the pairs' own.
-    """
-
-    image_embeddings: Float[Array, "batch teacher_width"]
-    text_embeddings: Float[Array, "batch teacher_width"]
-    logit_scale: Float[Array, ""]
-    weight: Float[Array, ""]
-
-
 def softmax_contrastive(
     image_embeddings: Float[Array, "batch width"],
     text_embeddings: Float[Array, "batch width"],
@@ -52,39 +30,95 @@ def softmax_contrastive(
     mesh: Mesh | None = None,
     image_weight: float = 0.5,
     ids: Int[Array, "batch"] | None = None,
-    teacher: Teacher | None = None,
     layout: Layout | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The symmetric softmax loss (CLIP, Radford et al. 2021, figure 3; ConVIRT, Zhang et al. 2020, equation 4).
 
-    Every picture is classified among all texts of the global batch and every text among all its pictures; row i of
-    one belongs to row i of the other.
+    Each image is classified among all texts of the global batch, and each text among all images. Row i of the images
+    and row i of the texts are partners.
 
     Args:
-      image_embeddings: [batch, width], unit length, over all devices of `mesh` in their order.
+      image_embeddings: [batch, width], unit length, sharded over all devices of `mesh` in order.
       text_embeddings: [batch, width], likewise.
-      logit_scale: what cosines are multiplied by (the inverse temperature).
-      mesh: the devices that the batch is divided among; None for one device.
-      image_weight: of classifying pictures among texts (ConVIRT's lambda); the rest is the other direction's.
-      ids: pairs with the same id are all each other's partners, with equal shares of the target.
-      teacher: softens the target; no gradient flows to it.
-      layout: how to compute it, which the result does not depend on; None chooses by `choose_layout`.
+      logit_scale: the factor for cosines (the inverse temperature).
+      mesh: the devices among which the batch is divided; None for one device.
+      image_weight: the weight of classifying images among texts (ConVIRT's lambda); the other direction has the rest.
+      ids: pairs with equal ids are all partners of each other, with equal shares of the target.
+      layout: the distribution of the computation, which does not affect the result; None for `choose_layout`.
 
     Returns:
-      The loss in nats; and the share of pictures and texts whose most similar one in the batch is their partner, ties
-      with k others counting 1 / (1 + k). The second has no gradient.
+      The loss in nats, and the accuracy: the fraction of images and texts whose most similar counterpart in the batch
+      is a partner. A tie with k others counts 1 / (1 + k). The accuracy has no gradient.
 
     Raises:
-      ValueError: the batch does not divide among the devices, rows are missing, or the mesh's axes are not typed Auto.
+      ValueError: the batch does not divide among the devices, an array has too few rows, or the mesh's axes are not
+        typed Auto.
+
+    Example:
+      Image 0 matches its text. Image 1 is most similar to text 0.
+
+      >>> import jax.numpy as jnp
+      >>> from jaxclip.losses import softmax_contrastive
+      >>> images = jnp.array([[1.0, 0.0], [0.8, 0.6]])
+      >>> texts = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> loss, accuracy = softmax_contrastive(images, texts, 10.0)
+      >>> f"{loss:.3f} {accuracy:.2f}"
+      '0.564 0.75'
     """
     scale = jnp.asarray(logit_scale, accumulator(image_embeddings))
-    pairs = {} if ids is None else {"ids": ids}
-    scalars: dict[str, jax.Array] = {}
-    if teacher is not None:
-        pairs |= {"teacher_image": teacher.image_embeddings, "teacher_text": teacher.text_embeddings}
-        scalars |= {"teacher_scale": jnp.asarray(teacher.logit_scale), "teacher_weight": jnp.asarray(teacher.weight)}
-    place = _Place.of({"image": image_embeddings, "text": text_embeddings} | pairs, mesh, layout)
-    return _softmax(place, image_weight, image_embeddings, text_embeddings, scale, pairs, scalars)
+    rows = {} if ids is None else {"ids": ids}
+    place = _Place.of(image_embeddings, text_embeddings, rows, mesh=mesh, layout=layout)
+    return _softmax(place, image_weight, image_embeddings, text_embeddings, scale, rows)
+
+
+def nt_xent(
+    first_embeddings: Float[Array, "batch width"],
+    second_embeddings: Float[Array, "batch width"],
+    logit_scale: Float[Array, ""] | float,
+    *,
+    mesh: Mesh | None = None,
+    layout: Layout | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The loss of two views of each image (SimCLR, Chen et al. 2020, equation 1 and algorithm 1).
+
+    Each of the 2 * batch embeddings is classified among the 2 * batch - 1 others of the global batch; its partner is
+    the other view of the same image.
+
+    Args:
+      first_embeddings: [batch, width], unit length, sharded over all devices of `mesh` in order.
+      second_embeddings: [batch, width], likewise.
+      logit_scale: the factor for cosines (the inverse temperature).
+      mesh: the devices among which the batch is divided; None for one device.
+      layout: the distribution of the computation, which does not affect the result; None for `choose_layout`.
+
+    Returns:
+      The mean loss in nats, and the accuracy as in `softmax_contrastive`.
+
+    Raises:
+      ValueError: as for `softmax_contrastive`.
+
+    Example:
+      Both views of each image are equal, so each embedding has its partner and two others at a right angle.
+
+      >>> import jax.numpy as jnp
+      >>> from jaxclip.losses import nt_xent
+      >>> views = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> loss, accuracy = nt_xent(views, views, 1.0)
+      >>> f"{loss:.3f} {accuracy:.2f}"
+      '0.551 1.00'
+    """
+
+    def alternating(even: jax.Array, odd: jax.Array) -> jax.Array:
+        # Views of an image are neighbors, so no row leaves its device.
+        return jnp.stack([even, odd], axis=1).reshape(-1, even.shape[1])
+
+    rows = alternating(first_embeddings, second_embeddings)
+    columns = alternating(second_embeddings, first_embeddings)
+    number = jnp.arange(len(rows))
+    # Column j holds the partner of row j, so row i is compared with itself in the column of its partner.
+    records = {"image_record": number, "text_record": number ^ 1}
+    scale = jnp.asarray(logit_scale, accumulator(rows))
+    return _softmax(_Place.of(rows, columns, records, mesh=mesh, layout=layout), 0.5, rows, columns, scale, records)
 
 
 def sigmoid_contrastive(
@@ -96,48 +130,65 @@ def sigmoid_contrastive(
     mesh: Mesh | None = None,
     layout: Layout | None = None,
 ) -> Float[Array, ""]:
-    """The sigmoid loss (SigLIP, Zhai et al. 2023, algorithm 1): of all batch x batch pairs, which belong together?
+    """The sigmoid loss (SigLIP, Zhai et al. 2023, algorithm 1).
+
+    Each of the batch x batch pairs of an image and a text is classified as matching (row i with row i) or not.
 
     Args:
-      image_embeddings: [batch, width], unit length, over all devices of `mesh` in their order.
+      image_embeddings: [batch, width], unit length, sharded over all devices of `mesh` in order.
       text_embeddings: [batch, width], likewise.
-      logit_scale: what cosines are multiplied by.
-      logit_bias: what is added to the products; near -10 at the start, as most pairs do not belong together.
-      mesh: the devices that the batch is divided among; None for one device.
-      layout: how to compute it, which the result does not depend on; None chooses by `choose_layout`.
+      logit_scale: the factor for cosines.
+      logit_bias: added to the scaled cosines; initially about -10, because most pairs do not match.
+      mesh: the devices among which the batch is divided; None for one device.
+      layout: the distribution of the computation, which does not affect the result; None for `choose_layout`.
 
     Returns:
       The sum over all pairs divided by the batch size, in nats.
 
     Raises:
-      ValueError: the batch does not divide among the devices, rows are missing, or the mesh's axes are not typed Auto.
+      ValueError: the batch does not divide among the devices, an array has too few rows, or the mesh's axes are not
+        typed Auto.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxclip.losses import sigmoid_contrastive
+      >>> images = texts = jnp.eye(2)
+      >>> loss = sigmoid_contrastive(images, texts, 10.0, -5.0)
+      >>> f"{loss:.4f}"  # two matching pairs with logit 5 and two others with logit -5: 4 log(1 + exp(-5)) / 2
+      '0.0134'
     """
-    place = _Place.of({"image": image_embeddings, "text": text_embeddings}, mesh, layout)
+    place = _Place.of(image_embeddings, text_embeddings, {}, mesh=mesh, layout=layout)
     scale, bias = (jnp.asarray(x, accumulator(image_embeddings)) for x in (logit_scale, logit_bias))
     return _sigmoid(place, image_embeddings, text_embeddings, scale, bias)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a loss is computed."""
+    """The devices of a loss and the layout of its computation."""
 
     mesh: Mesh | None
     layout: Layout
 
     @classmethod
-    def of(cls, pairs: dict[str, jax.Array], mesh: Mesh | None, layout: Layout | None) -> _Place:
+    def of(
+        cls,
+        image: jax.Array,
+        text: jax.Array,
+        others: Mapping[str, jax.Array],
+        *,
+        mesh: Mesh | None,
+        layout: Layout | None,
+    ) -> _Place:
         devices = 1 if mesh is None else mesh.size
-        batch, width = pairs["image"].shape
-        for name, rows in pairs.items():
+        batch, width = image.shape
+        for name, rows in {"text": text, **others}.items():
             if len(rows) != batch:
-                raise ValueError(f"{len(rows)} rows of {name} for {batch} pictures")
+                raise ValueError(f"{len(rows)} rows of {name} for {batch} images")
         if mesh is not None and mesh.are_all_axes_explicit:
             raise ValueError("the mesh's axes must be typed Auto: jax.make_mesh(..., axis_types=(AxisType.Auto, ...))")
         if batch % devices:
             raise ValueError(f"a batch of {batch} does not divide among {devices} devices")
-        teacher = pairs.get("teacher_image")
-        more = 0 if teacher is None else teacher.shape[1] * teacher.dtype.itemsize
-        layout = layout or choose_layout(batch, width, pairs["image"].dtype.itemsize, devices, more)
+        layout = layout or choose_layout(batch, width, image.dtype.itemsize, devices)
         if math.prod(layout.grid) != devices:
             raise ValueError(f"{layout} is not for {devices} devices")
         return cls(mesh, layout)
@@ -145,7 +196,7 @@ class _Place:
     def run(self, function: Callable[..., Any], pairs: Any, scalars: Any) -> tuple[Any, Any]:
         """Calls function(layout, pairs, scalars) on every device with its own rows of `pairs`.
 
-        It returns scalars, equal on all devices, and arrays of the device's own rows.
+        The function returns scalars that are equal on all devices, and arrays with the device's own rows.
         """
         function = functools.partial(function, self.layout)
         if self.mesh is None or self.mesh.size == 1:
@@ -156,28 +207,28 @@ class _Place:
             mesh=grid_mesh(self.mesh, self.layout),
             in_specs=(rows, PartitionSpec()),
             out_specs=(PartitionSpec(), rows),
-            # Nothing inside is differentiated, so which values are equal on which devices need not be tracked.
+            # The function is not differentiated, so JAX need not track which values are equal on all devices.
             check_vma=False,
         )(pairs, scalars)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _softmax(place, image_weight, image, text, scale, pairs, scalars):
+def _softmax(place, image_weight, image, text, scale, rows):
     function = functools.partial(softmax_on_device, image_weight, False)
-    (loss, accuracy, _), _ = place.run(function, {"image": image, "text": text} | pairs, {"scale": scale} | scalars)
+    (loss, accuracy, _), _ = place.run(function, {"image": image, "text": text} | rows, {"scale": scale})
     return loss, accuracy
 
 
-def _softmax_forward(place, image_weight, image, text, scale, pairs, scalars):
+def _softmax_forward(place, image_weight, image, text, scale, rows):
     function = functools.partial(softmax_on_device, image_weight, True)
     (loss, accuracy, by_scale), by_embeddings = place.run(
-        function, {"image": image, "text": text} | pairs, {"scale": scale} | scalars
+        function, {"image": image, "text": text} | rows, {"scale": scale}
     )
     return (loss, accuracy), (*by_embeddings, by_scale)
 
 
 def _softmax_backward(place, image_weight, gradients, cotangents):
-    return *_scaled(gradients, cotangents[0]), None, None
+    return *_scaled(gradients, cotangents[0]), None
 
 
 _softmax.defvjp(_softmax_forward, _softmax_backward)

@@ -1,4 +1,4 @@
-"""How the blocks of the similarity matrix lie on the devices: in two dimensions, or going round a ring."""
+"""Layouts of the similarity matrix on the devices: two-dimensional blocks or a ring."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from jax.sharding import Mesh
 
 from jaxclip.losses.tiles import TileFunction, TileSize, sweep, tile_size
 
-# What the embeddings that a device gathers and their gradients may take. Half a GiB is 3 % of the 16 GiB of the
-# smallest TPU; it is not read off the chip, so that one configuration is one program everywhere.
+# Maximum bytes of the embeddings that a device gathers and their gradients: 3 % of the 16 GiB of the smallest TPU. It
+# does not depend on the chip, so that a configuration gives the same program everywhere.
 GATHER_BUDGET = 512 * 2**20
 
-# Names of the axes that the devices get inside the loss, whatever the mesh outside calls them.
+# Names of the device axes inside the loss, whatever the axes of the mesh outside.
 DOWN, ACROSS = "down", "across"
-# Sums over partial results of the devices along an axis, for arrays whose every row the axis's devices all have.
+# Merges the partial results of the devices along an axis; all of these devices have the same rows.
 Merge = Callable[[Any, str], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Devices in a grid of `down` x `across`; each gathers the pictures of its row of them and the texts of its column.
+    """A grid of `down` x `across` devices, in which each device gathers its row's images and its column's texts.
 
-    Device (i, j) then has the block of all pairs of batch / down pictures with batch / across texts, computes it tile
-    by tile, and hands the gradients back by two reduce-scatters. Where one side is 1, this is the all-gather scheme.
-    It moves 2 / sqrt(devices) as much as a ring.
+    Device (i, j) computes the block of all pairs of batch / down images with batch / across texts, tile by tile. Two
+    reduce-scatters return the gradients. If one side is 1, this is the all-gather scheme. It moves 2 / sqrt(devices) as
+    much data as a ring.
     """
 
     down: int
@@ -42,23 +42,24 @@ class Blocks:
         return self.down, self.across
 
     def rows(self, tree: Any) -> Any:
-        """Of each device's own rows (pictures), all those of its block."""
+        """Gathers each device's own rows (images) into all rows of its block."""
         return self._gather(tree, ACROSS, self.across)
 
     def columns(self, tree: Any) -> Any:
-        """Of each device's own columns (texts), all those of its block."""
+        """Gathers each device's own columns (texts) into all columns of its block."""
         return self._gather(tree, DOWN, self.down)
 
     def sweep(
         self, tile: TileFunction, rows: Any, columns: Any, row_sums: Any, column_sums: Any, merge: Merge | None
     ) -> tuple[Any, Any]:
-        """Sums over all pairs: complete ones where `merge` is given, else this device's part of them.
+        """Sums over all pairs; complete if `merge` is given, else this device's partial sums.
 
         Args:
-          tile: what to do with a tile. Rows and columns come to it as {"index": [n] place in the batch, **given}.
-          rows, columns: dicts of arrays, as `rows` and `columns` returned them.
-          row_sums, column_sums: where to start from.
-          merge: adds up the sums of the devices along an axis.
+          tile: the function of a tile. Its rows and columns are those given here and "index", [n] positions in the
+            batch.
+          rows, columns: dicts of arrays, as returned by `rows` and `columns`.
+          row_sums, column_sums: initial values.
+          merge: merges the sums of the devices along an axis.
         """
         length = len(jax.tree.leaves(rows)[0]) // self.across
         down, across = _index(DOWN, self.down), _index(ACROSS, self.across)
@@ -67,7 +68,12 @@ class Blocks:
         column_index = (homes[:, None] * length + jnp.arange(length)).reshape(-1)
         size = self.tile or _tile_of(rows, columns)
         row_sums, column_sums = sweep(
-            tile, rows | {"index": row_index}, columns | {"index": column_index}, row_sums, column_sums, size
+            tile,
+            rows=rows | {"index": row_index},
+            columns=columns | {"index": column_index},
+            row_sums=row_sums,
+            column_sums=column_sums,
+            size=size,
         )
         if merge is not None and self.across > 1:
             row_sums = merge(row_sums, ACROSS)
@@ -76,19 +82,19 @@ class Blocks:
         return row_sums, column_sums
 
     def own_rows(self, tree: Any) -> Any:
-        """Of complete sums over a block's rows, those of this device's own rows."""
+        """This device's own rows of the complete sums over a block's rows."""
         return self._own(tree, ACROSS, self.across)
 
     def own_columns(self, tree: Any) -> Any:
-        """Of complete sums over a block's columns, those of this device's own columns."""
+        """This device's own columns of the complete sums over a block's columns."""
         return self._own(tree, DOWN, self.down)
 
     def total_rows(self, tree: Any) -> Any:
-        """Adds up partial sums over a block's rows; each device gets its own rows."""
+        """Adds up the devices' partial sums over a block's rows; each device gets its own rows."""
         return self._scatter(tree, ACROSS, self.across)
 
     def total_columns(self, tree: Any) -> Any:
-        """Adds up partial sums over a block's columns; each device gets its own columns."""
+        """Adds up the devices' partial sums over a block's columns; each device gets its own columns."""
         return self._scatter(tree, DOWN, self.down)
 
     def _gather(self, tree: Any, axis: str, size: int) -> Any:
@@ -107,11 +113,10 @@ class Blocks:
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """Pictures stay; texts, with what is summed for them, go once round all devices by ppermute.
+    """A ring, in which images stay on their device, and texts and their sums visit all devices by ppermute.
 
-    Nothing is gathered: memory is that of a device's own pairs, 24 bytes x width x pairs with bfloat16 embeddings. The
-    traffic is that of the whole batch, so links and not matrix units set the time unless a device has thousands of
-    pairs.
+    Nothing is gathered: the memory is that of a device's own pairs, 24 bytes x width x pairs with bfloat16 embeddings.
+    The traffic is that of the whole batch, so the links determine the time unless a device has thousands of pairs.
     """
 
     devices: int
@@ -122,7 +127,7 @@ class Ring:
         return self.devices, 1
 
     def rows(self, tree: Any) -> Any:
-        """Nothing is gathered: a block's rows are the device's own, with nothing to slice or to add up either."""
+        """Returns the argument: a block's rows are the device's own, so nothing is gathered, sliced or added up."""
         return tree
 
     columns = own_rows = own_columns = total_rows = total_columns = rows
@@ -142,10 +147,17 @@ class Ring:
 
         def visit(hop: jax.Array, carry: tuple) -> tuple:
             columns, row_sums, column_sums = carry
-            # Asked for before the block is computed, so that the next texts may travel meanwhile.
+            # Sent before the block is computed, so that the transfer can overlap with the computation.
             following = pass_on(columns)
             index = (home - hop) % self.devices * length + jnp.arange(length)
-            row_sums, column_sums = sweep(tile, rows, columns | {"index": index}, row_sums, column_sums, size)
+            row_sums, column_sums = sweep(
+                tile,
+                rows=rows,
+                columns=columns | {"index": index},
+                row_sums=row_sums,
+                column_sums=column_sums,
+                size=size,
+            )
             return following, row_sums, pass_on(column_sums)
 
         _, row_sums, column_sums = lax.fori_loop(0, self.devices, visit, (columns, row_sums, column_sums))
@@ -155,22 +167,21 @@ class Ring:
 Layout = Blocks | Ring
 
 
-def choose_layout(batch: int, width: int, itemsize: int, devices: int, more: int = 0) -> Layout:
-    """The rule: the squarest grid of blocks, unless what it gathers is over `GATHER_BUDGET`; a ring then.
+def choose_layout(batch: int, width: int, itemsize: int, devices: int) -> Layout:
+    """The default layout: the squarest grid of blocks, or a ring if a device would gather more than `GATHER_BUDGET`.
 
-    A device of a grid of `down` x `across` holds batch / down pictures and batch / across texts, each with its
-    float32 gradient.
+    In a grid of `down` x `across`, a device has batch / down images and batch / across texts, each with its float32
+    gradient.
 
     Args:
       batch: pairs over all devices.
       width: of the embeddings.
       itemsize: bytes per entry of the embeddings.
-      devices: that the batch is divided among.
-      more: bytes of each pair's further rows that are gathered (a teacher's embeddings).
+      devices: the number of devices among which the batch is divided.
     """
     across = max(n for n in range(1, math.isqrt(devices) + 1) if devices % n == 0)
     down = devices // across
-    gathered = ((itemsize + max(4, itemsize)) * width + more) * (batch // down + batch // across)
+    gathered = (itemsize + max(4, itemsize)) * width * (batch // down + batch // across)
     if devices > 1 and gathered > GATHER_BUDGET:
         return Ring(devices)
     return Blocks(down, across)
@@ -187,7 +198,7 @@ def total(layout: Layout, x: jax.Array) -> jax.Array:
 
 
 def _index(axis: str, size: int) -> jax.Array | int:
-    """This device's place along an axis. A single device has no axes: there is nothing to map over."""
+    """This device's index along an axis; 0 without a shard_map, on a single device."""
     return lax.axis_index(axis) if size > 1 else 0
 
 

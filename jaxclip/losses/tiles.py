@@ -1,4 +1,4 @@
-"""Sweeps over the tiles of one device's block of the similarity matrix, which is never held as a whole."""
+"""Sweeps over the tiles of one device's block of the similarity matrix, which is never stored as a whole."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# (rows, columns, rows' sums so far, columns' sums so far, which entries count: None for all) -> both sums.
-# All are pytrees of arrays whose leading axis is the tile's rows or its columns.
+# (rows, columns, row sums, column sums, mask of the entries that count or None for all) -> new row and column sums.
+# All are pytrees of arrays whose leading axis is the tile's rows or columns.
 TileFunction = Callable[[Any, Any, Any, Any, jax.Array | None], tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class TileSize:
-    """The most rows and columns a tile has."""
+    """The maximum number of rows and columns of a tile."""
 
     rows: int
     columns: int
 
 
 def tile_size(rows: int, columns: int, width: int, itemsize: int) -> TileSize:
-    """The rule: the whole block up to 4 MiB of float32 logits; else a quarter of the smaller side's embeddings.
+    """The default tile: the whole block up to 4 MiB of float32 logits, else a quarter of the smaller side's embeddings.
 
-    That quarter is kept between 4 and 64 MiB, large enough for matrix units and never what fills the memory, and under
-    an eighth of the block. Tiles have at most 2,048 rows: taller ones re-use a column no better and make the
-    accumulators' slices longer.
+    That quarter is limited to between 4 and 64 MiB, and to an eighth of the block: large enough for matrix units, but
+    never the largest use of memory. Tiles have at most 2,048 rows. Taller ones do not re-use a column better, and make
+    the accumulators' slices longer.
 
     Args:
       rows, columns: of the block.
@@ -40,7 +40,7 @@ def tile_size(rows: int, columns: int, width: int, itemsize: int) -> TileSize:
         return TileSize(rows, columns)
     embeddings = min(rows, columns) * width * itemsize
     logits = min(max(embeddings // 4, 4 * 2**20), 64 * 2**20, 4 * rows * columns // 8) // 4
-    # Wider than tall where there is a choice: the loop over rows is the inner one.
+    # Rather wider than tall, because the loop over rows is the inner one.
     tall = min(rows, 2048, max(1, math.isqrt(logits)))
     return TileSize(tall, max(1, min(columns, logits // tall)))
 
@@ -48,24 +48,24 @@ def tile_size(rows: int, columns: int, width: int, itemsize: int) -> TileSize:
 def sweep(
     tile: TileFunction, rows: Any, columns: Any, row_sums: Any, column_sums: Any, size: TileSize
 ) -> tuple[Any, Any]:
-    """Calls `tile` on every pair of a slice of the rows and a slice of the columns, threading the sums through.
+    """Calls `tile` for each pair of a slice of the rows and a slice of the columns, and accumulates the sums.
 
-    Slices that do not divide a side overlap at its end; the entries that were there already are marked as not counting.
+    If the slices do not divide a side evenly, the last ones overlap, and the mask excludes entries seen before.
 
     Args:
-      tile: what to do with a tile.
+      tile: the function of a tile.
       rows, columns: pytrees with a leading axis of the block's rows or columns.
-      row_sums, column_sums: what is accumulated, with the same leading axes.
-      size: the largest tile.
+      row_sums, column_sums: initial sums, with the same leading axes.
+      size: the maximum tile.
 
     Returns:
-      The sums.
+      The row sums and the column sums.
     """
     all_rows, all_columns = len(jax.tree.leaves(rows)[0]), len(jax.tree.leaves(columns)[0])
     row_steps, height = _split(all_rows, size.rows)
     column_steps, breadth = _split(all_columns, size.columns)
     if row_steps == column_steps == 1:
-        # No loop and no slices: the compiler sees that a second sweep computes the same products, and keeps them.
+        # Without loops and slices, the compiler sees that a second sweep computes the same products, and re-uses them.
         return tile(rows, columns, row_sums, column_sums, None)
     ragged = row_steps * height != all_rows or column_steps * breadth != all_columns
 
@@ -97,9 +97,9 @@ def sweep(
     return lax.fori_loop(0, column_steps, across, (row_sums, column_sums))
 
 
-def _split(length: int, most: int) -> tuple[int, int]:
-    """How many slices, and how long each is, so that they are as equal as they can be."""
-    steps = -(-length // most)
+def _split(length: int, limit: int) -> tuple[int, int]:
+    """The number of slices and their length, as equal as possible."""
+    steps = -(-length // limit)
     return steps, -(-length // steps)
 
 

@@ -1,7 +1,7 @@
 """Methods: one module per paper. `config.method.name` is the module's name.
 
-A module defines `Method`, a frozen dataclass whose fields are the method's keys in a config and which has the
-functions of `jaxclip.methods.Method`.
+A module defines `Method`, a frozen dataclass derived from `jaxclip.methods.Method`, whose fields are the method's keys
+in a config.
 """
 
 from __future__ import annotations
@@ -9,69 +9,68 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh
 
-from jaxclip.config import PixelsConfig, parse, to_dict
+from jaxclip.config import parse, to_dict
+from jaxclip.context import Context
 from jaxclip.errors import UserError
+from jaxclip.inputs import Inputs
 
 
-@runtime_checkable
-class Method(Protocol):
-    """What the step needs of a method. Parameters are nested dicts of arrays."""
+class Method:
+    """The base of all methods: what the trainer, the plan and the evaluations ask of one.
 
-    @property
-    def image_size(self) -> int:
-        """Pixels of the square pictures it takes."""
-        ...
+    A method's model is an nnx module. Its methods say what the trained model can do, and evaluations ask for them by
+    name:
 
-    @property
-    def context_length(self) -> int:
-        """Tokens of the texts it takes."""
-        ...
+      encode_image(images, ctx) -> [batch, width] unit embeddings; `images` uint8 [batch, size, size, 3]
+      encode_text(tokens, end, ctx) -> [batch, width] unit embeddings; int32 [batch, context] and [batch]
+      scale_and_bias() -> two scalars: logits are scale * cosine + bias
+      features(images, ctx) -> [batch, width], the image tower's pooled output before any projection
 
-    @property
-    def pixels(self) -> PixelsConfig:
-        """How pictures are prepared for it."""
-        ...
+    and likewise `caption_logits` and `match` where a method has them. A method may add others for evaluations of its
+    own.
+
+    Attributes:
+      task: the evaluation on `data.eval` if a recipe names none; a module of `jaxclip.evaluate`.
+      charts: further metrics on the report's page: a title, and the names of the curves under it.
+    """
+
+    task: ClassVar[str] = "zeroshot_retrieval"
+    charts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    def inputs(self) -> Inputs:
+        """What a batch holds, by name; see `jaxclip.inputs`."""
+        raise NotImplementedError
+
+    def check(self, tokenizer: Any) -> None:
+        """Raises UserError if the method cannot be trained with this `data.tokenizers.Tokenizer`."""
 
     def init(self, rngs: nnx.Rngs) -> nnx.Module:
-        """The model, freshly initialised."""
-        ...
+        """The model, freshly initialized."""
+        raise NotImplementedError
 
-    def embed(
-        self,
-        model: nnx.Module,
-        batch: Mapping[str, jax.Array],
-        *,
-        keys: jax.Array | None,
-        dtype: Any,
-        constrain: Callable[[jax.Array], jax.Array],
-    ) -> dict[str, jax.Array]:
-        """What the loss needs of each record, [batch, ...] arrays: all the work that records do not share.
+    def memory(self, model: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
+        """State that is neither parameter nor batch statistic: momentum copies, queues, banks. Most methods have none.
 
-        It may be called on parts of the batch (gradient caching), so a record's values must not depend on the others;
-        where the model has batch statistics they may, and it is called on whole batches only, updating the statistics
-        in place. `keys` [batch] is the randomness of each record, None in validation.
+        Its variables are sharded by the rules of `jaxclip.sharding`, checkpointed with the training state and never
+        exported. `loss` finds it at `ctx.memory`.
         """
-        ...
+        return nnx.Module()
 
-    def loss(
-        self, model: nnx.Module, embedded: Mapping[str, jax.Array], *, mesh: Mesh | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss and further metrics of the global batch from what `embed` gave for it."""
-        ...
+    def loss(self, model: Any, batch: Mapping[str, jax.Array], ctx: Context) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of the global batch, and further metrics, all float32 scalars.
+
+        What concerns each record alone goes through `ctx.each`, the seam of gradient caching.
+        """
+        raise NotImplementedError
 
     def clamp(self, params: Any) -> Any:
-        """The parameters put back where the paper keeps them, after each update."""
-        ...
-
-    def example_batch(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of a batch."""
-        ...
+        """The parameters moved back into the paper's bounds, after each update."""
+        return params
 
 
 def from_config(config: Mapping[str, Any]) -> Any:
@@ -92,10 +91,24 @@ def to_config(method: Method) -> dict[str, Any]:
     return {"name": type(method).__module__.rpartition(".")[2]} | to_dict(method)
 
 
+def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
+    """Raises UserError if a tokenizer has more tokens than `config.method.text.vocab_size`."""
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"the vocabulary has {tokenizer.vocab_size} tokens and method.text.vocab_size is only {vocab_size}; "
+            f"set config.method.text.vocab_size={tokenizer.vocab_size}"
+        )
+
+
 def init_variables(method: Method, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
     """A fresh model's parameters and its batch statistics, as nested dicts of arrays; most have none of the latter."""
     _, params, stats = nnx.split(method.init(nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat)
     return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
+
+
+def init_memory(method: Method, model: nnx.Module, key: jax.Array) -> dict[str, Any]:
+    """The variables of a fresh memory, as nested dicts of arrays."""
+    return contents(method.memory(model, nnx.Rngs(params=key)))
 
 
 def abstract_variables(method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -111,6 +124,11 @@ def joined(params: Mapping[str, Any], stats: Mapping[str, Any]) -> dict[str, Any
     return both
 
 
+def contents(module: nnx.Module) -> dict[str, Any]:
+    """All variables of a module, as a nested dict of arrays."""
+    return nnx.to_pure_dict(nnx.state(module))
+
+
 def batch_stats(model: nnx.Module) -> dict[str, Any]:
     """The batch statistics of a model, as a nested dict of arrays."""
     return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
@@ -119,4 +137,14 @@ def batch_stats(model: nnx.Module) -> dict[str, Any]:
 def bind(method: Method) -> Callable[[Any], nnx.Module]:
     """A function from variables (parameters joined with batch statistics) to the method's model over them."""
     graph, _ = nnx.split(nnx.eval_shape(lambda: method.init(nnx.Rngs(params=0))))
+    return lambda variables: nnx.merge(graph, nnx.State(variables))
+
+
+def bind_memory(method: Method) -> Callable[[Any], nnx.Module]:
+    """A function from the variables of a memory to the method's memory over them."""
+
+    def fresh() -> nnx.Module:
+        return method.memory(method.init(nnx.Rngs(params=0)), nnx.Rngs(params=0))
+
+    graph, _ = nnx.split(nnx.eval_shape(fresh))
     return lambda variables: nnx.merge(graph, nnx.State(variables))

@@ -1,4 +1,4 @@
-"""Will a run fit on a TPU pod, and how fast can it be? Answered by the TPU's compiler, without the pod.
+"""Memory and speed estimates of a run on a TPU pod, by the TPU's compiler and without the pod.
 
 `python -m jaxclip.plan --config=configs/vit_l14.py --topology=v5e:16x16`
 """

@@ -1,9 +1,10 @@
-"""Compiles the trainer's own step for a topology and reads off what there is to know."""
+"""Compilation of the training step for a TPU topology, and the resulting memory, traffic and cycle counts."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 import time
@@ -13,7 +14,9 @@ import jax
 
 from jaxclip import methods, optimizer, sharding
 from jaxclip.config import Config
+from jaxclip.device_augmentation import augmentation
 from jaxclip.errors import UserError
+from jaxclip.inputs import shapes
 from jaxclip.plan.chips import GIB, Topology
 from jaxclip.plan.flops import model_flops
 from jaxclip.plan.hlo import Program
@@ -25,8 +28,8 @@ class Traffic:
     """All collectives of one kind in a step.
 
     Attributes:
-      count: how often a step runs one.
-      bytes: of their results on one device.
+      count: executions per step.
+      bytes: total size of their results on one device.
     """
 
     count: int
@@ -35,22 +38,22 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What compiling a step says about it. Bytes are per device; None is what a program that does not fit leaves open.
+    """The results of compiling a step. Bytes are per device. Values are None if unknown because it does not fit.
 
     Attributes:
-      fits: whether the compiler made a program.
+      fits: whether the program fits into the device's memory.
       batch_size: pairs per step, over all devices.
-      remat: what the towers recompute.
-      microbatches: parts the batch goes through the towers in.
+      remat: the rematerialization of the towers.
+      microbatches: the number of micro-batches.
       mesh: devices along each axis.
-      parts: bytes of the parameters, the optimizer's state and the batch, and of `temporaries`: activations,
-        gradients and the compiler's own copies at the moment when most is in use.
-      peak_hbm_bytes: their sum; of a program that does not fit the least that it would need.
+      parts: bytes of the parameters, the optimizer state, the batch, and `temporaries`: activations, gradients and the
+        compiler's own copies at the peak.
+      peak_hbm_bytes: the sum of the parts; for a program that does not fit, the minimum that it would need.
       collectives: by kind.
-      estimated_cycles: the compiler's estimate, loops multiplied out, communication left out.
-      unknown_loops: how many loops were counted as one turn because their length could not be read.
+      estimated_cycles: the compiler's estimate, with loops multiplied out and without communication.
+      unknown_loops: the number of loops that were counted as one iteration, because their length is unknown.
       model_flops: of the whole step on all devices; see `flops.model_flops`.
-      compile_seconds: wall clock.
+      compile_seconds: wall-clock time.
     """
 
     fits: bool
@@ -67,7 +70,7 @@ class Plan:
     compile_seconds: float
 
     def estimated_mfu(self, topology: Topology) -> float | None:
-        """The share of the peak that the model's operations would be of, at the estimated cycles."""
+        """The model's operations as a fraction of the peak, at the estimated cycles."""
         seconds = self.seconds(topology)
         return seconds and self.model_flops / (seconds * len(topology.devices) * topology.chip.peak_flops)
 
@@ -77,7 +80,7 @@ class Plan:
         return seconds and self.batch_size / seconds
 
     def seconds(self, topology: Topology) -> float | None:
-        """A step's, at the chip's clock, if communication and input cost nothing."""
+        """The duration of a step at the chip's clock, if communication and input took no time."""
         return self.estimated_cycles and self.estimated_cycles / topology.chip.clock
 
 
@@ -85,7 +88,7 @@ def mesh_for(config: Config, topology: Topology) -> jax.sharding.Mesh:
     """The mesh of a config on a topology.
 
     Raises:
-      UserError: the mesh does not suit the devices, or the batch does not divide among them.
+      UserError: the mesh does not match the devices, or the batch does not divide among them.
     """
     mesh = sharding.create(config.mesh, topology.devices)
     sharding.check_divides(config, mesh)
@@ -93,61 +96,84 @@ def mesh_for(config: Config, topology: Topology) -> jax.sharding.Mesh:
 
 
 def compile_step(config: Config, topology: Topology) -> Plan:
-    """Compiles the training step of a config for devices that need not be there.
+    """Compiles a config's training step for devices that need not exist.
 
     Raises:
-      UserError: the config does not suit the devices, or the compiler refuses it for another reason than memory.
+      UserError: the config does not match the devices, or the compiler fails for a reason other than memory.
     """
     mesh = mesh_for(config, topology)
     method = methods.from_config(config.method)
-    # The length of the schedule is a constant in the program, of which nothing here depends.
+    # The length of the schedule is a constant in the program, and does not affect the results.
     tx = optimizer.create(config.optimizer, 100_000)
-    step = Step(method, tx, mesh, config.precision, config.microbatches, config.optimizer.groups)
+    step = Step(
+        method,
+        tx,
+        mesh,
+        precision=config.precision,
+        microbatches=config.microbatches,
+        groups=config.optimizer.groups,
+        average_decay=config.optimizer.average_decay,
+        augment=augmentation(method.inputs(), config.data),
+    )
     rows = sharding.batch_sharding(mesh)
-    shapes = method.example_batch(config.batch_size)
-    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), shapes)
+    arrays = shapes(method.inputs(), config.batch_size)
+    batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), arrays)
     state = step.abstract_state
     parts = {
         "parameters": _bytes_on_one(state.variables),
         "optimizer state": _bytes_on_one(state.opt_state),
+        "memory": _bytes_on_one(state.memory),
+        "averaged parameters": _bytes_on_one(state.average),
         "batch": _bytes_on_one(batch),
     }
-    asked = config.batch_size, remat_of(config), config.microbatches, dict(mesh.shape)
-    flops = model_flops(step, shapes)
+    parts = {name: size for name, size in parts.items() if size or name not in ("memory", "averaged parameters")}
+    make_plan = functools.partial(
+        Plan,
+        batch_size=config.batch_size,
+        remat=remat_of(config),
+        microbatches=config.microbatches,
+        mesh=dict(mesh.shape),
+        model_flops=model_flops(methods.from_config(with_remat(config, "none").method), step, arrays),
+    )
     lowered = step.train.lower(state, batch)
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         parts["temporaries"] = _needed(str(error))
-        seconds = time.perf_counter() - began
-        return Plan(False, *asked, parts, sum(parts.values()), None, None, 0, flops, seconds)
-    seconds = time.perf_counter() - began
+        return make_plan(
+            fits=False,
+            parts=parts,
+            peak_hbm_bytes=sum(parts.values()),
+            collectives=None,
+            estimated_cycles=None,
+            unknown_loops=0,
+            compile_seconds=time.perf_counter() - start_time,
+        )
+    seconds = time.perf_counter() - start_time
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None and text is not None
     peak = memory.peak_memory_in_bytes
     parts["temporaries"] = peak - sum(parts.values())
     program = Program(text)
     counts, sizes = collections.Counter[str](), collections.Counter[str]()
-    for found in program.collectives():
-        counts[found.kind] += found.times
-        sizes[found.kind] += int(found.times * found.bytes)
+    for collective in program.collectives():
+        counts[collective.kind] += collective.times
+        sizes[collective.kind] += int(collective.times * collective.bytes)
     cycles = program.cycles()
-    return Plan(
-        True,
-        *asked,
-        parts,
-        peak,
-        {kind: Traffic(counts[kind], sizes[kind]) for kind in sorted(sizes, key=lambda kind: -sizes[kind])},
-        cycles,
-        len(program.unknown_loops),
-        flops,
-        seconds,
+    return make_plan(
+        fits=True,
+        parts=parts,
+        peak_hbm_bytes=peak,
+        collectives={kind: Traffic(counts[kind], sizes[kind]) for kind in sorted(sizes, key=lambda kind: -sizes[kind])},
+        estimated_cycles=cycles,
+        unknown_loops=len(program.unknown_loops),
+        compile_seconds=seconds,
     )
 
 
 def remat_of(config: Config) -> str:
-    """What the towers of a config recompute: one word where all do alike."""
+    """The rematerialization of a config's towers: one word if it is the same for all."""
     words = _remats(config)
     if len(set(words.values())) > 1:
         return ", ".join(f"{tower} {word}" for tower, word in words.items())
@@ -155,27 +181,27 @@ def remat_of(config: Config) -> str:
 
 
 def with_remat(config: Config, remat: str) -> Config:
-    """The config with all towers recomputing alike."""
+    """The config with the same rematerialization for all towers."""
     towers = {tower: dict(config.method[tower]) | {"remat": remat} for tower in _remats(config)}
     return dataclasses.replace(config, method=dict(config.method) | towers)
 
 
 def _remats(config: Config) -> dict[str, str]:
-    """By name, what each tower of the method recomputes."""
+    """The rematerialization of each of the method's towers, by name."""
     method = methods.from_config(config.method)
     parts = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
     return {name: part.remat for name, part in parts.items() if hasattr(part, "remat")}
 
 
 def _bytes_on_one(tree: Any) -> int:
-    """Bytes of a pytree of shapes on one device. A random key's are of no account."""
+    """Bytes of a pytree of shapes on one device, without random keys."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)]
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _needed(message: str) -> int:
-    """The bytes of temporaries that a compiler's refusal says are too many."""
-    found = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
-    if found is None:
-        raise UserError(f"the compiler refuses the program: {message.splitlines()[0]}")
-    return int(float(found[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}[found[2]])
+    """The bytes of temporaries in the compiler's message that a program does not fit."""
+    match = re.search(r"HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
+    if match is None:
+        raise UserError(f"the compiler rejected the program: {message.splitlines()[0]}")
+    return int(float(match[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}[match[2]])

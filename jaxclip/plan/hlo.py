@@ -1,4 +1,4 @@
-"""Reading a program that the TPU's compiler has made: its loops, its collectives, its estimated cycles."""
+"""Parser of programs compiled for TPUs: loops, collectives and estimated cycles."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ class Instruction:
         return re.findall(r"%([\w.\-]+)", self.rest.split(")", 1)[0])
 
     def index(self) -> int:
-        """Of a get-tuple-element, the place it reads."""
-        found = re.search(r"index=(\d+)", self.rest)
-        return int(found[1]) if found else 0
+        """The tuple index of a get-tuple-element."""
+        match = re.search(r"index=(\d+)", self.rest)
+        return int(match[1]) if match else 0
 
     def named(self, attribute: str) -> str:
-        """The computation an attribute such as `body` names, or ""."""
-        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
-        return found[1] if found else ""
+        """The name of the computation in an attribute such as `body`, or ""."""
+        match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
+        return match[1] if match else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective of one kind (`send`: to other slices): bytes of its result on each device, and how often it runs."""
+    """A collective (`send` goes to other slices) with the bytes of its result per device and its count per step."""
 
     kind: str
     bytes: float
@@ -54,10 +54,10 @@ class Collective:
 
 
 class Program:
-    """A compiled program's text, taken apart.
+    """A parsed program.
 
     Attributes:
-      unknown_loops: names of loops whose number of turns could not be read; they count once.
+      unknown_loops: names of loops whose number of iterations is unknown; they count once.
     """
 
     def __init__(self, text: str):
@@ -69,36 +69,36 @@ class Program:
             if head := _HEAD.match(line):
                 current = self._computations[head[2]] = {}
                 self._entry = head[2] if head[1] else self._entry
-            elif found := _INSTRUCTION.match(line):
-                current[found[1]] = Instruction(*found.groups())
+            elif match := _INSTRUCTION.match(line):
+                current[match[1]] = Instruction(*match.groups())
 
     def run(self) -> Iterator[tuple[Instruction, int]]:
-        """The instructions a step runs, each with how often; those inside fusions are part of the fusion.
+        """The instructions of a step with their numbers of executions. A fusion is one instruction.
 
-        All branches of a conditional are counted: which one is taken is not known here.
+        All branches of a conditional are counted, because it is not known which one is taken.
         """
         yield from self._run(self._entry, 1)
 
     def collectives(self) -> list[Collective]:
-        """Every collective of a step; a start and its done count as one."""
-        found = []
+        """All collectives of a step; a start and its done count as one."""
+        collectives = []
         for instruction, times in self.run():
             collective = self._collective(instruction)
             if collective:
                 kind, shape = collective
-                found.append(Collective(kind, array_bytes(shape), times, shape))
-        return found
+                collectives.append(Collective(kind, array_bytes(shape), times, shape))
+        return collectives
 
     def cycles(self) -> int:
-        """The compiler's own estimate, loops multiplied out, of everything but communication."""
+        """The compiler's estimate for everything except communication, with loops multiplied out."""
         total = 0
         for instruction, times in self.run():
-            found = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
-            total += times * int(found[1]) if found else 0
+            match = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
+            total += times * int(match[1]) if match else 0
         return total
 
     def shapes(self) -> set[str]:
-        """The array types of all values of the program, parts of fusions included: bf16[128,512] and so on."""
+        """The array types of all values of the program, such as bf16[128,512], including those inside fusions."""
         return {
             match[0]
             for computation in self._computations.values()
@@ -111,41 +111,41 @@ class Program:
         for instruction in computation.values():
             yield instruction, times
             if instruction.opcode == "while":
-                turns = self._turns(instruction, computation)
-                yield from self._run(instruction.named("body"), times * turns)
+                iterations = self._iterations(instruction, computation)
+                yield from self._run(instruction.named("body"), times * iterations)
             elif instruction.opcode in ("call", "conditional", "async-start"):
                 for group in _CALLED.findall(instruction.rest):
                     for called in re.findall(r"%([\w.\-]+)", group):
                         yield from self._run(called, times)
 
     def _collective(self, instruction: Instruction) -> tuple[str, str] | None:
-        """The kind of a collective and the shape of what arrives; None for other instructions."""
+        """The kind of a collective and the shape of its result; None for other instructions."""
         opcode, shape = instruction.opcode, instruction.shape
         if opcode in COLLECTIVES:
             return opcode, shape
-        # Of a pair of start and done, the done has the results alone.
+        # In a pair of start and done, only the done has the shape of the result alone.
         if opcode.endswith("-done") and opcode.removesuffix("-done") in COLLECTIVES:
             return opcode.removesuffix("-done"), shape
-        # What goes to other slices is sent through the hosts' network; a receive is another's send.
+        # Data for other slices is sent through the hosts' network; a receive is the send of another device.
         if opcode == "send":
             return opcode, max((match[0] for match in _ARRAY.finditer(shape)), key=array_bytes)
         if opcode != "fusion":
             return None
-        # A large reduce-scatter is written as a fusion around an all-reduce.
+        # A large reduce-scatter is compiled to a fusion around an all-reduce.
         if "all-reduce-scatter" in instruction.name + instruction.named("calls"):
             return "reduce-scatter", shape
-        # One that other work overlaps with is written as three or more fusions, each of which repeats it.
+        # A collective that overlaps with other work is compiled to three or more fusions, each of which repeats it.
         inside = self._computations.get(instruction.named("calls"), {}).values()
         if any('custom_call_target="AsyncCollectiveStart"' in each.rest for each in inside):
             return next(((each.opcode, each.shape) for each in inside if each.opcode in COLLECTIVES), None)
         return None
 
-    def _turns(self, loop: Instruction, around: dict[str, Instruction]) -> int:
-        """How often a counted loop turns: from the constants that its condition compares and its body adds."""
-        turns = self._counted(loop, around)
-        if turns is None:
+    def _iterations(self, loop: Instruction, around: dict[str, Instruction]) -> int:
+        """A loop's number of iterations, from the constants that its condition compares and its body adds."""
+        iterations = self._counted(loop, around)
+        if iterations is None:
             self.unknown_loops.add(loop.name)
-        return 1 if turns is None else turns
+        return 1 if iterations is None else iterations
 
     def _counted(self, loop: Instruction, around: dict[str, Instruction]) -> int | None:
         condition = self._computations.get(loop.named("condition"), {})
@@ -164,7 +164,7 @@ class Program:
     def _bound(
         self, name: str, condition: dict[str, Instruction], around: dict[str, Instruction], start: Instruction
     ) -> int | None:
-        """What a side of the condition's comparison is before the loop: a constant there, or one from outside."""
+        """The initial value of an operand of the condition's comparison: a constant inside or outside the loop."""
         instruction = condition.get(name)
         if instruction is not None and instruction.opcode == "get-tuple-element":
             return _constant(around, start.operands()[instruction.index()])
@@ -172,29 +172,29 @@ class Program:
 
 
 def _added(body: dict[str, Instruction], index: int) -> int | None:
-    """What a loop's body adds to the counter at a place of its tuple."""
+    """The constant that a loop's body adds to the counter at an index of its tuple."""
     root = next((i for i in reversed(body.values()) if i.opcode == "tuple"), None)
     add = body.get(root.operands()[index]) if root else None
     if add is None or add.opcode != "add":
         return None
-    return next((found for name in add.operands() if (found := _constant(body, name)) is not None), None)
+    return next((value for name in add.operands() if (value := _constant(body, name)) is not None), None)
 
 
 def _constant(computation: dict[str, Instruction], name: str) -> int | None:
-    """A scalar's value, through the copies the compiler makes of it."""
+    """The value of a scalar constant, through the compiler's copies of it."""
     instruction = computation.get(name)
     while instruction is not None and instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start"):
         instruction = computation.get(instruction.operands()[0])
     if instruction is None or instruction.opcode != "constant":
         return None
-    found = re.match(r"(-?\d+)\)", instruction.rest)
-    return int(found[1]) if found else None
+    match = re.match(r"(-?\d+)\)", instruction.rest)
+    return int(match[1]) if match else None
 
 
 def entries(array: str) -> int:
-    """How many entries an array type such as bf16[128,512] has."""
-    found = _ARRAY.search(array)
-    return math.prod(int(size) for size in found[2].split(",") if size) if found else 0
+    """The number of entries of an array type such as bf16[128,512]."""
+    match = _ARRAY.search(array)
+    return math.prod(int(size) for size in match[2].split(",") if size) if match else 0
 
 
 def array_bytes(shape: str) -> float:

@@ -1,4 +1,4 @@
-"""A plan as a table for people, and as an object for programs."""
+"""Text and JSON output of plans and searches."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 from jaxclip.plan.chips import GIB, Topology
 from jaxclip.plan.compiling import Plan
-from jaxclip.plan.search import Found
+from jaxclip.plan.search import SearchResult
 
 
 def table(plan: Plan, topology: Topology) -> str:
-    """What to know of one plan, a line each."""
+    """A plan as text, one line per fact."""
     devices, hbm = len(topology.devices), topology.chip.hbm_bytes
     spare = hbm - plan.peak_hbm_bytes
     if plan.fits:
@@ -47,7 +47,7 @@ def table(plan: Plan, topology: Topology) -> str:
 
 
 def advice(plan: Plan) -> str:
-    """What to change when a plan does not fit."""
+    """The settings to change if a plan does not fit."""
     devices = plan.mesh["data"] * plan.mesh["fsdp"]
     rows = plan.batch_size // (devices * plan.microbatches)
     state = plan.parts["parameters"] + plan.parts["optimizer state"]
@@ -68,14 +68,14 @@ def _least_factor(number: int) -> int:
     return next(factor for factor in range(2, number + 1) if number % factor == 0)
 
 
-def search_table(found: Found, batch_size: int, topology: Topology) -> str:
-    """The answers of a search."""
-    if found.cheapest:
-        first = f"batch {batch_size:,} fits with remat {found.cheapest.remat}, the least recomputation that does"
+def search_table(result: SearchResult, batch_size: int, topology: Topology) -> str:
+    """The results of a search as text."""
+    if result.cheapest:
+        first = f"batch {batch_size:,} fits with remat {result.cheapest.remat}, the least recomputation that does"
     else:
-        first = f"batch {batch_size:,} fits with no rematerialisation: use config.microbatches or more devices"
+        first = f"batch {batch_size:,} does not fit with any rematerialization; use config.microbatches or more devices"
     lines = [first, "", f"{'remat':<8}{'largest batch':>16}{'per device':>12}{'peak HBM':>12}{'MFU':>6}{'pairs/s':>12}"]
-    for remat, plan in found.largest.items():
+    for remat, plan in result.largest.items():
         mfu, images = plan.estimated_mfu(topology), plan.images_per_second(topology)
         assert mfu and images
         per_device = _number(plan.batch_size / len(topology.devices))
@@ -86,7 +86,7 @@ def search_table(found: Found, batch_size: int, topology: Topology) -> str:
 
 
 def as_dict(plan: Plan, topology: Topology) -> dict[str, Any]:
-    """The same as JSON values."""
+    """A plan as JSON values."""
     return {
         "fits": plan.fits,
         "topology": topology.name,
@@ -111,14 +111,14 @@ def as_dict(plan: Plan, topology: Topology) -> dict[str, Any]:
     }
 
 
-def search_dict(found: Found, batch_size: int, topology: Topology) -> dict[str, Any]:
+def search_dict(result: SearchResult, batch_size: int, topology: Topology) -> dict[str, Any]:
     """A search as JSON values."""
     return {
         "topology": topology.name,
         "slices": topology.slices,
         "batch_size": batch_size,
-        "cheapest": found.cheapest and as_dict(found.cheapest, topology),
-        "largest": {remat: as_dict(plan, topology) for remat, plan in found.largest.items()},
+        "cheapest": result.cheapest and as_dict(result.cheapest, topology),
+        "largest": {remat: as_dict(plan, topology) for remat, plan in result.largest.items()},
     }
 
 

@@ -1,7 +1,7 @@
 """Line charts over training steps: SVG curves with HTML labels.
 
 The SVG is stretched to its box (`preserveAspectRatio="none"`) while strokes keep their width and labels are
-HTML placed in per cent, so text has the same size on a phone as on a wide screen. Dots are strokes of no
+HTML placed in percent, so text has the same size on a phone as on a wide screen. Dots are strokes of no
 length with round ends, which stay round however the box is stretched.
 """
 
@@ -30,7 +30,7 @@ class Series:
       name: what the legend says, plain text.
       steps: float64 [n], ascending.
       values: float64 [n], NaN leaves a gap.
-      colour: which of the page's six colours; from the seventh curve on they come again, dashed.
+      color: which of the page's six colors; from the seventh curve on they come again, dashed.
       measured: a value measured now and then: a dot at each, joined by a line.
       smoothed: the values are noisy: draw them faintly, and their running mean over them.
     """
@@ -38,7 +38,7 @@ class Series:
     name: str
     steps: np.ndarray
     values: np.ndarray
-    colour: int = 0
+    color: int = 0
     measured: bool = False
     smoothed: bool = False
 
@@ -52,7 +52,7 @@ def line_chart(
     small: bool = False,
     note: str = "",
 ) -> str:
-    """One chart of curves over steps as an HTML figure; "" where no series has a finite value.
+    """One chart of curves over steps as an HTML figure; "" if no series has a finite value.
 
     Args:
       title: the heading, plain text.
@@ -84,12 +84,12 @@ def line_chart(
     labels += "".join(
         f'<span class="x" style="left:{100 * x(tick):.2f}%">{steps_short(tick)}</span>' for tick in across
     )
-    legend = "".join(f'<span class="key c{one.colour % 6}">{escape(one.name)}</span>' for one in series)
+    legend = "".join(f'<span class="key c{one.color % 6}">{escape(one.name)}</span>' for one in series)
     if len(series) == 1:
         final = series[0].values[np.isfinite(series[0].values)][-1]
         legend = f'<span class="last">last {write(float(final))}</span>'
     hover = [
-        [one.name, one.colour % 6, [int(step) for step in steps], [write(float(value)) for value in values]]
+        [one.name, one.color % 6, [int(step) for step in steps], [write(float(value)) for value in values]]
         for one, (steps, values) in zip(series, curves, strict=True)
     ]
     cut = _cut_note(series, high, write)
@@ -108,7 +108,7 @@ def line_chart(
 def smooth(values: np.ndarray, width: float) -> np.ndarray:
     """The running mean of values [n] under a Gaussian of the given width in points, ignoring NaN.
 
-    Near the ends the mean is over the part of the window that exists; NaN where the whole window is.
+    Near the ends the mean is over the part of the window that exists; NaN if the whole window is.
     """
     reach = max(1, math.ceil(3 * width))
     window = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
@@ -186,7 +186,7 @@ def _marks(ticks: Sequence[float], fractions: bool) -> list[str]:
 
 
 def _cut_note(series: Sequence[Series], high: float, write: Callable[[float], str]) -> str:
-    """Says so where a peak is higher than the chart."""
+    """A note if a peak is higher than the chart."""
     tops = [(float(np.nanmax(one.values)), one) for one in series]
     top, one = max(tops, key=lambda pair: pair[0])
     if top <= high * (1 + 1e-9):
@@ -195,8 +195,8 @@ def _cut_note(series: Sequence[Series], high: float, write: Callable[[float], st
 
 
 def _draw(series: Series, curve: tuple[np.ndarray, np.ndarray], x: Callable, y: Callable) -> str:
-    dashed = " dashed" if series.colour >= 6 else ""
-    paint = f"c{series.colour % 6}{dashed}"
+    dashed = " dashed" if series.color >= 6 else ""
+    paint = f"c{series.color % 6}{dashed}"
     drawn = ""
     if series.smoothed and len(series.values) >= 24:
         drawn += f'<path class="raw {paint}" d="{_path(*_extremes(series), x, y)}"/>'

@@ -1,4 +1,4 @@
-"""Zero-shot accuracy of each class: a grid where classes are pairs of words, else a list of bars."""
+"""The accuracy of each class: a grid if the classes are pairs of words, else a list of bars."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from jaxclip.report.run import Evaluation
 from jaxclip.report.style import DARK
+from jaxclip.report.workdir import EvaluationRecord
 from jaxclip.report.writing import escape, percent, title_of
 
 # Up to this many classes are listed whole; of more, the best and the worst `_ENDS`, the others folded away.
@@ -16,8 +16,8 @@ _WHOLE_LIST = 40
 _ENDS = 15
 
 
-def class_figures(evaluations: Sequence[Evaluation]) -> str:
-    """The accuracy of each class of each evaluation, as HTML; "" where none knows it.
+def class_figures(evaluations: Sequence[EvaluationRecord]) -> str:
+    """The accuracy of each class of each evaluation, as HTML; "" if none has it.
 
     Two evaluations whose classes are disjoint parts of one grid (seen and held-out pairs) share it.
     """
@@ -46,12 +46,12 @@ def _is_grid(names: Iterable[str]) -> bool:
     return len(first) > 1 and len(second) > 1 and 2 * len(pairs) >= len(first) * len(second)
 
 
-def _share_a_grid(one: Evaluation, other: Evaluation) -> bool:
+def _share_a_grid(one: EvaluationRecord, other: EvaluationRecord) -> bool:
     names, others = set(one.class_accuracy), set(other.class_accuracy)
     return names.isdisjoint(others) and _is_grid(names | others)
 
 
-def _grid(seen: Evaluation, held_out: Evaluation | None) -> str:
+def _grid(seen: EvaluationRecord, held_out: EvaluationRecord | None) -> str:
     marked = held_out.class_accuracy if held_out else {}
     accuracy = {tuple(name.split()): value for name, value in (seen.class_accuracy | marked).items()}
     # In the set's own order of classes, which the absence of held-out classes does not shift.
@@ -81,7 +81,7 @@ def _grid(seen: Evaluation, held_out: Evaluation | None) -> str:
         f'<figure class="classes"><figcaption><b>{names}</b> {_chosen_from(seen)}</figcaption>'
         f'<div class="box"><table class="heat"><thead><tr><td></td>{head}<th scope="col"><span>mean</span></th></tr>'
         f'</thead><tbody>{body}<tr><th scope="row">mean</th>{feet}<td></td></tr></tbody></table></div>'
-        f'<p class="note">Per cent of pictures classified correctly. {key}</p></figure>'
+        f'<p class="note">Percentage of images classified correctly. {key}</p></figure>'
     )
 
 
@@ -94,15 +94,15 @@ def _cell(pair: tuple[str, str], accuracy: dict[tuple[str, ...], float], outline
     return f'<td class="{kind}" style="--v:{value:.3f}" title="{escape(title)}"><span>{100 * value:.0f}</span></td>'
 
 
-def _mean_of(evaluation: Evaluation) -> str:
+def _mean_of(evaluation: EvaluationRecord) -> str:
     return percent(float(np.mean(list(evaluation.class_accuracy.values()))))
 
 
-def _chosen_from(evaluation: Evaluation) -> str:
+def _chosen_from(evaluation: EvaluationRecord) -> str:
     return f'<span class="last">chosen among {len(evaluation.classes):,} classes</span>' if evaluation.classes else ""
 
 
-def _bars(evaluation: Evaluation) -> str:
+def _bars(evaluation: EvaluationRecord) -> str:
     ranked = sorted(evaluation.class_accuracy.items(), key=lambda item: (-item[1], item[0]))
     if len(ranked) <= _WHOLE_LIST:
         lists = f'<ol class="bars many">{_items(ranked)}</ol>'

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.report.run import DIRECTIONS, RANKS, Evaluation, Run
-from jaxclip.report.writing import count, duration, escape, percent, title_of
+from jaxclip.report.workdir import EvaluationRecord, RunRecord
+from jaxclip.report.writing import count, duration, escape, number, percent, title_of
 
 # With loss, speed and time these fill one row of a wide screen; the table of results holds every evaluation.
 _EVALUATION_CARDS = 3
 
 
-def head(run: Run) -> str:
+def head(run: RunRecord) -> str:
     """The page's header as HTML."""
     cards = "".join(_cards(run))
     return (
@@ -24,7 +24,7 @@ def head(run: Run) -> str:
     )
 
 
-def _summary(run: Run) -> str:
+def _summary(run: RunRecord) -> str:
     """What was trained, on what, how far and whether it was evaluated, in a sentence or two."""
     method, data = run.config.get("method"), run.config.get("data")
     name = method.get("name") if isinstance(method, dict) else method
@@ -40,7 +40,7 @@ def _summary(run: Run) -> str:
         if planned and last < planned:
             words += f" <em>of {planned:,} planned</em>"
         if batch:
-            words += f", {count(batch, 'pair')} each, {last * batch:,} in all"
+            words += f", {count(batch, 'example')} each, {last * batch:,} in all"
         words += "."
     else:
         words += ", with no step logged yet."
@@ -50,17 +50,19 @@ def _summary(run: Run) -> str:
     return words + f" Evaluated at step {', '.join(f'{step:,}' for step in steps)}."
 
 
-def _cards(run: Run) -> list[str]:
+def _cards(run: RunRecord) -> list[str]:
     cards = [card for card in map(_evaluation_card, run.final_evaluations()) if card][:_EVALUATION_CARDS]
     loss, validation = _last(run, "loss"), _last(run, "validation_loss")
     if np.isfinite(loss):
         under = f"validation {validation:.3f}" if np.isfinite(validation) else "last logged"
         cards.append(_card("training loss", f"{loss:.3f}", under))
     speed = run.column("images_per_second")[1]
-    if np.isfinite(speed).any():
+    # Of two steps that are logged at the same time, all images count for the first.
+    speed = speed[np.isfinite(speed) & (speed > 0)]
+    if speed.size:
         wait = run.column("data_wait")[1]
         waiting = f"{percent(float(np.nanmean(wait)))} waiting for data" if np.isfinite(wait).any() else ""
-        cards.append(_card("images per second", f"{np.nanmedian(speed):,.0f}", waiting or "median"))
+        cards.append(_card("images per second", f"{np.median(speed):,.0f}", waiting or "median"))
     seconds = _training_seconds(run)
     if seconds:
         cards.append(_card("training time", duration(seconds), "without evaluation"))
@@ -71,29 +73,25 @@ def _card(label: str, value: str, under: str) -> str:
     return f'<div class="card"><span>{escape(label)}</span><strong>{value}</strong><small>{under}</small></div>'
 
 
-def _evaluation_card(evaluation: Evaluation) -> str:
-    label, metrics = title_of(evaluation.dataset), evaluation.metrics
-    if "acc1" in metrics:
-        chance = f"<br>chance {percent(1 / len(evaluation.classes))}" if evaluation.classes else ""
-        return _card(label, percent(metrics["acc1"]), f"zero-shot top-1{chance}")
-    for direction, words in DIRECTIONS.items():
-        first, *others = (f"{direction}_recall@{rank}" for rank in RANKS)
-        if first in metrics:
-            more = " · ".join(
-                f"R@{name.split('@')[1]}&nbsp;{percent(metrics[name])}" for name in others if name in metrics
-            )
-            return _card(label, f"{percent(metrics[first])} <i>R@1</i>", f"{words}<br>{more}")
-    return ""
+def _evaluation_card(evaluation: EvaluationRecord) -> str:
+    """The evaluator's headline, or else the first metric."""
+    value, words = evaluation.headline or next(
+        ((number(value), title_of(name)) for name, value in evaluation.metrics.items()), ("", "")
+    )
+    figure, _, unit = value.partition(" ")
+    shown = f"{escape(figure)} <i>{escape(unit)}</i>" if unit else escape(figure)
+    lines = "<br>".join(map(escape, words.split("\n")))
+    return _card(title_of(evaluation.dataset), shown, lines) if value else ""
 
 
-def _last(run: Run, key: str) -> float:
+def _last(run: RunRecord, key: str) -> float:
     values = run.column(key)[1]
     finite = values[np.isfinite(values)]
     return float(finite[-1]) if finite.size else float("nan")
 
 
-def _training_seconds(run: Run) -> float:
-    """The sum of pictures over images per second between logged steps; 0 where that is unknown."""
+def _training_seconds(run: RunRecord) -> float:
+    """The sum of images over images per second between logged steps; 0 if that is unknown."""
     steps, speed = run.column("images_per_second")
     known = np.isfinite(speed) & (speed > 0)
     return float((np.diff(steps[known], prepend=0.0) * _whole(run.config.get("batch_size")) / speed[known]).sum())

@@ -1,18 +1,18 @@
-"""What the model makes of validation pictures and captions: a similarity matrix and both directions of retrieval."""
+"""Similarities of validation images and captions: a matrix, and the best answers in both directions of retrieval."""
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import io
 
 import numpy as np
 from PIL import Image
 
+from jaxclip.report.gallery import Gallery
 from jaxclip.report.style import DARK
 from jaxclip.report.writing import cosine, escape
 
-# Twice the largest size a picture is shown at, for dense screens.
+# Twice the largest size an image is shown at, for dense screens.
 _LARGEST_EDGE = 224
 _LONGEST_CAPTION = 120
 _MATRIX_PAIRS = 8
@@ -20,34 +20,8 @@ _QUERIES = 6
 _ANSWERS = 5
 
 
-@dataclasses.dataclass(frozen=True)
-class Gallery:
-    """Pictures of the validation set, their captions, and how similar the model finds each to each.
-
-    Attributes:
-      images: uint8 [n, height, width, 3], n up to about 200.
-      captions: n captions, one of each picture.
-      similarity: float32 [n, n], the cosine of picture i and caption j.
-
-    Raises:
-      ValueError: the three do not speak of the same n pictures.
-    """
-
-    images: np.ndarray
-    captions: list[str]
-    similarity: np.ndarray
-
-    def __post_init__(self) -> None:
-        size = len(self.captions)
-        if self.images.ndim != 4 or len(self.images) != size or self.similarity.shape != (size, size):
-            raise ValueError(
-                f"a gallery of {size} captions needs images [{size}, height, width, 3] and similarity [{size}, {size}],"
-                f" not {list(self.images.shape)} and {list(self.similarity.shape)}"
-            )
-
-
 def gallery_figures(gallery: Gallery) -> dict[str, str]:
-    """The three figures of a gallery as HTML by name: "matrix", "pictures", "captions".
+    """The three figures of a gallery as HTML by name: "matrix", "images", "captions".
 
     The pairs shown stand at even distances among those with distinct captions; no result picks them. A
     gallery with fewer than two distinct captions has none.
@@ -57,7 +31,7 @@ def gallery_figures(gallery: Gallery) -> dict[str, str]:
         return {}
     return {
         "matrix": _matrix(gallery, _spread(distinct, _MATRIX_PAIRS, 0.0)),
-        "pictures": "".join(_top_pictures(gallery, query) for query in _spread(distinct, _QUERIES, 0.35)),
+        "images": "".join(_top_images(gallery, query) for query in _spread(distinct, _QUERIES, 0.35)),
         "captions": _top_captions(gallery, _spread(distinct, _QUERIES, 0.7), distinct),
     }
 
@@ -74,7 +48,7 @@ def _shown(caption: str) -> str:
 
 
 def _distinct(gallery: Gallery) -> list[int]:
-    """The first picture of each distinct caption."""
+    """The first image of each distinct caption."""
     first: dict[str, int] = {}
     for index, caption in enumerate(gallery.captions):
         first.setdefault(_caption_key(caption), index)
@@ -87,20 +61,20 @@ def _spread(indices: list[int], most: int, phase: float) -> list[int]:
     return [indices[int((place + phase) * len(indices) / most)] for place in range(most)]
 
 
-def _picture(gallery: Gallery, index: int) -> str:
-    image = Image.fromarray(np.ascontiguousarray(gallery.images[index]))
-    image.thumbnail((_LARGEST_EDGE, _LARGEST_EDGE))
+def _image(gallery: Gallery, index: int) -> str:
+    small = Image.fromarray(np.ascontiguousarray(gallery.images[index]))
+    small.thumbnail((_LARGEST_EDGE, _LARGEST_EDGE))
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=88)
+    small.save(buffer, "WEBP", quality=88)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     return f'<img src="data:image/webp;base64,{data}" alt="{escape(gallery.captions[index])}">'
 
 
 def _matrix(gallery: Gallery, pairs: list[int]) -> str:
-    values = gallery.similarity[np.ix_(pairs, pairs)].T  # [caption, picture]
+    values = gallery.similarity[np.ix_(pairs, pairs)].T  # [caption, image]
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    head = "".join(f'<th scope="col">{_picture(gallery, index)}</th>' for index in pairs)
+    head = "".join(f'<th scope="col">{_image(gallery, index)}</th>' for index in pairs)
     body = ""
     for row, caption in enumerate(pairs):
         cells = ""
@@ -118,25 +92,25 @@ def _matrix(gallery: Gallery, pairs: list[int]) -> str:
     )
 
 
-def _top_pictures(gallery: Gallery, query: int) -> str:
+def _top_images(gallery: Gallery, query: int) -> str:
     order = np.argsort(-gallery.similarity[:, query], kind="stable")
     key = _caption_key(gallery.captions[query])
     right = [_caption_key(gallery.captions[index]) == key for index in order]
     shown = ""
     for index, is_right in list(zip(order, right, strict=True))[:_ANSWERS]:
-        mark = '<b class="tick" title="its own picture">✓</b>' if is_right else ""
+        mark = '<b class="tick" title="its own image">✓</b>' if is_right else ""
         shown += (
-            f"<li{' class=right' if is_right else ''}>{_picture(gallery, index)}"
+            f"<li{' class=right' if is_right else ''}>{_image(gallery, index)}"
             f"<small>{mark}{cosine(gallery.similarity[index, query])}</small></li>"
         )
     rank = right.index(True) + 1
-    missed = f" <small>its own picture comes at rank {rank} of {len(order)}</small>" if rank > _ANSWERS else ""
+    missed = f" <small>its own image comes at rank {rank} of {len(order)}</small>" if rank > _ANSWERS else ""
     caption = _shown(gallery.captions[query])
     return f'<div class="query"><p class="caption">{caption}{missed}</p><ol class="row">{shown}</ol></div>'
 
 
 def _top_captions(gallery: Gallery, queries: list[int], distinct: list[int]) -> str:
-    """For each picture the best distinct captions, with bars on one scale from a cosine of 0."""
+    """For each image the best distinct captions, with bars on one scale from a cosine of 0."""
     similarity = gallery.similarity[:, distinct]
     ranked = {query: np.argsort(-similarity[query], kind="stable") for query in queries}
     longest = max(float(np.nan_to_num(similarity[queries]).max()), 1e-6)
@@ -159,5 +133,5 @@ def _top_captions(gallery: Gallery, queries: list[int], distinct: list[int]) -> 
         if rank > _ANSWERS:
             own = _shown(gallery.captions[query])
             items += f'<li class="missed">its own, <q>{own}</q>, comes at rank {rank} of {len(order)}</li>'
-        figures += f'<div class="answer">{_picture(gallery, query)}<ol class="bars under">{items}</ol></div>'
+        figures += f'<div class="answer">{_image(gallery, query)}<ol class="bars under">{items}</ol></div>'
     return figures

@@ -3,7 +3,7 @@
 # Nothing may be fetched: the browser itself holds the page to that.
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
-# From this share of the scale on, a coloured cell is dark enough for its number to be written in white.
+# From this share of the scale on, a colored cell is dark enough for its number to be written in white.
 DARK = 0.65
 
 CSS = """
@@ -99,7 +99,7 @@ table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabu
 th { font-weight: 500; text-align: left; }
 .results { width: 100%; margin: 16px 0 10px; }
 .results th, .results td { padding: 8px 18px 8px 0; border-bottom: 1px solid var(--faint); white-space: nowrap; }
-.results thead th { font-size: 12.5px; color: var(--soft); }
+.results thead th { font-size: 12.5px; color: var(--soft); white-space: normal; vertical-align: bottom; }
 .results tbody td { width: 15%; min-width: 84px; }
 .results td:last-child { width: 1%; color: var(--soft); padding-right: 0; }
 .results th small { margin-left: 6px; }
@@ -155,6 +155,8 @@ summary { cursor: pointer; color: var(--soft); padding: 8px 0; }
 .row small { display: block; margin-top: 5px; text-align: center; font-variant-numeric: tabular-nums; }
 .right img { box-shadow: 0 0 0 2px var(--paper), 0 0 0 4px var(--right); }
 .tick { color: var(--right); margin: 0 5px; }
+.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 18px 14px; }
+.examples small { display: block; margin-top: 5px; line-height: 1.35; overflow-wrap: anywhere; }
 .answers { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 34px 44px; margin-top: 22px; }
 .answer { display: grid; grid-template-columns: 112px minmax(0, 1fr); gap: 18px; align-items: start; }
 .under li { grid-template-columns: minmax(0, 1fr) auto; gap: 2px 10px; padding: 0 0 6px; }
@@ -191,6 +193,7 @@ summary { cursor: pointer; color: var(--soft); padding: 8px 0; }
   .row { gap: 9px; }
   .answer { grid-template-columns: 84px minmax(0, 1fr); gap: 14px; }
   .results th { white-space: normal; padding-right: 10px; }
+  .results th small { display: block; margin-left: 0; }
   .results td { padding-right: 10px; }
   .results tbody td { min-width: 58px; }
   .config th { white-space: normal; overflow-wrap: anywhere; min-width: 110px; }
@@ -206,10 +209,10 @@ for (const plot of document.querySelectorAll(".plot")) {
   hair.hidden = tip.hidden = true;
   const nearest = (steps, step) =>
     steps.reduce((best, here, index) => (Math.abs(here - step) < Math.abs(steps[best] - step) ? index : best), 0);
-  const line = (text, colour) => {
+  const line = (text, color) => {
     const p = document.createElement("p");
     p.textContent = text;
-    if (colour !== undefined) p.className = "c" + colour;
+    if (color !== undefined) p.className = "c" + color;
     return p;
   };
   plot.addEventListener("pointermove", (event) => {
@@ -217,10 +220,10 @@ for (const plot of document.querySelectorAll(".plot")) {
     const wanted = Math.min(Math.max((event.clientX - box.left) / box.width, 0), 1) * last;
     const dense = series.reduce((most, one) => (one[2].length > most[2].length ? one : most));
     const step = dense[2][nearest(dense[2], wanted)], share = step / last;
-    tip.replaceChildren(line("step " + step.toLocaleString("en")), ...series.map(([name, colour, steps, values]) => {
+    tip.replaceChildren(line("step " + step.toLocaleString("en")), ...series.map(([name, color, steps, values]) => {
       const index = nearest(steps, step);
       const at = steps[index] === step ? "" : " (step " + steps[index].toLocaleString("en") + ")";
-      return line(name + " " + values[index] + at, colour);
+      return line(name + " " + values[index] + at, color);
     }));
     tip.className = share > 0.5 ? "tip left" : "tip";
     hair.style.left = tip.style.left = 100 * share + "%";

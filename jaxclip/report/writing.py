@@ -13,9 +13,9 @@ def escape(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
-def title_of(dataset: str) -> str:
-    """A dataset's name as words: "shapes_seen" -> "shapes seen"."""
-    return dataset.replace("_", " ")
+def title_of(name: str) -> str:
+    """The name of a dataset or a metric as words: "shapes_seen" -> "shapes seen"."""
+    return name.replace("_", " ")
 
 
 def number(value: float, digits: int = 4) -> str:

@@ -1,4 +1,4 @@
-"""Encoders of pictures (`vit`, `modified_resnet`, `resnet`) and of texts (`text`, `bert`), and what they share."""
+"""Encoders of images (`vit`, `modified_resnet`, `resnet`) and of texts (`text`, `bert`), and their layers."""
 
 from jaxclip.towers.bert import BertConfig as BertConfig
 from jaxclip.towers.modified_resnet import ModifiedResNetConfig as ModifiedResNetConfig

@@ -1,4 +1,4 @@
-"""Batch normalisation over the global batch (Ioffe & Szegedy 2015, algorithms 1 and 2; torch.nn.BatchNorm2d)."""
+"""Batch normalization over the global batch (Ioffe & Szegedy 2015, algorithms 1 and 2; torch.nn.BatchNorm2d)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+from jaxclip.errors import UserError
 
 EPS = 1e-5
 # The weight of the newest batch in the running averages, as torch counts it.
@@ -20,7 +22,7 @@ def batch_statistics(
 ) -> tuple[Float[Array, "channels"], Float[Array, "channels"]]:
     """Mean and biased variance of each channel in float32, over the whole batch wherever its rows lie.
 
-    Both sums are taken in one sweep, after a shift by the mean of one pixel of every picture: a sweep per sum would
+    Both sums are taken in one sweep, after a shift by the mean of one pixel of every image: a sweep per sum would
     read the activations twice, and the mean of squares less the square of the mean cancels where the mean is large.
     The shift lies within sqrt(height * width) standard deviations of the mean, so what cancels is some 1e-3 of the
     variance at the very worst.
@@ -34,35 +36,63 @@ def batch_statistics(
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation of [batch, height, width, channels], in float32 whatever the input.
+    """Batch normalization of [batch, height, width, channels], in float32 whatever the input.
+
+    Args:
+      channels: of the input.
+      groups: parts that the batch is divided into, in the order of its rows; each is normalized by its own statistics.
+        Methods whose loss would leak through the statistics of the whole batch need more than one (MoCo, He et al.
+        2020, section 3.3). The number is not that of the devices, so that the result does not depend on these.
 
     Attributes:
       scale, bias: [channels] parameters.
-      mean, var: [channels] running averages of the batches' means and unbiased variances. Each call in training
-        replaces them.
+      mean, var: [channels] running averages of the batches' means and unbiased variances, those of groups averaged.
+        Each call in training replaces them.
       locked: whether the running averages are used, and left as they are, in training too.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int = 1):
         self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
         self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
+        self.groups = groups
         self.locked = False
 
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool
     ) -> Float[Array, "batch height width channels"]:
-        """Normalises by the batch's statistics in training, by the running averages otherwise."""
-        if train and not self.locked:
+        """Normalizes by the batch's statistics in training, by the running averages otherwise.
+
+        Raises:
+          UserError: `groups` does not divide the batch, in training.
+        """
+        if not train or self.locked:
+            return self._normalized(x, self.mean[...], self.var[...])
+        if self.groups == 1:
             mean, var = batch_statistics(x)
-            count = x.size // x.shape[-1]
-            # The batch is normalised by its biased variance; what is kept is the unbiased one, as torch does it.
-            unbiased = var * (count / max(1, count - 1))
-            self.mean[...] = jax.lax.stop_gradient((1 - MOMENTUM) * self.mean[...] + MOMENTUM * mean)
-            self.var[...] = jax.lax.stop_gradient((1 - MOMENTUM) * self.var[...] + MOMENTUM * unbiased)
-        else:
-            mean, var = self.mean[...], self.var[...]
+            self._keep(mean, var, x.size // x.shape[-1])
+            return self._normalized(x, mean, var)
+        if len(x) % self.groups:
+            raise UserError(f"config.method: norm_groups={self.groups} must divide the batch of {len(x)} images")
+        parts = x.reshape(self.groups, -1, *x.shape[1:])
+        means, variances = jax.vmap(batch_statistics)(parts)
+        self._keep(jnp.mean(means, axis=0), jnp.mean(variances, axis=0), x.size // x.shape[-1] // self.groups)
+        return jax.vmap(self._normalized)(parts, means, variances).reshape(x.shape)
+
+    def _keep(self, mean: Float[Array, "channels"], var: Float[Array, "channels"], count: int) -> None:
+        """Moves the running averages; `count` is how many pixels each of the statistics is of."""
+        # The batch is normalized by its biased variance; what is kept is the unbiased one, as torch does it.
+        unbiased = var * (count / max(1, count - 1))
+        self.mean[...] = jax.lax.stop_gradient((1 - MOMENTUM) * self.mean[...] + MOMENTUM * mean)
+        self.var[...] = jax.lax.stop_gradient((1 - MOMENTUM) * self.var[...] + MOMENTUM * unbiased)
+
+    def _normalized(
+        self,
+        x: Float[Array, "batch height width channels"],
+        mean: Float[Array, "channels"],
+        var: Float[Array, "channels"],
+    ) -> Float[Array, "batch height width channels"]:
         # The mean is taken off first: folded into the bias, a large one would cancel there.
         y = (x.astype(jnp.float32) - mean) * (self.scale[...] * jax.lax.rsqrt(var + EPS)) + self.bias[...]
         return y.astype(x.dtype)

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxclip.config import check_at_least
-from jaxclip.towers.layers import Activation, LayerNorm, Remat, linear, normal, zeros
-from jaxclip.towers.transformer import BlockConfig, BlockInit, Transformer, check_block
+from jaxclip.context import Context
+from jaxclip.errors import UserError
+from jaxclip.towers.layers import Activation, LayerNorm, Remat, dropout, normal, zeros
+from jaxclip.towers.transformer import BlockConfig, BlockInit, Transformer, check_block, layer_keys
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """BERT-base unless told otherwise.
+    """BERT-base by default.
 
     Attributes:
       vocab_size: rows of the token embedding.
       context_length: tokens of a text, start and end included.
       width, heads, mlp_width, activation, eps: of the blocks, see `transformer.BlockConfig`.
       layers: how many blocks.
+      lower: how many of them are in the lower half, `text/lower`, the others being in `text/upper`; -1 for half of
+        them, rounded down. A pattern of paths can so name the first layers alone.
       scan, remat: how the blocks run, see `transformer.Transformer`.
+      drop: share of the values that dropout sets to 0 in training, of the embedded tokens and in the blocks; BERT was
+        trained with 0.1.
     """
 
     vocab_size: int = 30_522
@@ -37,77 +40,119 @@ class BertConfig:
     mlp_width: int = 0
     activation: Activation = "gelu"
     eps: float = 1e-12
+    lower: int = -1
     scan: bool = True
     remat: Remat = "none"
+    drop: float = 0.0
     name: Literal["bert"] = "bert"
+
+    # A longer text than those of training would need positions that BERT has not learned; see `weights.positions`.
+    resizes_positions: ClassVar[bool] = False
 
     def __post_init__(self):
         check_at_least(self, 2, "context_length")
         check_at_least(self, 1, "vocab_size", "layers")
+        if not -1 <= self.lower < self.layers:
+            raise UserError(f"lower={self.lower} must be below layers={self.layers}, and at least 0 (-1 for half)")
         check_block(self.block)
 
     @property
     def block(self) -> BlockConfig:
-        return BlockConfig(self.width, self.heads, self.mlp_width, self.activation, self.eps, norm="post")
+        return BlockConfig(
+            self.width, self.heads, self.mlp_width, self.activation, self.eps, norm="post", drop=self.drop
+        )
 
-    def init(self, embed_dim: int, *, rngs: nnx.Rngs) -> Bert:
-        """The tower, freshly initialised; `embed_dim` is the width of its embeddings."""
-        return Bert(self, embed_dim, rngs=rngs)
+    @property
+    def lower_layers(self) -> int:
+        """How many blocks are in the lower half."""
+        return self.layers // 2 if self.lower == -1 else self.lower
+
+    @property
+    def output_width(self) -> int:
+        """Of the pooled vector."""
+        return self.width
+
+    def init(self, *, rngs: nnx.Rngs, context_width: int = 0) -> Bert:
+        """The tower, freshly initialized.
+
+        Args:
+          rngs: for the initialization.
+          context_width: of the tokens that the upper half attends to besides its own; 0 for no cross-attention.
+        """
+        return Bert(self, rngs=rngs, context_width=context_width)
 
 
 class Bert(nnx.Module):
-    """The state of the first token, [CLS], projected without bias."""
+    """The state of the first token, [CLS]; an `interface.TextTower`.
 
-    def __init__(self, config: BertConfig, embed_dim: int, *, rngs: nnx.Rngs):
+    The blocks are in two halves, `lower` and `upper`: the lower one alone may be frozen, and it can encode texts on its
+    own, with the upper one fusing them with tokens of an image (ALBEF, Li et al. 2021, section 3.1). If all blocks are
+    in the upper half, there is no `lower`.
+    """
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, context_width: int = 0):
         width, start = config.width, normal(0.02)  # google-research/bert, modeling.py: initializer_range
         self.config = config
         self.token_embedding = nnx.Param(start(rngs.params(), (config.vocab_size, width)))
         self.positions = nnx.Param(start(rngs.params(), (config.context_length, width)))
-        # Of the two segments that BERT tells apart, a caption is the first; the second is there for its weights' sake.
+        # A caption is the first of the two segments that BERT distinguishes. The second is kept so that published
+        # weights fit.
         self.segments = nnx.Param(start(rngs.params(), (2, width)))
         self.ln_embedding = LayerNorm(width, config.eps)
-        self.transformer = Transformer(
-            config.block,
-            config.layers,
-            BlockInit(start, start, start, start, zeros, zeros),
-            scan=config.scan,
-            remat=config.remat,
-            rngs=rngs,
-        )
-        self.projection = nnx.Param(normal(width**-0.5)(rngs.params(), (width, embed_dim)))
+        init = BlockInit(start, start, start, start, zeros, zeros)
+        # Drawn together, so that where the tower is divided does not change how it starts.
+        keys, half = layer_keys(rngs, config.layers), config.lower_layers
+        if half:
+            self.lower = Transformer(config.block, init, keys[:half], scan=config.scan, remat=config.remat)
+        upper = dataclasses.replace(config.block, context_width=context_width)
+        self.upper = Transformer(upper, init, keys[half:], scan=config.scan, remat=config.remat, first=half)
 
     def __call__(
-        self,
-        tokens: Int[Array, "batch context"],
-        text_end: Int[Array, "batch"],
-        *,
-        dtype: DTypeLike = jnp.float32,
-        constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
-    ) -> Float[Array, "batch embed"]:
-        """Embeds token ids.
-
-        Args:
-          tokens: [batch, context_length].
-          text_end: [batch], the position of each text's last token; no token sees what follows it.
-          dtype: to compute in.
-          constrain: pins the sharding of activations at the blocks' edges.
-
-        Returns:
-          [batch, embed], not normalised.
-        """
-        x = self.tokens(tokens, text_end, dtype=dtype, constrain=constrain)
-        return linear(x[:, 0], self.projection[...])
+        self, tokens: Int[Array, "batch context"], end: Int[Array, "batch"], ctx: Context = Context()
+    ) -> Float[Array, "batch width"]:
+        """The state of the first token; no token sees anything after `end`."""
+        return self.pool(self.tokens(tokens, end, ctx), end)
 
     def tokens(
-        self,
-        tokens: Int[Array, "batch context"],
-        text_end: Int[Array, "batch"],
-        *,
-        dtype: DTypeLike = jnp.float32,
-        constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
+        self, tokens: Int[Array, "batch context"], end: Int[Array, "batch"], ctx: Context = Context()
     ) -> Float[Array, "batch context width"]:
-        """The states of all tokens, [batch, context_length, width]; arguments as of `__call__`."""
-        mask = jnp.arange(tokens.shape[1]) <= text_end[:, None]
-        x = self.token_embedding[...].astype(dtype)[tokens]
-        x = x + (self.positions[...] + self.segments[0]).astype(dtype)
-        return self.transformer(constrain(self.ln_embedding(x)), mask=mask, constrain=constrain)
+        """The states of all tokens after both halves, of a tower without cross-attention."""
+        return self.upper_states(self.lower_states(tokens, end, ctx), end, ctx)
+
+    def pool(
+        self, states: Float[Array, "batch context width"], end: Int[Array, "batch"]
+    ) -> Float[Array, "batch width"]:
+        """The state of the first token."""
+        return states[:, 0]
+
+    def lower_states(
+        self, tokens: Int[Array, "batch context"], end: Int[Array, "batch"], ctx: Context = Context()
+    ) -> Float[Array, "batch context width"]:
+        """The states of all tokens after the lower half: the embedded tokens if that has no blocks."""
+        x = self.token_embedding[...].astype(ctx.dtype)[tokens]
+        x = x + (self.positions[...] + self.segments[0]).astype(ctx.dtype)
+        x = ctx.constrain(dropout(self.ln_embedding(x), self.config.drop, ctx.keys, 0))
+        return self.lower(x, ctx, mask=_seen(x, end)) if self.config.lower_layers else x
+
+    def upper_states(
+        self,
+        states: Float[Array, "batch context width"],
+        end: Int[Array, "batch"],
+        ctx: Context = Context(),
+        *,
+        context: Float[Array, "batch tokens context_width"] | None = None,
+    ) -> Float[Array, "batch context width"]:
+        """The states of all tokens after the upper half.
+
+        Args:
+          states: after the lower half.
+          end: the position of each text's last token.
+          ctx: as of `tokens`.
+          context: what the blocks attend to besides the text, for a tower with cross-attention.
+        """
+        return self.upper(states, ctx, mask=_seen(states, end), context=context)
+
+
+def _seen(states: Float[Array, "batch context width"], end: Int[Array, "batch"]) -> Bool[Array, "batch context"]:
+    """Which tokens are seen: those up to the end of their text."""
+    return jnp.arange(states.shape[1]) <= end[:, None]

@@ -8,38 +8,39 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from jaxclip.config import check_at_least
+from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.towers.batch_norm import BatchNorm
 from jaxclip.towers.layers import Remat, linear, normal, uniform
-from jaxclip.towers.resnet import Stages, average_pool, check_layers, conv
+from jaxclip.towers.resnet import RGB, Stages, average_pool, check_layers, conv
 
 
 @dataclasses.dataclass(frozen=True)
 class ModifiedResNetConfig:
     """Attributes:
-    image_size: pixels of the square input picture, a multiple of 32.
+    image_size: pixels of a side of the square image, a multiple of 32.
     width: channels after the stem, even; the last stage gives 32 times as many.
     layers: bottlenecks of each of the four stages.
-    remat: what the backward pass recomputes of each bottleneck, see `resnet.ResNetConfig`.
+    remat, norm_groups: see `resnet.ResNetConfig`.
     """
 
     image_size: int
     width: int
     layers: tuple[int, int, int, int]
     remat: Remat = "none"
+    norm_groups: int = 1
     name: Literal["modified_resnet"] = "modified_resnet"
 
     def __post_init__(self):
-        check_at_least(self, 1, "image_size", "width")
+        check_at_least(self, 1, "image_size", "width", "norm_groups")
         check_layers(self.layers)
         if self.image_size % 32:
             raise UserError(f"image_size={self.image_size} must be a multiple of 32, by which the tower shrinks it")
@@ -51,41 +52,46 @@ class ModifiedResNetConfig:
         """Of the attention pool, of 64 channels each."""
         return self.width // 2
 
-    def init(self, embed_dim: int, *, rngs: nnx.Rngs) -> ModifiedResNet:
-        """The tower, freshly initialised."""
-        return ModifiedResNet(self, embed_dim, rngs=rngs)
+    @property
+    def output_width(self) -> int:
+        """Of the pooled vector."""
+        return 32 * self.width
+
+    def init(self, *, rngs: nnx.Rngs) -> ModifiedResNet:
+        """The tower, freshly initialized."""
+        return ModifiedResNet(self, rngs=rngs)
 
 
 def torch_uniform(key: jax.Array, shape: Any) -> jax.Array:
-    """Initialiser: uniform within 1 / sqrt(fan in), torch.nn.Conv2d's own."""
+    """Initializer: uniform within 1 / sqrt(fan in), torch.nn.Conv2d's own."""
     return uniform(math.prod(shape[:-1]) ** -0.5)(key, shape)
 
 
 class AttentionPool(nnx.Module):
-    """Attention of the mean of all pixels to itself and to the pixels, and a linear map to the embedding.
+    """Attention of the mean of all pixels to itself and to the pixels.
+
+    The linear map behind the attention is the method's projection.
 
     Args:
       pixels: how many there are.
       width: channels of a pixel.
       heads: of the attention; divides `width`.
-      embed_dim: of the result.
     """
 
-    def __init__(self, pixels: int, width: int, heads: int, embed_dim: int, *, rngs: nnx.Rngs):
-        def kernel(outputs: int) -> nnx.Param:
-            return nnx.Param(normal(width**-0.5)(rngs.params(), (width, outputs)))
+    def __init__(self, pixels: int, width: int, heads: int, *, rngs: nnx.Rngs):
+        def kernel() -> nnx.Param:
+            return nnx.Param(normal(width**-0.5)(rngs.params(), (width, width)))
 
-        def bias(outputs: int) -> nnx.Param:
-            return nnx.Param(uniform(width**-0.5)(rngs.params(), (outputs,)))
+        def bias() -> nnx.Param:
+            return nnx.Param(uniform(width**-0.5)(rngs.params(), (width,)))
 
         self.heads = heads
         self.positions = nnx.Param(normal(width**-0.5)(rngs.params(), (pixels + 1, width)))
-        self.q_kernel, self.q_bias = kernel(width), bias(width)
-        self.k_kernel, self.k_bias = kernel(width), bias(width)
-        self.v_kernel, self.v_bias = kernel(width), bias(width)
-        self.out_kernel, self.out_bias = kernel(embed_dim), bias(embed_dim)
+        self.q_kernel, self.q_bias = kernel(), bias()
+        self.k_kernel, self.k_bias = kernel(), bias()
+        self.v_kernel, self.v_bias = kernel(), bias()
 
-    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch embed"]:
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch channels"]:
         dtype = x.dtype
         batch, channels = x.shape[0], x.shape[-1]
         head = channels // self.heads
@@ -102,52 +108,45 @@ class AttentionPool(nnx.Module):
         logits = jnp.einsum("bhc,bnc->bhn", q, x, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
         mixed = jnp.einsum("bhn,bnc->bhc", weights, x)
-        values = jnp.einsum("bhc,chd->bhd", mixed, v_kernel).reshape(batch, channels) + self.v_bias[...].astype(dtype)
-        return linear(values, self.out_kernel[...], self.out_bias[...])
+        return jnp.einsum("bhc,chd->bhd", mixed, v_kernel).reshape(batch, channels) + self.v_bias[...].astype(dtype)
 
 
 class ModifiedResNet(Stages):
-    """Three 3x3 convolutions, average pool, four stages, attention pool, which gives the embedding."""
+    """Three 3x3 convolutions, average pool, four stages, attention pool; an `interface.GridTower`."""
 
-    def __init__(self, config: ModifiedResNetConfig, embed_dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModifiedResNetConfig, *, rngs: nnx.Rngs):
         self.config = config
-        width = config.width
+        width, groups = config.width, config.norm_groups
         self.conv1_kernel = nnx.Param(torch_uniform(rngs.params(), (3, 3, 3, width // 2)))
-        self.bn1 = BatchNorm(width // 2)
+        self.bn1 = BatchNorm(width // 2, groups)
         self.conv2_kernel = nnx.Param(torch_uniform(rngs.params(), (3, 3, width // 2, width // 2)))
-        self.bn2 = BatchNorm(width // 2)
+        self.bn2 = BatchNorm(width // 2, groups)
         self.conv3_kernel = nnx.Param(torch_uniform(rngs.params(), (3, 3, width // 2, width)))
-        self.bn3 = BatchNorm(width)
-        super().__init__(width, config.layers, pooled=True, init=torch_uniform, remat=config.remat, rngs=rngs)
+        self.bn3 = BatchNorm(width, groups)
+        super().__init__(
+            width,
+            config.layers,
+            pooled=True,
+            init=torch_uniform,
+            remat=config.remat,
+            norm_groups=groups,
+            rngs=rngs,
+        )
         for stage, blocks in enumerate(config.layers):
             for number in range(blocks):
                 # Every bottleneck begins as its shortcut.
                 last = getattr(self, f"layer{stage + 1}_{number}").bn3
                 last.scale[...] = jnp.zeros_like(last.scale[...])
         pixels = (config.image_size // 32) ** 2
-        self.attention_pool = AttentionPool(pixels, 32 * width, config.heads, embed_dim, rngs=rngs)
+        self.attention_pool = AttentionPool(pixels, 32 * width, config.heads, rngs=rngs)
 
-    def __call__(
-        self,
-        images: Float[Array, "batch height width 3"],
-        *,
-        train: bool = False,
-        drop_keys: Key[Array, "batch"] | None = None,
-        constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
-    ) -> Float[Array, "batch embed"]:
-        """Embeds normalised pictures.
+    def grid(self, images: RGB, ctx: Context = Context()) -> Float[Array, "batch rows columns channels"]:
+        """What the last stage gives, [batch, image_size / 32, image_size / 32, 32 width]."""
+        x = jax.nn.relu(self.bn1(conv(images, self.conv1_kernel[...], stride=2), ctx.train))
+        x = jax.nn.relu(self.bn2(conv(x, self.conv2_kernel[...]), ctx.train))
+        x = jax.nn.relu(self.bn3(conv(x, self.conv3_kernel[...]), ctx.train))
+        return self.stages(ctx.constrain(average_pool(x, 2)), ctx)
 
-        Args:
-          images: [batch, image_size, image_size, 3] in the dtype to compute in.
-          train: whether BatchNorm uses the batch's statistics, and moves its running averages.
-          drop_keys: unused, part of the image towers' common signature: there are no patches to drop.
-          constrain: pins the sharding of activations at the stages' edges.
-
-        Returns:
-          [batch, embed], not normalised.
-        """
-        x = jax.nn.relu(self.bn1(conv(images, self.conv1_kernel[...], stride=2), train))
-        x = jax.nn.relu(self.bn2(conv(x, self.conv2_kernel[...]), train))
-        x = jax.nn.relu(self.bn3(conv(x, self.conv3_kernel[...]), train))
-        x = self.stages(constrain(average_pool(x, 2)), train=train, constrain=constrain)
-        return self.attention_pool(x)
+    def pool(self, grid: Float[Array, "batch rows columns channels"]) -> Float[Array, "batch channels"]:
+        """What the attention pool gives, before its last linear map."""
+        return self.attention_pool(grid)

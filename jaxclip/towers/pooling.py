@@ -12,12 +12,12 @@ from jaxclip.towers.transformer import BlockConfig, BlockInit, attend
 
 
 class MapHead(nnx.Module):
-    """Multihead attention pooling: one learnt query over all tokens, then an MLP with its residual.
+    """Multihead attention pooling: one learned query over all tokens, then an MLP with its residual.
 
     Scaling Vision Transformers (Zhai et al. 2022, section 3.3); google-research/big_vision, models/vit.py `MAPHead`.
 
     Args:
-      config: of the tower's blocks, whose heads, MLP and normalisation it has.
+      config: of the tower's blocks, whose heads, MLP and normalization it has.
       init: of its matrices.
     """
 
@@ -36,7 +36,7 @@ class MapHead(nnx.Module):
         self.mlp_out_bias = nnx.Param(init.mlp_out_bias(rngs.params(), (width,)))
 
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch width"]:
-        """One state for all tokens of a picture."""
+        """One state for all tokens of an image."""
         width = x.shape[-1]
         kernel, bias = self.qkv_kernel[...], self.qkv_bias[...]
         q = linear(self.probe[...].astype(x.dtype)[None], kernel[:, :width], bias[:width])

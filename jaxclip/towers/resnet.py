@@ -1,48 +1,56 @@
-"""ResNet with bottlenecks (He et al. 2016; torchvision's models/resnet.py), with a projection for its classifier."""
+"""ResNet with bottlenecks (He et al. 2016; torchvision's models/resnet.py), without its classifier."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from jaxclip.config import check_at_least
+from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.towers.batch_norm import STATISTICS, BatchNorm
 from jaxclip.towers.layers import Initializer, Remat, linear, normal
 
-Pictures = Float[Array, "batch height width channels"]
+Images = Float[Array, "batch height width channels"]
+RGB = Float[Array, "batch height width 3"]
 
 
 @dataclasses.dataclass(frozen=True)
 class ResNetConfig:
     """Attributes:
-    image_size: pixels of the square input picture.
+    image_size: pixels of a side of the square image.
     layers: bottlenecks of each of the four stages; (3, 4, 6, 3) is the ResNet-50.
     width: channels after the stem; the last stage gives 32 times as many.
     remat: what the backward pass recomputes of each bottleneck: "none" keeps everything, "dots" keeps what the
       convolutions give, "full" keeps only the bottleneck's input. Batch statistics are always kept.
+    norm_groups: parts of the batch that batch normalization takes statistics of, see `batch_norm.BatchNorm`.
     """
 
     image_size: int
     layers: tuple[int, int, int, int] = (3, 4, 6, 3)
     width: int = 64
     remat: Remat = "none"
+    norm_groups: int = 1
     name: Literal["resnet"] = "resnet"
 
     def __post_init__(self):
-        check_at_least(self, 1, "image_size", "width")
+        check_at_least(self, 1, "image_size", "width", "norm_groups")
         check_layers(self.layers)
 
-    def init(self, embed_dim: int, *, rngs: nnx.Rngs) -> ResNet:
-        """The tower, freshly initialised."""
-        return ResNet(self, embed_dim, rngs=rngs)
+    @property
+    def output_width(self) -> int:
+        """Of the pooled vector."""
+        return 32 * self.width
+
+    def init(self, *, rngs: nnx.Rngs) -> ResNet:
+        """The tower, freshly initialized."""
+        return ResNet(self, rngs=rngs)
 
 
 def check_layers(layers: tuple[int, ...]) -> None:
@@ -52,11 +60,11 @@ def check_layers(layers: tuple[int, ...]) -> None:
 
 
 def kaiming_normal(key: jax.Array, shape: Any) -> jax.Array:
-    """Initialiser of a convolution: normal of variance 2 / fan out (He et al. 2015), as torchvision's ResNet has it."""
+    """Initializer of a convolution: normal of variance 2 / fan out (He et al. 2015), as torchvision's ResNet has it."""
     return normal(math.sqrt(2 / (shape[0] * shape[1] * shape[3])))(key, shape)
 
 
-def conv(x: Pictures, kernel: Float[Array, "rows columns inputs outputs"], *, stride: int = 1) -> Array:
+def conv(x: Images, kernel: Float[Array, "rows columns inputs outputs"], *, stride: int = 1) -> Array:
     """The bias-free convolution by an odd square kernel, padded on every side by its half, in the dtype of x."""
     size = kernel.shape[0]
     if size == 1:
@@ -73,8 +81,8 @@ def conv(x: Pictures, kernel: Float[Array, "rows columns inputs outputs"], *, st
     )
 
 
-def average_pool(x: Pictures, size: int) -> Array:
-    """Means of squares of `size` x `size` pixels, which must tile the picture."""
+def average_pool(x: Images, size: int) -> Array:
+    """Means of squares of `size` x `size` pixels, which must tile the image."""
     if size == 1:
         return x
     batch, height, width, channels = x.shape
@@ -89,10 +97,21 @@ class Bottleneck(nnx.Module):
       planes: channels of the 3x3 convolution.
       stride: of the 3x3 convolution and of the shortcut ("v1.5": the original had it in the first convolution).
       pool: side of the average pool behind the 3x3 convolution and before the shortcut's.
-      init: initialiser of the convolutions.
+      init: initializer of the convolutions.
+      groups: of the batch normalizations.
     """
 
-    def __init__(self, inputs: int, planes: int, *, stride: int = 1, pool: int = 1, init: Initializer, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        planes: int,
+        *,
+        stride: int = 1,
+        pool: int = 1,
+        init: Initializer,
+        groups: int = 1,
+        rngs: nnx.Rngs,
+    ):
         def kernel(size: int, inputs: int, outputs: int) -> nnx.Param:
             return nnx.Param(init(rngs.params(), (size, size, inputs, outputs)))
 
@@ -100,17 +119,17 @@ class Bottleneck(nnx.Module):
         self.stride = stride
         self.pool = pool
         self.conv1_kernel = kernel(1, inputs, planes)
-        self.bn1 = BatchNorm(planes)
+        self.bn1 = BatchNorm(planes, groups)
         self.conv2_kernel = kernel(3, planes, planes)
-        self.bn2 = BatchNorm(planes)
+        self.bn2 = BatchNorm(planes, groups)
         self.conv3_kernel = kernel(1, planes, outputs)
-        self.bn3 = BatchNorm(outputs)
+        self.bn3 = BatchNorm(outputs, groups)
         self.has_downsample = stride * pool > 1 or inputs != outputs
         if self.has_downsample:
             self.downsample_kernel = kernel(1, inputs, outputs)
-            self.downsample_bn = BatchNorm(outputs)
+            self.downsample_bn = BatchNorm(outputs, groups)
 
-    def __call__(self, x: Pictures, train: bool) -> Array:
+    def __call__(self, x: Images, train: bool) -> Array:
         y = jax.nn.relu(self.bn1(conv(x, self.conv1_kernel[...]), train))
         y = jax.nn.relu(self.bn2(conv(y, self.conv2_kernel[...], stride=self.stride), train))
         y = self.bn3(conv(average_pool(y, self.pool), self.conv3_kernel[...]), train)
@@ -120,8 +139,8 @@ class Bottleneck(nnx.Module):
         return jax.nn.relu(x + y)
 
 
-def run(block: Bottleneck, x: Pictures, *, train: bool, remat: Remat) -> Array:
-    """Calls the block, rematerialised or not; in training its running averages move either way."""
+def run(block: Bottleneck, x: Images, *, train: bool, remat: Remat) -> Array:
+    """Calls the block, rematerialized or not; in training its running averages move either way."""
     if remat == "none":
         return block(x, train)
     graph, state = nnx.split(block)
@@ -145,14 +164,14 @@ class Stages(nnx.Module):
     """The four stages that every ResNet has; a tower adds the stem before and the pooling after them.
 
     The bottlenecks are attributes named layer{stage from 1}_{bottleneck from 0}. Stages have width, 2, 4 and 8 times
-    width planes, and all but the first begin by halving the picture's side.
+    width planes, and all but the first begin by halving the image's side.
 
     Args:
       width: channels that come in.
       layers: bottlenecks of each stage.
       pooled: whether an average pool halves the side, instead of a stride.
-      init: initialiser of the convolutions.
-      remat: see `ResNetConfig`.
+      init: initializer of the convolutions.
+      remat, norm_groups: see `ResNetConfig`.
     """
 
     def __init__(
@@ -163,6 +182,7 @@ class Stages(nnx.Module):
         pooled: bool,
         init: Initializer,
         remat: Remat,
+        norm_groups: int,
         rngs: nnx.Rngs,
     ):
         self.layers = layers
@@ -173,51 +193,61 @@ class Stages(nnx.Module):
             for number in range(blocks):
                 by = 2 if stage and not number else 1
                 halving = {"pool": by} if pooled else {"stride": by}
-                block = Bottleneck(inputs, planes, init=init, rngs=rngs, **halving)
+                block = Bottleneck(inputs, planes, init=init, groups=norm_groups, rngs=rngs, **halving)
                 setattr(self, f"layer{stage + 1}_{number}", block)
                 inputs = 4 * planes
 
-    def stages(self, x: Pictures, *, train: bool, constrain: Callable[[jax.Array], jax.Array]) -> Array:
+    def stages(self, x: Images, ctx: Context) -> Array:
         """[batch, h, w, width] -> [batch, h/8, w/8, 32 width]."""
         for stage, blocks in enumerate(self.layers):
             for number in range(blocks):
-                x = run(getattr(self, f"layer{stage + 1}_{number}"), x, train=train, remat=self.remat)
-            x = constrain(x)
+                x = run(getattr(self, f"layer{stage + 1}_{number}"), x, train=ctx.train, remat=self.remat)
+            x = ctx.constrain(x)
         return x
+
+    def grid(self, images: RGB, ctx: Context = Context()) -> Float[Array, "batch rows columns channels"]:
+        """What the last stage gives, [batch, image_size / 32, image_size / 32, 32 width]."""
+        raise NotImplementedError
+
+    def pool(self, grid: Float[Array, "batch rows columns channels"]) -> Float[Array, "batch channels"]:
+        """The pooled vector of what `grid` gives."""
+        raise NotImplementedError
+
+    def tokens(self, images: RGB, ctx: Context = Context()) -> Float[Array, "batch tokens channels"]:
+        """The pixels of `grid` in reading order."""
+        grid = self.grid(images, ctx)
+        return grid.reshape(len(grid), -1, grid.shape[-1])
+
+    def __call__(self, images: RGB, ctx: Context = Context()) -> Float[Array, "batch channels"]:
+        """The pooled vector, not projected."""
+        return self.pool(self.grid(images, ctx))
 
 
 class ResNet(Stages):
-    """A 7x7 convolution, max pool, four stages, the mean over all pixels, bias-free projection."""
+    """A 7x7 convolution, max pool, four stages, the mean over all pixels; an `interface.GridTower`."""
 
-    def __init__(self, config: ResNetConfig, embed_dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
         self.config = config
-        width = config.width
+        width, groups = config.width, config.norm_groups
         self.conv1_kernel = nnx.Param(kaiming_normal(rngs.params(), (7, 7, 3, width)))
-        self.bn1 = BatchNorm(width)
-        super().__init__(width, config.layers, pooled=False, init=kaiming_normal, remat=config.remat, rngs=rngs)
-        self.projection = nnx.Param(normal((32 * width) ** -0.5)(rngs.params(), (32 * width, embed_dim)))
+        self.bn1 = BatchNorm(width, groups)
+        super().__init__(
+            width,
+            config.layers,
+            pooled=False,
+            init=kaiming_normal,
+            remat=config.remat,
+            norm_groups=groups,
+            rngs=rngs,
+        )
 
-    def __call__(
-        self,
-        images: Float[Array, "batch height width 3"],
-        *,
-        train: bool = False,
-        drop_keys: Key[Array, "batch"] | None = None,
-        constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
-    ) -> Float[Array, "batch embed"]:
-        """Embeds normalised pictures.
-
-        Args:
-          images: [batch, image_size, image_size, 3] in the dtype to compute in.
-          train: whether BatchNorm uses the batch's statistics, and moves its running averages.
-          drop_keys: unused, part of the image towers' common signature: there are no patches to drop.
-          constrain: pins the sharding of activations at the stages' edges.
-
-        Returns:
-          [batch, embed], not normalised.
-        """
-        x = jax.nn.relu(self.bn1(conv(images, self.conv1_kernel[...], stride=2), train))
+    def grid(self, images: RGB, ctx: Context = Context()) -> Float[Array, "batch rows columns channels"]:
+        """What the last stage gives, [batch, image_size / 32, image_size / 32, 32 width]."""
+        x = jax.nn.relu(self.bn1(conv(images, self.conv1_kernel[...], stride=2), ctx.train))
         sides = ((0, 0), (1, 1), (1, 1), (0, 0))
         x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), sides)
-        x = self.stages(constrain(x), train=train, constrain=constrain)
-        return linear(jnp.mean(x, axis=(1, 2)), self.projection[...])
+        return self.stages(ctx.constrain(x), ctx)
+
+    def pool(self, grid: Float[Array, "batch rows columns channels"]) -> Float[Array, "batch channels"]:
+        """The mean over all pixels."""
+        return jnp.mean(grid, axis=(1, 2))

@@ -8,18 +8,16 @@ and is read at the last place of the row.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from jaxclip.config import check_at_least
-from jaxclip.towers.layers import Activation, LayerNorm, Remat, linear, normal, zeros
-from jaxclip.towers.transformer import BlockConfig, Transformer, check_block, published_text_init
+from jaxclip.context import Context
+from jaxclip.towers.layers import Activation, LayerNorm, Remat, dropout, normal
+from jaxclip.towers.transformer import BlockConfig, Transformer, check_block, layer_keys, published_text_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +29,8 @@ class TextConfig:
     layers: how many blocks.
     causal: a token sees those up to itself, or all.
     pool: where a text is read: "end", at its end token; "last", at the last place of the row, padding or not.
-    projection_bias: of the projection to the shared space.
     scan, remat: how the blocks run, see `transformer.Transformer`.
+    drop: share of the values that dropout sets to 0 in training, of the embedded tokens and in the blocks.
     """
 
     vocab_size: int
@@ -45,10 +43,13 @@ class TextConfig:
     eps: float = 1e-5
     causal: bool = True
     pool: Literal["end", "last"] = "end"
-    projection_bias: bool = False
     scan: bool = True
     remat: Remat = "none"
+    drop: float = 0.0
     name: Literal["text"] = "text"
+
+    # Whether positions can be interpolated to longer texts than those of training; see `weights.positions`.
+    resizes_positions: ClassVar[bool] = True
 
     def __post_init__(self):
         check_at_least(self, 2, "context_length")
@@ -57,50 +58,53 @@ class TextConfig:
 
     @property
     def block(self) -> BlockConfig:
-        return BlockConfig(self.width, self.heads, self.mlp_width, self.activation, self.eps)
+        return BlockConfig(self.width, self.heads, self.mlp_width, self.activation, self.eps, drop=self.drop)
 
-    def init(self, embed_dim: int, *, rngs: nnx.Rngs) -> TextTransformer:
-        """The tower, freshly initialised; `embed_dim` is the width of its embeddings."""
-        return TextTransformer(self, embed_dim, rngs=rngs)
+    @property
+    def output_width(self) -> int:
+        """Of the pooled vector."""
+        return self.width
+
+    def init(self, *, rngs: nnx.Rngs) -> TextTransformer:
+        """The tower, freshly initialized."""
+        return TextTransformer(self, rngs=rngs)
 
 
 class TextTransformer(nnx.Module):
-    """Tokens, positions, blocks, ln_final, the state at one place, projection."""
+    """Tokens, positions, blocks, ln_final, the state at one place; an `interface.TextTower`."""
 
-    def __init__(self, config: TextConfig, embed_dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
         width, block = config.width, config.block
         self.config = config
         self.token_embedding = nnx.Param(normal(0.02)(rngs.params(), (config.vocab_size, width)))
         self.positions = nnx.Param(normal(0.01)(rngs.params(), (config.context_length, width)))
         init = published_text_init(width, config.layers, block.hidden)
-        self.transformer = Transformer(block, config.layers, init, scan=config.scan, remat=config.remat, rngs=rngs)
+        keys = layer_keys(rngs, config.layers)
+        self.transformer = Transformer(block, init, keys, scan=config.scan, remat=config.remat)
         self.ln_final = LayerNorm(width, config.eps)
-        self.projection = nnx.Param(normal(width**-0.5)(rngs.params(), (width, embed_dim)))
-        if config.projection_bias:
-            self.projection_bias = nnx.Param(zeros(rngs.params(), (embed_dim,)))
 
     def __call__(
-        self,
-        tokens: Int[Array, "batch context"],
-        text_end: Int[Array, "batch"],
-        *,
-        dtype: DTypeLike = jnp.float32,
-        constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
-    ) -> Float[Array, "batch embed"]:
-        """Embeds token ids.
+        self, tokens: Int[Array, "batch context"], end: Int[Array, "batch"], ctx: Context = Context()
+    ) -> Float[Array, "batch width"]:
+        """The state at the end token, or at the last place; nothing after the end token matters to a causal tower."""
+        # One state is normalized, not all.
+        return self.ln_final(self.pool(self._states(tokens, ctx), end))
 
-        Args:
-          tokens: [batch, context_length]. What follows the end token never matters to a causal tower.
-          text_end: [batch], the position of each text's end token, where `pool` "end" reads the state.
-          dtype: to compute in.
-          constrain: pins the sharding of activations at the blocks' edges.
+    def tokens(
+        self, tokens: Int[Array, "batch context"], end: Int[Array, "batch"], ctx: Context = Context()
+    ) -> Float[Array, "batch context width"]:
+        """The states of all tokens, after `ln_final`."""
+        return self.ln_final(self._states(tokens, ctx))
 
-        Returns:
-          [batch, embed], not normalised.
-        """
-        x = self.token_embedding[...].astype(dtype)[tokens] + self.positions[...].astype(dtype)
-        x = self.transformer(constrain(x), causal=self.config.causal, constrain=constrain)
-        place = text_end if self.config.pool == "end" else jnp.full_like(text_end, tokens.shape[1] - 1)
-        x = jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0]
-        bias = self.projection_bias[...] if self.config.projection_bias else None
-        return linear(self.ln_final(x), self.projection[...], bias)
+    def pool(
+        self, states: Float[Array, "batch context width"], end: Int[Array, "batch"]
+    ) -> Float[Array, "batch width"]:
+        """The state of each text at the place where it is read."""
+        place = end if self.config.pool == "end" else jnp.full_like(end, states.shape[1] - 1)
+        return jnp.take_along_axis(states, place[:, None, None], axis=1)[:, 0]
+
+    def _states(self, tokens: Int[Array, "batch context"], ctx: Context) -> Float[Array, "batch context width"]:
+        """Before `ln_final`."""
+        x = self.token_embedding[...].astype(ctx.dtype)[tokens] + self.positions[...].astype(ctx.dtype)
+        x = dropout(x, self.config.drop, ctx.keys, 0)
+        return self.transformer(ctx.constrain(x), ctx, causal=self.config.causal)

@@ -1,4 +1,4 @@
-"""The transformer that towers are made of: one block for all of them, stacked, scanned or unrolled, rematerialised."""
+"""The transformer of all towers: one kind of block, stacked, scanned or unrolled, rematerialized."""
 
 from __future__ import annotations
 
@@ -10,11 +10,24 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from jaxclip.config import check_at_least
+from jaxclip.context import Context
 from jaxclip.errors import UserError
-from jaxclip.towers.layers import Activation, Initializer, LayerNorm, Remat, activate, linear, normal, uniform, zeros
+from jaxclip.towers.layers import (
+    Activation,
+    Initializer,
+    LayerNorm,
+    Remat,
+    activate,
+    check_drop,
+    dropout,
+    linear,
+    normal,
+    uniform,
+    zeros,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +39,13 @@ class BlockConfig:
       heads: attention heads; divides `width`.
       mlp_width: of the hidden layer; 0 for 4 * width.
       activation: of the hidden layer.
-      eps: of the layer normalisations.
+      eps: of the layer normalizations.
       norm: where they stand: "pre", before attention and MLP, inside the residual branch (CLIP, ViT); "post", after
         the sum (BERT).
       context_width: of the tokens that the block attends to besides its own, between attention and MLP; 0 for a block
         without cross-attention.
+      drop: share of the values that dropout sets to 0 in training, of attention weights and of what attention and MLP
+        give (Devlin et al. 2019, appendix A.2: 0.1).
     """
 
     width: int
@@ -40,6 +55,7 @@ class BlockConfig:
     eps: float = 1e-5
     norm: Literal["pre", "post"] = "pre"
     context_width: int = 0
+    drop: float = 0.0
 
     @property
     def hidden(self) -> int:
@@ -54,11 +70,12 @@ def check_block(config: BlockConfig) -> None:
         raise UserError(f"width={config.width} must be a multiple of heads={config.heads}")
     if not config.eps > 0:
         raise UserError(f"eps={config.eps} must be above 0")
+    check_drop(config.drop)
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockInit:
-    """Initialisers of one block's four matrices and of the biases of its MLP.
+    """Initializers of one block's four matrices and of the biases of its MLP.
 
     Attributes:
       qkv: the fused query, key and value matrix.
@@ -85,6 +102,7 @@ def attend(
     *,
     causal: bool = False,
     mask: Bool[Array, "batch keys"] | None = None,
+    drop: Callable[[jax.Array], jax.Array] = lambda weights: weights,
 ) -> Float[Array, "batch queries width"]:
     """Scaled dot-product attention with the logits and their softmax in float32.
 
@@ -93,6 +111,11 @@ def attend(
       heads: divides `width`.
       causal: query i sees keys up to i.
       mask: the keys that any query may see; None for all.
+      drop: dropout of the attention weights, [batch, heads, queries, keys].
+
+    >>> x = jnp.ones((2, 3, 8))
+    >>> attend(x, x, x, heads=2, causal=True).shape
+    (2, 3, 8)
     """
     batch, queries, width = q.shape
     keys, head_width = k.shape[1], width // heads
@@ -103,12 +126,12 @@ def attend(
         logits = jnp.where(jnp.tril(jnp.ones((queries, keys), bool)), logits, hidden)
     if mask is not None:
         logits = jnp.where(mask[:, None, None, :], logits, hidden)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    weights = drop(jax.nn.softmax(logits, axis=-1).astype(v.dtype))
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, queries, width)
 
 
 class Block(nnx.Module):
-    """Attention, cross-attention where there is a context, MLP; each with its residual and its layer normalisation."""
+    """Attention, cross-attention if there is a context, MLP; each with its residual and its layer normalization."""
 
     def __init__(self, config: BlockConfig, init: BlockInit, *, rngs: nnx.Rngs):
         def param(initializer: Initializer, *shape: int) -> nnx.Param:
@@ -138,6 +161,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch tokens width"],
+        ctx: Context = Context(),
         *,
         causal: bool = False,
         mask: Bool[Array, "batch tokens"] | None = None,
@@ -147,22 +171,25 @@ class Block(nnx.Module):
         """Runs the block; a block with cross-attention needs the `context` it was made for."""
         heads = self.config.heads
 
+        def drop(place: int) -> Callable[[jax.Array], jax.Array]:
+            return lambda x: dropout(x, self.config.drop, ctx.keys, place)
+
         def attention(x: jax.Array) -> jax.Array:
             q, k, v = jnp.split(linear(x, self.qkv_kernel[...], self.qkv_bias[...]), 3, axis=-1)
-            mixed = attend(q, k, v, heads, causal=causal, mask=mask)
-            return linear(mixed, self.attention_out_kernel[...], self.attention_out_bias[...])
+            mixed = attend(q, k, v, heads, causal=causal, mask=mask, drop=drop(0))
+            return drop(1)(linear(mixed, self.attention_out_kernel[...], self.attention_out_bias[...]))
 
         def cross_attention(x: jax.Array) -> jax.Array:
             assert context is not None
             q = linear(x, self.cross_q_kernel[...], self.cross_q_bias[...])
             k, v = jnp.split(linear(context, self.cross_kv_kernel[...], self.cross_kv_bias[...]), 2, axis=-1)
-            mixed = attend(q, k, v, heads, mask=context_mask)
-            return linear(mixed, self.cross_out_kernel[...], self.cross_out_bias[...])
+            mixed = attend(q, k, v, heads, mask=context_mask, drop=drop(2))
+            return drop(3)(linear(mixed, self.cross_out_kernel[...], self.cross_out_bias[...]))
 
         def mlp(x: jax.Array) -> jax.Array:
             hidden = linear(x, self.mlp_in_kernel[...], self.mlp_in_bias[...])
             hidden = activate(hidden, self.config.activation)
-            return linear(hidden, self.mlp_out_kernel[...], self.mlp_out_bias[...])
+            return drop(4)(linear(hidden, self.mlp_out_kernel[...], self.mlp_out_bias[...]))
 
         x = self._residual(x, self.ln_1, attention)
         if self.config.context_width:
@@ -173,71 +200,84 @@ class Block(nnx.Module):
         return x + branch(norm(x)) if self.config.norm == "pre" else norm(x + branch(x))
 
 
+def layer_keys(rngs: nnx.Rngs, layers: int) -> Key[Array, "layers"]:
+    """One key for the initialization of each block of a transformer."""
+    return jax.random.split(rngs.params(), layers)
+
+
 class Transformer(nnx.Module):
     """Blocks whose parameters are stacked along a leading axis of length `layers`.
 
     Args:
       config: of each block.
-      layers: how many blocks.
-      init: initialisers of a block.
+      init: initializers of a block.
+      keys: for the initialization, one for each block; see `layer_keys`.
       scan: run the blocks by `lax.scan` (one block is compiled, what a TPU wants) or unrolled (faster on CPU).
       remat: what the backward pass recomputes: "none" keeps everything, "dots" keeps matrix products,
         "full" keeps only the blocks' inputs.
+      first: the number of the first block in its tower, if that has several transformers. Each block's dropout has its
+        number folded into the keys, from 1; 0 is left to the tower.
     """
 
-    def __init__(self, config: BlockConfig, layers: int, init: BlockInit, *, scan: bool, remat: Remat, rngs: nnx.Rngs):
-        self.layers = layers
+    def __init__(
+        self,
+        config: BlockConfig,
+        init: BlockInit,
+        keys: Key[Array, "layers"],
+        *,
+        scan: bool,
+        remat: Remat,
+        first: int = 0,
+    ):
+        self.layers = len(keys)
         self.scan = scan
         self.remat = remat
-
-        @nnx.split_rngs(splits=layers)
-        @nnx.vmap(in_axes=(0,), out_axes=0)
-        def stack(rngs: nnx.Rngs) -> Block:
-            return Block(config, init, rngs=rngs)
-
-        self.blocks = stack(rngs)
+        self.first = first
+        self.blocks = nnx.vmap(lambda key: Block(config, init, rngs=nnx.Rngs(params=key)))(keys)
 
     def __call__(
         self,
         x: Float[Array, "batch tokens width"],
+        ctx: Context = Context(),
         *,
         causal: bool = False,
         mask: Bool[Array, "batch tokens"] | None = None,
         context: Float[Array, "batch context context_width"] | None = None,
         context_mask: Bool[Array, "batch context"] | None = None,
-        constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
     ) -> Float[Array, "batch tokens width"]:
         """Runs the blocks.
 
         Args:
           x: the tokens.
+          ctx: its `keys` are for dropout; `constrain` pins the sharding of the activations at each block's edge.
           causal: a token sees those up to itself.
           mask: the tokens that any may see; None for all.
           context, context_mask: what blocks with cross-attention attend to.
-          constrain: pins the sharding of the activations at each block's edge.
         """
         graph, stacked = nnx.split(self.blocks)
+        numbers = range(1 + self.first, 1 + self.first + self.layers)
 
-        def run(x, params):
+        def run(x, params, number):
             block = nnx.merge(graph, params)
-            return constrain(block(x, causal=causal, mask=mask, context=context, context_mask=context_mask))
+            x = block(x, ctx.fold(number), causal=causal, mask=mask, context=context, context_mask=context_mask)
+            return ctx.constrain(x)
 
         if self.remat == "full":
             run = jax.checkpoint(run)
         elif self.remat == "dots":
             run = jax.checkpoint(run, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
         if self.scan:
-            return jax.lax.scan(lambda x, params: (run(x, params), None), x, stacked)[0]
+            return jax.lax.scan(lambda x, layer: (run(x, *layer), None), x, (stacked, jnp.asarray(numbers)))[0]
         leaves, tree = jax.tree.flatten(stacked)
         # lax.split, not indexing: its transpose is one concatenation instead of a padded sum per layer.
         split = [jax.lax.split(leaf, [1] * self.layers, axis=0) for leaf in leaves]
-        for layer in range(self.layers):
-            x = run(x, jax.tree.unflatten(tree, [pieces[layer][0] for pieces in split]))
+        for layer, number in enumerate(numbers):
+            x = run(x, jax.tree.unflatten(tree, [pieces[layer][0] for pieces in split]), number)
         return x
 
 
 def published_text_init(width: int, layers: int, hidden: int) -> BlockInit:
-    """The text tower's initialisation in OpenAI's release (clip/model.py, `initialize_parameters`)."""
+    """The text tower's initialization in OpenAI's release (clip/model.py, `initialize_parameters`)."""
     return BlockInit(
         qkv=normal(width**-0.5),
         attention_out=normal(width**-0.5 * (2 * layers) ** -0.5),

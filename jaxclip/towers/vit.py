@@ -7,34 +7,34 @@ CLIP's (Radford et al. 2021, section 2.4; OpenAI's clip/model.py `VisionTransfor
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from jaxclip.config import check_at_least
+from jaxclip.context import Context
 from jaxclip.errors import UserError
-from jaxclip.towers.layers import Activation, LayerNorm, Remat, linear, normal, uniform, zeros
+from jaxclip.towers.layers import Activation, LayerNorm, Remat, dropout, linear, normal, uniform, zeros
 from jaxclip.towers.pooling import MapHead
-from jaxclip.towers.transformer import BlockConfig, Transformer, check_block, published_image_init
+from jaxclip.towers.transformer import BlockConfig, Transformer, check_block, layer_keys, published_image_init
 
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
     """Attributes:
-    image_size: pixels of the square input picture.
-    patch_size: pixels of a square patch; what `image_size` has more than a multiple of it is not seen.
+    image_size: pixels of a side of the square image.
+    patch_size: pixels of a side of a square patch; what `image_size` has beyond a multiple of it is not seen.
     width, heads, mlp_width, activation, eps: of the blocks, see `transformer.BlockConfig`.
     layers: how many blocks.
     pool: "class", the state of a class token that goes before the patches; "map", attention pooling of the patches.
-    ln_pre: a layer normalisation before the first block.
+    ln_pre: a layer normalization before the first block.
     patch_bias: of the patch embedding.
-    projection: to the shared space; without it the embedding is as wide as the tower.
     scan, remat: how the blocks run, see `transformer.Transformer`.
     patch_drop: the share of patches left out in training (FLIP, Li et al. 2023, section 3), 0 for none.
+    drop: share of the values that dropout sets to 0 in training, of the embedded patches and in the blocks.
     """
 
     image_size: int
@@ -48,10 +48,10 @@ class ViTConfig:
     pool: Literal["class", "map"] = "class"
     ln_pre: bool = True
     patch_bias: bool = False
-    projection: bool = True
     scan: bool = True
     remat: Remat = "none"
     patch_drop: float = 0.0
+    drop: float = 0.0
     name: Literal["vit"] = "vit"
 
     def __post_init__(self):
@@ -64,7 +64,7 @@ class ViTConfig:
 
     @property
     def block(self) -> BlockConfig:
-        return BlockConfig(self.width, self.heads, self.mlp_width, self.activation, self.eps)
+        return BlockConfig(self.width, self.heads, self.mlp_width, self.activation, self.eps, drop=self.drop)
 
     @property
     def grid(self) -> int:
@@ -75,13 +75,18 @@ class ViTConfig:
     def patches(self) -> int:
         return self.grid**2
 
-    def init(self, embed_dim: int, *, rngs: nnx.Rngs) -> ViT:
-        """The tower, freshly initialised; `embed_dim` is the width of its embeddings."""
-        return ViT(self, embed_dim, rngs=rngs)
+    @property
+    def output_width(self) -> int:
+        """Of the pooled vector."""
+        return self.width
+
+    def init(self, *, rngs: nnx.Rngs) -> ViT:
+        """The tower, freshly initialized."""
+        return ViT(self, rngs=rngs)
 
 
 def patchify(images: Float[Array, "batch height width 3"], patch: int) -> Float[Array, "batch patches values"]:
-    """Cuts pictures into rows of `patch` x `patch` x 3 values, patches in reading order; a rest is cut off."""
+    """Cuts images into rows of `patch` x `patch` x 3 values, patches in reading order; a rest is cut off."""
     batch, height, width, channels = images.shape
     images = images[:, : height // patch * patch, : width // patch * patch]
     x = images.reshape(batch, height // patch, patch, width // patch, patch, channels)
@@ -89,9 +94,9 @@ def patchify(images: Float[Array, "batch height width 3"], patch: int) -> Float[
 
 
 class ViT(nnx.Module):
-    """Patches, class token, positions, ln_pre, blocks, ln_post, pooling, projection; in part as the config says."""
+    """Patches, class token, positions, ln_pre, blocks, ln_post, pooling; an `interface.TokenTower`."""
 
-    def __init__(self, config: ViTConfig, embed_dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         width, block = config.width, config.block
         values = config.patch_size**2 * 3
         tokens = config.patches + (config.pool == "class")
@@ -106,40 +111,41 @@ class ViT(nnx.Module):
         if config.ln_pre:
             self.ln_pre = LayerNorm(width, config.eps)
         init = published_image_init(width, block.hidden)
-        self.transformer = Transformer(block, config.layers, init, scan=config.scan, remat=config.remat, rngs=rngs)
+        keys = layer_keys(rngs, config.layers)
+        self.transformer = Transformer(block, init, keys, scan=config.scan, remat=config.remat)
         self.ln_post = LayerNorm(width, config.eps)
         if config.pool == "map":
             self.map_head = MapHead(block, init, rngs=rngs)
-        if config.projection:
-            self.projection = nnx.Param(normal(width**-0.5)(rngs.params(), (width, embed_dim)))
 
     def __call__(
-        self,
-        images: Float[Array, "batch height width 3"],
-        *,
-        train: bool = False,
-        drop_keys: Key[Array, "batch"] | None = None,
-        constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
-    ) -> Float[Array, "batch embed"]:
-        """Embeds normalised pictures.
+        self, images: Float[Array, "batch height width 3"], ctx: Context = Context()
+    ) -> Float[Array, "batch channels"]:
+        """The normalized state of the class token, or attention pooling of all tokens."""
+        x = self._states(images, ctx)
+        # Of a class token alone one state is normalized, not all.
+        return self.ln_post(x[:, 0]) if self.config.pool == "class" else self.pool(self.ln_post(x))
 
-        Args:
-          images: [batch, image_size, image_size, 3] in the dtype to compute in.
-          train: of the towers' common signature; nothing here depends on it.
-          drop_keys: [batch] random keys, where given: each picture keeps a random (1 - patch_drop) of its patches. One
-            key per picture, so that what is dropped does not depend on which others are in the call.
-          constrain: pins the sharding of activations at the blocks' edges.
+    def tokens(
+        self, images: Float[Array, "batch height width 3"], ctx: Context = Context()
+    ) -> Float[Array, "batch tokens channels"]:
+        """The states of all tokens after `ln_post`, first the class token if there is one."""
+        return self.ln_post(self._states(images, ctx))
 
-        Returns:
-          [batch, embed], not normalised.
-        """
+    def pool(self, tokens: Float[Array, "batch tokens channels"]) -> Float[Array, "batch channels"]:
+        """The pooled vector of what `tokens` gives."""
+        return tokens[:, 0] if self.config.pool == "class" else self.map_head(tokens)
+
+    def _states(
+        self, images: Float[Array, "batch height width 3"], ctx: Context
+    ) -> Float[Array, "batch tokens channels"]:
+        """Before `ln_post`."""
         config, dtype = self.config, images.dtype
         x = patchify(images, config.patch_size)
         positions = self.positions[...].astype(dtype)
         first, positions = jnp.split(positions, [positions.shape[0] - config.patches])
-        if drop_keys is not None and config.patch_drop:
+        if ctx.keys is not None and config.patch_drop:
             keep = max(1, round(config.patches * (1 - config.patch_drop)))
-            noise = jax.vmap(lambda key: jax.random.uniform(key, (config.patches,)))(drop_keys)
+            noise = jax.vmap(lambda key: jax.random.uniform(key, (config.patches,)))(ctx.keys)
             kept = jnp.argsort(noise, axis=1)[:, :keep]
             # Dropped before the patch embedding: the work on patches that are not kept is saved too.
             x = jnp.take_along_axis(x, kept[:, :, None], axis=1)
@@ -148,7 +154,5 @@ class ViT(nnx.Module):
         if config.pool == "class":
             first = first + self.class_embedding[...].astype(dtype)
             x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
-        x = constrain(self.ln_pre(x) if config.ln_pre else x)
-        x = self.transformer(x, constrain=constrain)
-        x = self.ln_post(x[:, 0]) if config.pool == "class" else self.map_head(self.ln_post(x))
-        return linear(x, self.projection[...]) if config.projection else x
+        x = dropout(x, config.drop, ctx.keys, 0)
+        return self.transformer(ctx.constrain(self.ln_pre(x) if config.ln_pre else x), ctx)

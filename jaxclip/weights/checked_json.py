@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from jaxclip.errors import UserError
+from jaxclip.io import printable
 
 T = TypeVar("T")
 
 LARGEST = 1 << 24  # of any size: a vocabulary of 16 million
-_SHOWN = 80  # characters of a value in a message
 
 
 class Keys:
@@ -73,6 +73,7 @@ def is_number(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value as JSON writes it, not long."""
-    text = json.dumps(value, default=str) if not isinstance(value, int) or abs(value) < 1 << 64 else "a long number"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    """A foreign value as JSON writes it, cut to a length that fits a message."""
+    # Python refuses to print whole numbers of thousands of digits.
+    is_long = isinstance(value, int) and abs(value) >= 1 << 64
+    return "a long number" if is_long else printable(json.dumps(value, default=str), 80)

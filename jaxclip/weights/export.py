@@ -13,6 +13,7 @@ import jax
 from jaxclip import checkpoint, methods
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
+from jaxclip.methods import clip
 from jaxclip.weights import tensor_map
 from jaxclip.weights.families import hugging_face, open_clip
 from jaxclip.weights.families.hugging_face import files
@@ -47,6 +48,8 @@ def save(
     folder = folder.absolute()
     if form != "jaxclip":
         # Refuses a model that the form has not, before anything is made.
+        if not isinstance(method, clip.Method):
+            raise UserError(f"{form} has no models of this method; write the form jaxclip")
         _FAMILIES[form].config_of(method, tokenizer)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     try:

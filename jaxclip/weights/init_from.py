@@ -26,9 +26,9 @@ from jaxclip.weights.load import open_weights
 from jaxclip.weights.overrides import Answers
 from jaxclip.weights.positions import resized
 
-# What two towers may differ in, and one still start from the other: sizes that positions are resized to, what shapes
-# tell apart, and how the tower is run.
-_FREE = {"image_size", "context_length", "vocab_size", "scan", "remat", "patch_drop"}
+# Keys in which a tower may differ from the one it starts from: sizes that positions are resized to, sizes that the
+# shapes show, and how the tower is run.
+_FREE = {"image_size", "context_length", "vocab_size", "scan", "remat", "patch_drop", "drop", "norm_groups"}
 _SHOWN = 6  # faults named in an error
 _SAMPLE = ("a photo of a dog", "Two red circles, left of 3 blue stars!", "ein Strassenschild", "don't", "")
 
@@ -48,7 +48,7 @@ class _Start:
     tokenizer: Tokenizer | None
 
 
-def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer, state: Any) -> tuple[Any, int]:
+def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer | None, state: Any) -> tuple[Any, int]:
     """A fresh state whose parameters, or those that `config.init_only` finds, are replaced by trained ones.
 
     The source is anything `jaxclip.load` opens, or one tower alone: torchvision's or timm's ResNet in a .safetensors, a
@@ -78,7 +78,7 @@ def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer, st
     start = _one_tower(source, method, mesh) or _whole(config, method, mesh)
     _check_same(source, start.keys, to_dict(method), wanted)
     shapes = {path: leaf.shape for path, leaf in wanted.items()}
-    found = resized(start.arrays, shapes, cut_text=isinstance(method.text, BertConfig))
+    found = resized(start.arrays, shapes, cut_text=not method.text.resizes_positions)
     faults = [f"{path} is not there" for path in wanted if path not in found]
     faults += [
         f"{path} is {found[path].shape}, not {leaf.shape}"
@@ -89,9 +89,9 @@ def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer, st
         more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise UserError(
             f"config.init_from={source}: {'; '.join(faults[:_SHOWN])}{more}. Make the recipe's towers those of the "
-            "weights, or take a part of them by config.init_only, such as '^image/'"
+            "weights, or take a part of them by config.init_only, such as '^image'"
         )
-    if "text/token_embedding" in wanted and start.tokenizer is not None:
+    if "text/token_embedding" in wanted and start.tokenizer is not None and tokenizer is not None:
         _check_vocabulary(source, start.tokenizer, tokenizer)
     taken = {path: jax.device_put(found[path].astype(leaf.dtype), leaf.sharding) for path, leaf in wanted.items()}
     params, stats = (
@@ -108,7 +108,7 @@ def _whole(config: Config, method: Any, mesh: Mesh) -> _Start:
         activation=f"{getattr(method.image, 'activation', text_activation)},{text_activation}",
         preprocess=method.pixels,
         heads=f"{getattr(method.image, 'heads', '')},{method.text.heads}",
-        image_size=method.image_size,
+        image_size=method.image.image_size,
     )
     weights = open_weights(config.init_from, answers, answers_binding=False, tokenizer_needed=False)
     params, stats = weights.read(mesh)
@@ -151,7 +151,13 @@ def _check_same(source: str, theirs: Mapping[str, Any], ours: Mapping[str, Any],
     parts = [tower for tower in ("image", "text") if any(path.startswith(f"{tower}/") for path in wanted)]
     if "image" in parts:
         parts.append("pixels")
-    faults: dict[str, tuple[Any, Any]] = {}
+    # Weights that have a bias compute another thing without it.
+    faults: dict[str, tuple[Any, Any]] = {
+        key: (theirs[key], ours[key])
+        for tower in ("image", "text")
+        if (key := f"{tower}_projection_bias") in theirs and f"{tower}_projection/kernel" in wanted
+        if theirs[key] != ours[key]
+    }
     for part in parts:
         if part not in theirs:
             continue
@@ -175,5 +181,5 @@ def _check_vocabulary(source: str, theirs: Tokenizer, ours: Tokenizer) -> None:
         return
     raise UserError(
         f"config.init_from={source} has another vocabulary than the run; set config.data.vocabulary to the file of the "
-        "weights' (and config.data.train_vocabulary=0), or leave the text tower out by config.init_only='^image/'"
+        "weights' (and config.data.train_vocabulary=0), or leave the text tower out by config.init_only='^image'"
     )

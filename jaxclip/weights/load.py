@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from jax.sharding import Mesh
 
 from jaxclip import checkpoint, methods, sharding
-from jaxclip.config import Config, from_saved
+from jaxclip.config import Config, parse
 from jaxclip.data import tokenizers
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
@@ -86,6 +86,6 @@ def open_weights(
     if given and answers_binding:
         raise UserError(f"{path} is one of our checkpoints, which say all themselves: leave {', '.join(given)} out")
     saved = checkpoint.load_model(folder)
-    config = from_saved(saved["config"]) if "config" in saved else None
+    config = parse(Config, saved["config"]) if "config" in saved else None
     method = methods.from_config(config.method if config else saved["method"])
     return OwnWeights(str(folder), method, tokenizers.from_json(saved["tokenizer"]), config)

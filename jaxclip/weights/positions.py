@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from jaxclip import methods, sharding
 from jaxclip.errors import UserError
-from jaxclip.towers.bert import BertConfig
 from jaxclip.weights import tensor_map
 from jaxclip.weights.load import Weights
 
@@ -23,7 +22,7 @@ _TEXT = ("text/positions",)
 
 
 def at_size(method: Any, image_size: int | None, context_length: int | None) -> Any:
-    """A two-tower method for other pictures and texts, where these are given.
+    """A method of two towers for images and texts of other sizes, if these are given.
 
     Raises:
       UserError: the towers cannot be of that size.
@@ -32,9 +31,9 @@ def at_size(method: Any, image_size: int | None, context_length: int | None) -> 
     if image_size is not None:
         image = dataclasses.replace(image, image_size=image_size)
     if context_length is not None:
-        if isinstance(text, BertConfig) and context_length > text.context_length:
+        if not text.resizes_positions and context_length > text.context_length:
             raise UserError(
-                f"context_length={context_length}: BERT has learnt {text.context_length} positions, no more"
+                f"context_length={context_length}: the text tower has learned {text.context_length} positions, no more"
             )
         text = dataclasses.replace(text, context_length=context_length)
     return dataclasses.replace(method, image=image, text=text)
@@ -47,7 +46,7 @@ def read_at_size(weights: Weights, method: Any, mesh: Mesh, dtype: Any = "float3
         return params, stats
     wanted = tensor_map.flat(sharding.placed(mesh, *methods.abstract_variables(method), dtype)[0])
     shapes = {path: leaf.shape for path, leaf in wanted.items()}
-    found = resized(tensor_map.flat(params), shapes, cut_text=isinstance(method.text, BertConfig))
+    found = resized(tensor_map.flat(params), shapes, cut_text=not method.text.resizes_positions)
     return tensor_map.nested({path: jax.device_put(found[path], leaf.sharding) for path, leaf in wanted.items()}), stats
 
 
@@ -57,7 +56,7 @@ def resized(
     """Arrays by path, the position embeddings among them interpolated to the shapes asked for.
 
     Image positions are resized on their grid by an antialiased bicubic kernel and text positions linearly along the
-    text, both as open_clip does (`resize_pos_embed`, `resize_text_pos_embed`); what is no position stays.
+    text, both as open_clip does (`resize_pos_embed`, `resize_text_pos_embed`); other arrays stay.
 
     Args:
       arrays: as read.

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxclip.errors import UserError
-from jaxclip.weights.formats.mapped import some
+from jaxclip.io import first_few
 from jaxclip.weights.formats.safetensors import Stored
 
 _MOST = 1 << 40  # numbers in an array: 4 TB, more than any file has
@@ -107,9 +107,9 @@ def check(
     expected = {piece.name: piece.shape(shapes[piece.path]) for piece in pieces}
     faults = []
     if missing := [name for name in expected if name not in tensors]:
-        faults.append(f"{len(missing)} missing ({some(missing)})")
+        faults.append(f"{len(missing)} missing ({first_few(missing)})")
     if extra := [name for name in tensors if name not in expected]:
-        faults.append(f"{len(extra)} too many ({some(extra)})")
+        faults.append(f"{len(extra)} too many ({first_few(extra)})")
     shared = [name for name in expected if name in tensors]
     wrong = [
         f"{name} {_shape(tensors[name].shape)} instead of {_shape(expected[name])}"
@@ -118,10 +118,10 @@ def check(
         if tensors[name].shape != expected[name] and (tensors[name].shape, expected[name]) != ((1,), ())
     ]
     if wrong:
-        faults.append(f"{len(wrong)} of another shape ({some(wrong)})")
+        faults.append(f"{len(wrong)} of another shape ({first_few(wrong)})")
     strange = [f"{name} {tensors[name].dtype}" for name in shared if not _is_float(tensors[name].dtype)]
     if strange:
-        faults.append(f"{len(strange)} not of floating-point numbers ({some(strange)})")
+        faults.append(f"{len(strange)} not of floating-point numbers ({first_few(strange)})")
     if faults:
         raise UserError(f"{source}: its tensors are not those of the model it says it is: {'; '.join(faults)}")
 

@@ -1,4 +1,4 @@
-"""Captions on their way to the tokenizer: the choice among them, sentences, templates, and mirrored pictures."""
+"""Captions on their way to the tokenizer: the choice among them, sentences, templates, and mirrored images."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_a_sample_is_spread_over_the_whole_source():
 
 def test_what_cannot_be_used_is_told_by_reason_and_by_shard():
     found = findings.look_at(Some(60, 5), 60)
-    assert found.skips.counts == {"unreadable shard": 6, "not a picture": 6}
+    assert found.skips.counts == {"unreadable shard": 6, "not an image": 6}
     assert found.at_fault == {"0.tar": 3, "1.tar": 3, "2.tar": 3, "3.tar": 3}
     assert len(found.examples) == 48
 
@@ -64,7 +64,7 @@ def test_a_run_starts_on_data_that_can_be_used():
 @pytest.mark.parametrize(
     ("period", "rate", "said"),
     [
-        (1, 1.0, "data.train: none of 64 sampled records can be used: 32 x not a picture"),
+        (1, 1.0, "data.train: none of 64 sampled records can be used: 32 x not an image"),
         (2, 0.1, "data.train: 32 of 64 sampled records cannot be used, more than data.max_skip_rate=0.1 allows"),
     ],
 )
@@ -128,26 +128,26 @@ def test_the_command_prints_a_table_and_writes_the_sheet(shard, capsys, monkeypa
     assert check.main(arguments) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     values = {name.strip(): value.strip() for name, value in lines.items()}
-    assert values["records"] == "6; 6 looked at, spread evenly"
+    assert values["records"] == "6; 6 sampled, spread evenly"
     assert values["usable"] == "5 of 6 (83.3%)"
-    assert values["skipped"] == "1 x not a picture, such as pairs.tar:0"
+    assert values["skipped"] == "1 x not an image, such as pairs.tar:0"
     assert values["at fault"] == "pairs.tar: 1"
-    assert values["pictures"].startswith("20 x 20 (median)")
-    assert values["captions"] == "1 a picture, of 5 to 5 words, median 5"
-    assert "pictures/s to 16 x 16 pixels" in values["speed"]
+    assert values["images"].startswith("20 x 20 (median)")
+    assert values["captions"] == "1 per image, of 5 to 5 words, median 5"
+    assert "images/s to 16 x 16 pixels" in values["speed"]
     assert output.read_text().count("<img") == 5
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nothing.xyz"], "names no data"),
-        (["missing.tar"], "is not there"),
+        (["nothing.xyz"], "is not a data source"),
+        (["missing.tar"], "does not exist"),
         (["pairs.tar", "--sample=0"], "must be at least 1"),
-        (["pairs.tar", "--output=/no/such/folder/x.html"], "there is no folder"),
+        (["pairs.tar", "--output=/no/such/folder/x.html"], "does not exist; create it"),
         (["pairs.tar", "--output=."], "is a folder"),
         (["pairs.tar", "--vocabulary=missing.gz"], "missing.gz"),
-        (["~nobody-of-this-name/x.tar"], "no such user"),
+        (["~nobody-of-this-name/x.tar"], "no home folder for this user"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(shard, arguments, said, capsys):
@@ -161,7 +161,7 @@ def test_a_source_without_a_usable_record_is_an_error(tmp_path, capsys):
     output = tmp_path / "sheet.html"
     assert check.main([str(tmp_path / "bad.tar"), "--output", str(output)]) == 2
     ended = capsys.readouterr()
-    assert "1 x not a picture" in ended.out and "none of 1 sampled records" in ended.err
+    assert "1 x not an image" in ended.out and "none of 1 sampled records" in ended.err
 
 
 def test_a_source_that_a_run_would_refuse_is_an_error(shard, tmp_path, capsys, monkeypatch):
@@ -179,4 +179,4 @@ def test_tokens_are_counted_up_to_the_padding(shard, capsys, monkeypatch):
     assert check.main([str(shard), "--vocabulary", str(model), "--output", output, "--image-size=16"]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("tokens"))
     # "the caption of number 1": letter by letter at most, and the end.
-    assert 5 <= int(re.search(r"median (\d+)", line)[1]) <= 26 and "0 of 5 are cut" in line
+    assert 5 <= int(re.search(r"median (\d+)", line)[1]) <= 26 and "0 of 5 are truncated" in line

@@ -19,10 +19,13 @@ from jaxclip.data import loader, order, tokenizers
 from jaxclip.data.loader import TrainingLoader
 from jaxclip.data.record import Record, Skip
 from jaxclip.data.skips import SkipLog
+from jaxclip.data.views import Views
 from jaxclip.errors import UserError
+from jaxclip.inputs import Image, Text
 
 SIZE, CONTEXT = 8, 12
 CONFIG = DataConfig(train="numbered", train_vocabulary=600, crop_scale=(0.5, 1.0))
+INPUTS = {"image": Image(SIZE), "text": Text(CONTEXT)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,14 @@ def tokenizer() -> tokenizers.Tokenizer:
 
 
 def training(source, batch_size: int = 8, config: DataConfig = CONFIG, seed: int = 0, **more) -> TrainingLoader:
-    return TrainingLoader(source, tokenizer(), config, SIZE, CONTEXT, batch_size, seed, **more)
+    views = Views(INPUTS, config, tokenizer())
+    return TrainingLoader(source, views, config, batch_size, seed, **more)
+
+
+def arrays(loader: TrainingLoader, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, tokens and ends of the first examples."""
+    rows = loader.rows(0, count)
+    return rows["image"], rows["text"], rows["text_end"]
 
 
 def captions(tokens: np.ndarray) -> list[str]:
@@ -83,15 +93,15 @@ def test_rows_are_a_function_of_the_position_alone():
     first.rows(0, 40)
     again = first.rows(13, 9), training(Numbered(20)).rows(13, 9)
     one_by_one = [training(Numbered(20)).rows(position, 1) for position in range(13, 22)]
-    for part, name in enumerate(("image", "text", "text_end")):
-        for rows in (*again, [np.concatenate([row[i] for row in one_by_one]) for i in range(3)]):
-            np.testing.assert_array_equal(rows[part], expected[part], err_msg=name)
+    for rows in (*again, stacked(one_by_one)):
+        assert_same(rows, expected)
 
 
 def test_a_row_holds_the_picture_and_the_caption_of_one_record():
     plain = dataclasses.replace(CONFIG, crop_scale=(1.0, 1.0))
     square = {i: Record(np.full((SIZE, SIZE, 3), i, np.uint8), (f"number {i}",), f"square/{i}") for i in range(40)}
-    images, tokens, ends = training(Numbered(40, square), config=plain).rows(0, 40)
+    rows = training(Numbered(40, square), config=plain).rows(0, 40)
+    images, tokens, ends = rows["image"], rows["text"], rows["text_end"]
     assert images.dtype == np.uint8 and images.shape == (40, SIZE, SIZE, 3)
     assert tokens.dtype == np.int32 and tokens.shape == (40, CONTEXT)
     assert ends.dtype == np.int32 and (tokens[np.arange(40), ends] == tokenizer().end_id).all()
@@ -103,13 +113,13 @@ def test_batches_are_the_rows_of_their_steps_in_order(batch_size):
     training_loader = training(Numbered(50), batch_size)
     found = stacked(training_loader.batches(2, 5))
     rows = training_loader.rows(2 * batch_size, 3 * batch_size)
-    assert_same(found, dict(zip(("image", "text", "text_end"), rows, strict=True)))
+    assert_same(found, rows)
 
 
 @pytest.mark.parametrize("processes", [2, 4])
 @pytest.mark.parametrize("batch_size", [4, 40, 128])
 def test_the_global_batch_does_not_depend_on_the_number_of_processes(processes, batch_size):
-    bad = {7: Skip("unreadable picture", "numbered/7")}
+    bad = {7: Skip("unreadable image", "numbered/7")}
     whole = list(training(Numbered(60, bad), batch_size).batches(0, 3))
     shares = [
         list(training(Numbered(60, bad), batch_size, process_index=i, process_count=processes).batches(0, 3))
@@ -152,21 +162,21 @@ def test_every_record_is_seen_once_in_every_epoch_whatever_the_batch_size(length
 
 def test_another_seed_or_epoch_crops_a_picture_otherwise():
     source = Numbered(1)
-    images, _, _ = training(source).rows(0, 4)
-    others, _, _ = training(source, seed=1).rows(0, 4)
+    images, _, _ = arrays(training(source), 4)
+    others, _, _ = arrays(training(source, seed=1), 4)
     assert len({image.tobytes() for image in (*images, *others)}) == 8
 
 
 BAD = {
     3: Skip("unreadable shard", "numbered/3"),
-    8: Record(b"no picture", ("number 8",), "numbered/8"),
+    8: Record(b"no image", ("number 8",), "numbered/8"),
     9: Record(np.zeros((8, 8, 3), np.uint8), (), "numbered/9"),
     14: Record(b"nor this", ("number 14",), "numbered/14"),
 }
 
 
 def test_unreadable_records_are_replaced_and_the_others_stay_where_they_were():
-    good, mended = training(Numbered(20)).rows(0, 60), training(Numbered(20, BAD)).rows(0, 60)
+    good, mended = arrays(training(Numbered(20)), 60), arrays(training(Numbered(20, BAD)), 60)
     ids, _ = order.Shuffled(0, 20)(np.arange(60))
     bad = np.isin(ids, list(BAD))
     assert bad.sum() == 12
@@ -180,9 +190,9 @@ def test_unreadable_records_are_replaced_and_the_others_stay_where_they_were():
 
 def test_a_replacement_is_chosen_by_the_position_and_the_attempt():
     good = {2, 11, 17}
-    source = Numbered(20, {i: Skip("unreadable picture", f"numbered/{i}") for i in range(20) if i not in good})
+    source = Numbered(20, {i: Skip("unreadable image", f"numbered/{i}") for i in range(20) if i not in good})
     ids, _ = order.Shuffled(0, 20)(np.arange(20))
-    _, tokens, _ = training(source).rows(0, 20)
+    _, tokens, _ = arrays(training(source), 20)
     for position, found in enumerate(numbers(tokens)):
         attempts = (order.substitute(0, position, attempt, range(20)) for attempt in range(100))
         assert found == next(record for record in (int(ids[position]), *attempts) if record in good)
@@ -194,8 +204,8 @@ def test_what_is_replaced_is_counted_by_reason_with_an_example():
     training_loader.rows(0, 20)
     counts = training_loader.skips.counts
     # More than one each where a replacement was itself unreadable.
-    assert counts.keys() == {"unreadable shard", "not a picture", "no caption"}
-    assert counts["not a picture"] >= 2
+    assert counts.keys() == {"unreadable shard", "not an image", "no caption"}
+    assert counts["not an image"] >= 2
     assert training_loader.skips.total == sum(counts.values())
     text = str(training_loader.skips)
     assert f"{counts['unreadable shard']} x unreadable shard (such as numbered/3)" in text
@@ -214,9 +224,9 @@ def test_counts_from_many_threads_add_up():
 
 @pytest.mark.parametrize("through", ["rows", "batches"])
 def test_data_of_which_nothing_can_be_used_is_an_error_naming_the_reason(through):
-    source = Numbered(5, {i: Skip("unreadable picture", f"numbered/{i}") for i in range(5)})
+    source = Numbered(5, {i: Skip("unreadable image", f"numbered/{i}") for i in range(5)})
     training_loader = training(source)
-    with pytest.raises(UserError, match="data.train.*unreadable picture.*numbered/") as raised:
+    with pytest.raises(UserError, match="data.train.*unreadable image.*numbered/") as raised:
         training_loader.rows(0, 8) if through == "rows" else list(training_loader.batches(0, 2))
     assert "\n" not in str(raised.value)
 
@@ -243,7 +253,7 @@ def test_a_mirrored_picture_has_a_mirrored_caption():
     pixels[:, : SIZE // 2, 0] = pixels[:, SIZE // 2 :, 2] = 255
     source = Numbered(1, {0: Record(pixels, ("red left of blue",), "0")})
     plain = dataclasses.replace(CONFIG, crop_scale=(1.0, 1.0), flip=True)
-    images, tokens, _ = training(source, config=plain).rows(0, 200)
+    images, tokens, _ = arrays(training(source, config=plain), 200)
     mirrored = np.array([caption == "red right of blue" for caption in captions(tokens)])
     assert {*captions(tokens)} == {"red left of blue", "red right of blue"}
     assert 70 < mirrored.sum() < 130  # 100 +- 7 (one standard deviation)
@@ -255,14 +265,14 @@ def test_no_picture_is_mirrored_unless_the_recipe_says_so():
     pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
     pixels[:, :3] = 255
     source = Numbered(1, {0: Record(pixels, ("red left of blue",), "0")})
-    images, tokens, _ = training(source, config=dataclasses.replace(CONFIG, crop_scale=(1.0, 1.0))).rows(0, 50)
+    images, tokens, _ = arrays(training(source, config=dataclasses.replace(CONFIG, crop_scale=(1.0, 1.0))), 50)
     assert (images == pixels).all()
     assert {*captions(tokens)} == {"red left of blue"}
 
 
 def test_captions_are_wrapped_in_the_recipes_templates():
     config = dataclasses.replace(CONFIG, caption_templates=("a photo of {c}", "{c}"))
-    _, tokens, _ = training(Numbered(30), config=config).rows(0, 30)
+    _, tokens, _ = arrays(training(Numbered(30), config=config), 30)
     found = captions(tokens)
     wrapped = [caption for caption in found if caption.startswith("a photo of number")]
     assert 5 < len(wrapped) < 25
@@ -284,7 +294,7 @@ def test_examples_stand_empty_where_a_picture_cannot_be_read_and_are_counted():
     assert [number for number, image, record in found if image is None and record is None] == [3, 8, 14]
     # A picture without a caption can be classified all the same.
     assert found[9][2].captions == ()
-    assert skips.counts == {"unreadable shard": 1, "not a picture": 2}
+    assert skips.counts == {"unreadable shard": 1, "not an image": 2}
 
 
 def test_examples_do_not_depend_on_chance():
@@ -315,7 +325,7 @@ def test_a_config_says_which_caption_is_taken():
 
     def seen(choice: str) -> list[str]:
         config = dataclasses.replace(CONFIG, captions=choice)
-        return captions(training(Numbered(9, several), config=config).rows(0, 27)[1])
+        return captions(training(Numbered(9, several), config=config).rows(0, 27)["text"])
 
     assert set(seen("first")) == {"red . blue ."}
     assert set(seen("random")) == {"red . blue .", "left", "right"}
@@ -327,7 +337,7 @@ def test_a_config_says_which_caption_is_taken():
 def test_words_are_dropped_where_a_config_says_so():
     long = {i: Record(np.zeros((9, 9, 3), np.uint8), ("red left right of blue",), f"long/{i}") for i in range(9)}
     whole, part = (
-        captions(training(Numbered(9, long), config=dataclasses.replace(CONFIG, drop_words=p)).rows(0, 90)[1])
+        captions(training(Numbered(9, long), config=dataclasses.replace(CONFIG, drop_words=p)).rows(0, 90)["text"])
         for p in (0.0, 0.5)
     )
     assert set(whole) == {"red left right of blue"}
@@ -337,7 +347,7 @@ def test_words_are_dropped_where_a_config_says_so():
 
 def test_pictures_are_augmented_where_a_config_says_so():
     config = dataclasses.replace(CONFIG, augment=AugmentConfig(gray=1.0))
-    coloured, grey = training(Numbered(9)).rows(0, 9)[0], training(Numbered(9), config=config).rows(0, 9)[0]
+    coloured, grey = arrays(training(Numbered(9)), 9)[0], arrays(training(Numbered(9), config=config), 9)[0]
     assert (grey == grey[..., :1]).all() and not (coloured == coloured[..., :1]).all()
     with pytest.raises(UserError, match="data.augment.gray: p=2.0"):
         training(Numbered(9), config=dataclasses.replace(CONFIG, augment=AugmentConfig(gray=2.0)))
@@ -346,7 +356,7 @@ def test_pictures_are_augmented_where_a_config_says_so():
 def test_a_reader_that_is_left_in_the_middle_does_not_keep_the_process_from_ending():
     program = """
 import sys
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests/data", "tests/helpers"]
 from test_loader import Numbered, training
 batches = training(Numbered(50), 8).batches(0, 10**6)
 print(next(batches)["image"].shape)

@@ -14,6 +14,8 @@ from jaxclip.data import tokenizers
 from jaxclip.data.loader import TrainingLoader
 from jaxclip.data.mixture import Mixture
 from jaxclip.data.record import Record, Skip
+from jaxclip.data.views import Views
+from jaxclip.inputs import Image, Text
 
 HOSTS = (1, 2, 4, 8)
 
@@ -65,7 +67,8 @@ def loader(source, batch_size: int, host: int = 0, hosts: int = 1) -> TrainingLo
     config = DataConfig(
         train="given", train_vocabulary=600, crop_scale=(0.3, 1.0), flip=True, shuffle_window=500, max_skip_rate=0.5
     )
-    return TrainingLoader(source, tokenizer(), config, 8, 10, batch_size, 7, host, hosts)
+    views = Views({"image": Image(8), "text": Text(10)}, config, tokenizer())
+    return TrainingLoader(source, views, config, batch_size, 7, host, hosts)
 
 
 @pytest.mark.parametrize("name", sources(10))

@@ -92,9 +92,9 @@ def test_a_plus_or_a_star_in_a_path_is_no_mixture(tmp_path: pathlib.Path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("0.5 * shapes + shapes:seen", "give every source a weight"),
+        ("0.5 * shapes + shapes:seen", "give either all sources a weight"),
         ("0 * shapes + 1 * shapes:seen", "must be above 0"),
-        ("shapes + nothing.xyz", "'nothing.xyz' names no data"),
+        ("shapes + nothing.xyz", "'nothing.xyz' is not a data source"),
     ],
 )
 def test_a_wrong_mixture_is_told(text, said):

@@ -86,9 +86,9 @@ def test_a_record_stands_everywhere_equally_often():
     assert ((places - 500) ** 2 / 500).sum() < 32, places
 
 
-def test_neighbours_in_the_source_do_not_stay_neighbours():
+def test_neighbors_in_the_source_do_not_stay_neighbors():
     place = np.argsort(epoch(0, 0, 10_000))
-    # Of a random order two neighbours are adjacent with probability 2 / 10,000: two such pairs are expected.
+    # Of a random order two neighbors are adjacent with probability 2 / 10,000: two such pairs are expected.
     assert (np.abs(np.diff(place)) == 1).sum() < 15
 
 

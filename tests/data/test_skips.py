@@ -10,7 +10,7 @@ from jaxclip.errors import UserError
 
 def looked_at(skips: SkipLog, good: int, bad: int) -> None:
     for number in range(bad):
-        skips.add("not a picture", f"a.tar:{number}")
+        skips.add("not an image", f"a.tar:{number}")
     skips.check_rate(good + bad, bad)
 
 

@@ -178,6 +178,5 @@ def damaged() -> Iterator[tuple[str, bytes]]:
         )
 
 
-ARCHIVES = {
-    name: data for kind in (names, kinds, sizes, extended, contents, disguised, damaged) for name, data in kind()
-}
+FAMILIES = (names, kinds, sizes, extended, contents, disguised, damaged)
+ARCHIVES = {name: data for family in FAMILIES for name, data in family()}

@@ -26,7 +26,6 @@ def softmax(
     scale: float,
     image_weight: float = 0.5,
     ids: np.ndarray | None = None,
-    teacher: tuple[np.ndarray, np.ndarray, float, float] | None = None,
 ) -> Reference:
     """Cross-entropy of rows and of columns against targets, which are matrices here.
 
@@ -35,7 +34,6 @@ def softmax(
       scale: of the cosines.
       image_weight: of the rows.
       ids: [batch]; equal ones are partners.
-      teacher: images, texts, scale, weight.
     """
     images, texts = images.astype(np.float64), texts.astype(np.float64)
     batch = len(images)
@@ -43,10 +41,6 @@ def softmax(
     ids = np.arange(batch) if ids is None else ids
     same = (ids[:, None] == ids[None, :]).astype(np.float64)
     by_row, by_column = same / same.sum(1, keepdims=True), same / same.sum(0, keepdims=True)
-    if teacher is not None:
-        there = teacher[2] * teacher[0].astype(np.float64) @ teacher[1].astype(np.float64).T
-        by_row = (1 - teacher[3]) * by_row + teacher[3] * np.exp(log_softmax(there, 1))
-        by_column = (1 - teacher[3]) * by_column + teacher[3] * np.exp(log_softmax(there, 0))
     rows, columns = log_softmax(scale * cosines, 1), log_softmax(scale * cosines, 0)
     loss = -(image_weight * (by_row * rows).sum() + (1 - image_weight) * (by_column * columns).sum()) / batch
     by_logits = image_weight * (np.exp(rows) - by_row) + (1 - image_weight) * (np.exp(columns) - by_column)

@@ -41,7 +41,7 @@ def unit(x):
 
 
 def pairs(kind: str, batch: int, width: int = 32):
-    """Unit embeddings [batch, width] of pictures and of texts."""
+    """Unit embeddings [batch, width] of images and of texts."""
     rng = np.random.default_rng(batch)
     images, texts = rng.standard_normal((2, batch, width))
     if kind == "alike":
@@ -116,13 +116,13 @@ def test_the_order_of_the_pairs_does_not_matter():
     assert float(same) == float(accuracy)
 
 
-def test_pictures_and_texts_can_change_places():
+def test_images_and_texts_can_change_places():
     images, texts = pairs("alike", 8)
     there, back = (contrast(*both, jnp.float32(14.3)) for both in ((images, texts), (texts, images)))
     np.testing.assert_allclose(there, back, rtol=1e-6)
 
 
-def test_pairing_each_picture_with_another_text_costs_more():
+def test_pairing_each_image_with_another_text_costs_more():
     images, texts = pairs("alike", 8)
     right, _ = contrast(images, texts, jnp.float32(14.3))
     wrong, accuracy = contrast(images, np.roll(texts, 1, axis=0), jnp.float32(14.3))
@@ -139,7 +139,7 @@ def one_hot(*places: int) -> np.ndarray:
         ((0, 1, 2, 3), (0, 1, 2, 3), 1.0),
         ((0, 1, 2, 3), (1, 0, 2, 3), 0.5),
         ((0, 1, 2, 3), (1, 2, 3, 0), 0.0),
-        # The same caption on two pictures: either may be the other's.
+        # The same caption on two images: either may be the other's.
         ((0, 0, 2, 3), (0, 0, 2, 3), 0.75),
         # A collapsed model gets chance, and not everything.
         ((1, 1, 1, 1), (1, 1, 1, 1), 0.25),
@@ -151,7 +151,7 @@ def test_accuracy_is_the_share_whose_own_partner_is_most_similar(images, texts, 
 
 
 def test_accuracy_counts_both_directions():
-    """Only text 0 goes wrong: it is nearer to picture 1, and that to text 1."""
+    """Only text 0 goes wrong: it is nearer to image 1, and that to text 1."""
     images, texts = (
         np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
         for angles in (np.radians([40, -35]), np.radians([0, -60]))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxclip.losses import Teacher, sigmoid_contrastive, softmax_contrastive
+from jaxclip.losses import sigmoid_contrastive, softmax_contrastive
 from jaxclip.losses.layouts import Blocks, Layout, Ring
 from jaxclip.losses.tiles import TileSize
 
@@ -66,9 +66,9 @@ SHAPES = [Shape(batch, 16, mesh, layout, loss, dtype) for batch, mesh, layout in
 SHAPES += [Shape(40, 16, (8,), layout, "sigmoid", "float64") for layout in (Blocks(4, 2, tiles(3, 5)), Ring(8))]
 SHAPES += [
     Shape(40, 16, (4, 2), Blocks(4, 2, tiles(3, 7)), "softmax to ids", "float32"),
-    Shape(40, 16, (4, 2), Ring(8, tiles(2, 3)), "softmax to a teacher", "float32"),
-    Shape(40, 16, (8,), Blocks(4, 2, tiles(3, 7)), "softmax to a teacher", "float64"),
-    Shape(40, 16, (8,), Ring(8, tiles(2, 3)), "softmax to ids and a teacher", "float64"),
+    Shape(40, 16, (4, 2), Ring(8, tiles(2, 3)), "softmax to ids", "float32"),
+    Shape(40, 16, (8,), Blocks(4, 2, tiles(3, 7)), "softmax to ids", "float64"),
+    Shape(40, 16, (8,), Ring(8, tiles(2, 3)), "softmax to ids", "float64"),
 ]
 
 
@@ -133,23 +133,17 @@ def image_weight(shape: Shape) -> dict[str, float]:
 
 
 def draw_more(shape: Shape, number: int) -> tuple[dict, dict]:
-    """What else the loss takes, and the same for the reference."""
+    """Further arguments of the loss, and the same ones for the reference."""
     rng = np.random.default_rng(number)
-    theirs, exact = {}, image_weight(shape)
+    tested, exact = {}, image_weight(shape)
     if shape.loss == "sigmoid":
         bias = np.dtype(shape.dtype).type(rng.choice([-10, 0, rng.uniform(-20, 5)]))
         return {"logit_bias": jnp.asarray(bias)}, {"bias": float(bias)}
     if "ids" in shape.loss:
         # Every fifth time all pairs are partners.
         exact["ids"] = rng.integers(0, shape.batch // 2 if number % 5 else 1, shape.batch)
-        theirs["ids"] = jnp.asarray(exact["ids"])
-    if "teacher" in shape.loss:
-        images, texts = (unit(x).astype(shape.dtype) for x in rng.standard_normal((2, shape.batch, 8)))
-        scale, weight = (float(np.dtype(shape.dtype).type(rng.uniform(0, most))) for most in (100, 1))
-        weight = {0: 0.0, 1: 1.0}.get(number, weight)
-        exact["teacher"] = images, texts, scale, weight
-        theirs["teacher"] = Teacher(*(jnp.asarray(x, shape.dtype) for x in exact["teacher"]))
-    return theirs, exact
+        tested["ids"] = jnp.asarray(exact["ids"])
+    return tested, exact
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

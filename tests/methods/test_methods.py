@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import types
 from typing import Any
 
 import jax
@@ -12,9 +13,11 @@ import jax.numpy as jnp
 import loss_reference
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxclip import methods, optimizer, sharding
 from jaxclip.config import MeshConfig, OptimizerConfig
+from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.methods import clip, siglip
 from jaxclip.step import Step, TrainState
@@ -26,8 +29,10 @@ TEXT = {"vocab_size": 50, "context_length": 6} | SIZES
 SIGLIP = {
     "name": "siglip",
     "embed_dim": 32,
-    "image": VIT | {"pool": "map", "ln_pre": False, "patch_bias": True, "projection": False},
-    "text": TEXT | {"causal": False, "pool": "last", "projection_bias": True},
+    "image": VIT | {"pool": "map", "ln_pre": False, "patch_bias": True},
+    "text": TEXT | {"causal": False, "pool": "last"},
+    "image_projection": False,
+    "text_projection_bias": True,
 }
 CLIP = {"name": "clip", "embed_dim": 32, "image": VIT, "text": TEXT}
 BATCH = 16
@@ -43,7 +48,7 @@ def step_of(keys: dict[str, Any], **settings: Any) -> Step:
 
 def batch_for(method: Any) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    size, context, vocabulary = method.image_size, method.context_length, method.text.vocab_size
+    size, context, vocabulary = method.image.image_size, method.text.context_length, method.text.vocab_size
     return {
         "image": rng.integers(0, 256, (BATCH, size, size, 3), dtype=np.uint8),
         "text": rng.integers(0, vocabulary, (BATCH, context), dtype=np.int32),
@@ -55,7 +60,16 @@ def fresh(step: Step) -> TrainState:
     """A state before the first step; a random key of this kind compiles in a fifth of the time."""
     key = jax.random.key(0, impl="rbg")
     params, stats = jax.jit(methods.init_variables, static_argnums=0).lower(step.method, key).compile(HURRY)(key)
-    state = TrainState(np.int32(0), params, stats, step.optimizer.init(params), jax.random.key(7))
+    state = TrainState(
+        step=np.int32(0),
+        params=params,
+        stats=stats,
+        opt_state=step.optimizer.init(params),
+        key=jax.random.key(7),
+        memory={},
+        average={},
+        rate=np.float32(1),
+    )
     return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, step.abstract_state))
 
 
@@ -80,8 +94,15 @@ def embeddings(devices: int = 1) -> dict[str, jax.Array]:
 
 
 def loss(params: Any, embedded: Any, devices: int) -> Any:
+    """Of a model whose embeddings are given."""
     mesh = sharding.create(MeshConfig(), jax.devices()[:devices])
-    return methods.from_config(SIGLIP).loss(model()[1](params), embedded, mesh=mesh)
+    given = types.SimpleNamespace(
+        encode_image=lambda rows, ctx: rows,
+        encode_text=lambda rows, end, ctx: rows,
+        scale_and_bias=model()[1](params).scale_and_bias,
+    )
+    batch = embedded | {"text_end": jnp.zeros(BATCH, jnp.int32)}
+    return methods.from_config(SIGLIP).loss(given, batch, Context(model=given, mesh=mesh))
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -142,8 +163,8 @@ def test_every_parameter_of_siglip_has_a_gradient():
     state = fresh(step)
     before = paths(state.params)
     after = paths(train(state, batch_for(step.method))[0].params)
-    expected = {"image/map_head/probe", "image/patch_bias", "text/projection_bias", "logit_bias"}
-    assert expected <= before.keys() and "image/projection" not in before
+    expected = {"image/map_head/probe", "image/patch_bias", "text_projection/bias", "logit_bias"}
+    assert expected <= before.keys() and "image_projection/kernel" not in before
     still = {path for path in before if np.array_equal(before[path], after[path])}
     assert still == set()
 
@@ -219,10 +240,74 @@ def test_a_method_comes_back_from_its_config(keys):
             {"image": {"name": "resnet", "image_size": 32, "patch_size": 4}},
             "config.method.image.patch_size is not a key",
         ),
-        ({"image": VIT | {"projection": False}, "embed_dim": 8}, "embed_dim=8 must be image.width=32"),
+        ({"image_projection": False, "embed_dim": 8}, "embed_dim=8 must be 32, the image tower's: no image_projection"),
+        (
+            {"image_projection": False, "image_projection_bias": True},
+            "image_projection_bias=True needs image_projection",
+        ),
+        ({"image": VIT | {"drop": 1.0}}, "config.method.image.drop=1.0 must be at least 0 and below 1"),
     ],
 )
 def test_what_is_no_tower_is_named_in_one_line(keys, says):
     with pytest.raises(UserError, match=re.escape(says)) as error:
         methods.from_config(CLIP | keys)
     assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------- projections and features
+
+
+def test_features_are_what_the_projection_is_of():
+    method = methods.from_config(CLIP | {"image_projection_bias": True})
+    model = method.init(nnx.Rngs(params=0))
+    images = jnp.asarray(batch_for(method)["image"])
+    features, embedded = model.features(images, Context()), model.encode_image(images, Context())
+    assert features.shape == (BATCH, method.image.output_width)
+    projected = features @ model.image_projection.kernel[...] + model.image_projection.bias[...]
+    expected = projected / np.linalg.norm(projected, axis=1, keepdims=True)
+    np.testing.assert_allclose(embedded, expected, rtol=0, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ dropout
+
+
+@functools.cache
+def dropped(scan: bool, devices: int, microbatches: int, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings in training with dropout in both towers."""
+    bert = {"name": "bert", "vocab_size": 50, "context_length": 6, "width": 32, "heads": 2}
+    method = methods.from_config(
+        CLIP
+        | {
+            "image": VIT | {"drop": 0.2, "layers": 2, "scan": scan},
+            "text": (bert if text == "bert" else TEXT) | {"drop": 0.2, "layers": 3, "scan": scan},
+        }
+    )
+    mesh = sharding.create(MeshConfig(), jax.devices()[:devices])
+    params = jax.jit(methods.init_variables, static_argnums=0)(method, jax.random.key(0))[0]
+
+    @jax.jit
+    def run(params, batch):
+        ctx = Context(model=methods.bind(method)(params), mesh=mesh, key=jax.random.key(5), microbatches=microbatches)
+        return ctx.each(clip.embed, batch)
+
+    rows = jax.device_put(batch_for(method), sharding.batch_sharding(mesh))
+    return tuple(np.asarray(part) for part in run(params, rows))
+
+
+@pytest.mark.parametrize("text", ["text", "bert"])
+@pytest.mark.parametrize(("scan", "devices", "microbatches"), [(False, 1, 1), (True, 8, 1), (True, 2, 4)])
+def test_what_is_dropped_depends_on_the_record_alone(text, scan, devices, microbatches):
+    expected = dropped(True, 1, 1, text)
+    for found, one in zip(dropped(scan, devices, microbatches, text), expected, strict=True):
+        np.testing.assert_allclose(found, one, rtol=0, atol=1e-5)
+
+
+def test_records_lose_different_values_and_none_in_evaluation():
+    method = methods.from_config(CLIP | {"image": VIT | {"drop": 0.5}, "text": TEXT | {"drop": 0.5}})
+    model = method.init(nnx.Rngs(params=0))
+    images = jnp.broadcast_to(jnp.asarray(batch_for(method)["image"][:1]), (4, 16, 16, 3))
+    tokens, end = jnp.ones((4, 6), jnp.int32), jnp.full(4, 3, jnp.int32)
+    training = Context(key=jax.random.key(0), keys=jax.random.split(jax.random.key(1), 4))
+    for ctx, alike in ((Context(), True), (training, False)):
+        for rows in (model.encode_image(images, ctx), model.encode_text(tokens, end, ctx)):
+            assert np.array_equal(rows[0], rows[1]) == alike

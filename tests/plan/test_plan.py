@@ -13,8 +13,9 @@ import pytest
 from commands import ROOT, environment
 
 from jaxclip import methods, optimizer, sharding
-from jaxclip.config import Config, MeshConfig, OptimizerConfig, parse
+from jaxclip.config import Config, GroupConfig, MeshConfig, OptimizerConfig, parse
 from jaxclip.errors import UserError
+from jaxclip.inputs import shapes
 from jaxclip.plan import chips, table
 from jaxclip.plan.compiling import Plan, remat_of, with_remat
 from jaxclip.plan.flops import model_flops
@@ -140,7 +141,10 @@ CONFIG = parse(
 
 
 def test_a_models_operations_are_those_of_its_formula():
-    """24 tokens width^2 + 4 tokens^2 width per block, patches and projections: forward; three times that in all."""
+    """24 tokens width^2 + 4 tokens^2 width per block, and the projections: forward, and twice that backward.
+
+    The patches have no gradient; the loss is one product of all embeddings, three for its gradient.
+    """
     method = methods.from_config(METHOD)
     mesh = sharding.create(MeshConfig(), jax.devices()[:1])
     step = Step(method, optimizer.create(OptimizerConfig(1e-3), 10), mesh)
@@ -149,9 +153,22 @@ def test_a_models_operations_are_those_of_its_formula():
     def blocks(tokens: int) -> int:
         return 3 * (24 * tokens * width**2 + 4 * tokens**2 * width)
 
-    image = blocks(17) + 2 * 16 * (8 * 8 * 3) * width + 2 * width * 32
-    text = blocks(10) + 2 * width * 32
-    assert model_flops(step, method.example_batch(batch)) == 3 * batch * (image + text)
+    patches = 2 * 16 * (8 * 8 * 3) * width
+    towers = blocks(17) + blocks(10) + 2 * (2 * width * 32)
+    loss = 4 * 2 * batch**2 * 32
+    assert model_flops(method, step, shapes(method.inputs(), batch)) == batch * (3 * towers + 2 * patches) + loss
+
+
+def test_a_frozen_tower_has_no_backward_pass():
+    method = methods.from_config(METHOD)
+    mesh = sharding.create(MeshConfig(), jax.devices()[:1])
+    groups = (GroupConfig("^image", rate=0.0),)
+    frozen = Step(method, optimizer.create(OptimizerConfig(1e-3, groups=groups), 10), mesh, groups=groups)
+    trained = Step(method, optimizer.create(OptimizerConfig(1e-3), 10), mesh)
+    batch = shapes(method.inputs(), 16)
+    tower = 16 * (3 * (24 * 17 * 64**2 + 4 * 17**2 * 64) + 2 * 64 * 32)
+    saved = model_flops(method, trained, batch) - model_flops(method, frozen, batch)
+    assert saved == 2 * tower + 16 * 2 * 16 * (8 * 8 * 3) * 64
 
 
 def test_remat_is_said_and_set_for_all_towers():
@@ -223,11 +240,11 @@ def test_advice_is_what_can_be_followed():
         ("v9:4x4", {}, "--topology=v9:4x4: give a generation (v4, v5e, v5p, v6e, tpu7x)"),
         ("v5e", {}, "--topology=v5e: give a generation"),
         ("v5e:16", {}, "such as v5e:16x16"),
-        ("v5e:4x4x4", {}, "two of v5e and v6e"),
-        ("v5p:4x4", {}, "three of the others"),
+        ("v5e:4x4x4", {}, "two dimensions for v5e and v6e"),
+        ("v5p:4x4", {}, "three for the others"),
         ("v6e:0x4", {}, "such as v5e:16x16"),
         ("v5e:4x4", {"slices": 0}, "--slices=0 must be at least 1"),
-        ("v5e:4x4", {"megacore": False}, "--nomegacore: only a v4 chip"),
+        ("v5e:4x4", {"megacore": False}, "--nomegacore: only for v4"),
     ],
 )
 def test_a_wrong_topology_is_one_line(name, options, said):

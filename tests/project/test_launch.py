@@ -83,10 +83,10 @@ def test_run_copies_installs_and_starts_the_trainer_on_every_worker():
     ("arguments", "message"),
     [
         ([], "no command"),
-        (["fly"], "no command fly"),
-        (["--speed", "9", "create"], "no flag --speed"),
+        (["fly"], "unknown command fly"),
+        (["--speed", "9", "create"], "unknown flag --speed"),
         (["--zone"], "--zone needs a value"),
-        (["--type", "v9-8", "create"], "name it by --runtime"),
+        (["--type", "v9-8", "create"], "set --runtime"),
         (["run"], "run needs the trainer's flags"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -220,7 +220,7 @@ def test_a_job_outside_an_installed_clone_says_so(cluster):
     shutil.rmtree(cluster / ".venv")
     ran = submit(cluster, *FLAGS)
     assert ran.returncode == 2
-    assert "run make install there" in ran.stderr
+    assert "run make install and sbatch" in ran.stderr
 
 
 def test_a_job_may_be_requeued_and_is_warned_before_its_time_is_up():

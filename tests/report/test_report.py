@@ -16,9 +16,9 @@ from jaxclip.errors import UserError
 from jaxclip.report import Gallery, charts, write, writing
 
 HOSTILE = "<script>alert(1)</script> \" onload='x' & <img src=http://example.com/x.png>"
-COLOURS = ["red", "green", "blue", "yellow", "purple", "orange", "white", "pink", "brown", "cyan"]
+COLORS = ["red", "green", "blue", "yellow", "purple", "orange", "white", "pink", "brown", "cyan"]
 SHAPES = ["circle", "square", "triangle", "star", "heart", "cross", "ring", "crescent"]
-CLASSES = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+CLASSES = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
 UNSEEN = CLASSES[::5]
 CONFIG = {
     "seed": 0,
@@ -28,6 +28,7 @@ CONFIG = {
     "method": {"name": "clip", "image": {"layers": 4, "width": 128}},
     "optimizer": {"learning_rate": 1e-3, "betas": [0.9, 0.98]},
 }
+CHARTS = {"In-batch accuracy": ("batch_accuracy",), "Parts of the loss": ("itc", "itm")}
 
 
 def metric_rows(count: int = 60, every: int = 10) -> list[dict]:
@@ -45,10 +46,13 @@ def metric_rows(count: int = 60, every: int = 10) -> list[dict]:
             "batch_accuracy": float(np.clip(0.9 * (1 - np.exp(-4 * done)) + 0.02 * noise[index, 2], 0, 1)),
             "images_per_second": 800 + 20 * noise[index, 3],
             "data_wait": 0.02,
-            "something_else": "ignored",
+            "itc": 0.3 + 2 * np.exp(-4 * done),
+            "itm": 0.1 + 2.4 * np.exp(-4 * done),
+            "skipped": 0,
+            "not_a_number": "ignored",
         }
         if step % 100 == 0:
-            row["validation_loss"] = 0.5 + 4.4 * np.exp(-4 * done)
+            row |= {f"validation_{key}": row[key] + 0.1 for key in ("loss", "itc", "logit_scale")}
         rows.append(row)
     return rows
 
@@ -67,7 +71,10 @@ def write_evaluation(workdir: pathlib.Path, step: int, dataset: str, metrics: di
 def write_classification(workdir: pathlib.Path, step: int, dataset: str, accuracy: dict[str, float], **more) -> None:
     top = float(np.mean(list(accuracy.values())))
     metrics = {"acc1": top, "acc5": min(1.0, top + 0.1), "mean_per_class_recall": top}
-    more = {"classnames": list(accuracy), "per_class_recall": accuracy, **more}
+    table = {"title": "Zero-shot classification", "columns": ["top-1", "top-5", "mean per class"]}
+    table |= {"rows": {"": list(metrics.values())}, "fractions": True}
+    shown = {"headline": [f"{top:.1%}", "zero-shot top-1\nchance 1.2%"], "tables": [table]}
+    more = shown | {"classnames": list(accuracy), "per_class_recall": accuracy, **more}
     write_evaluation(workdir, step, dataset, metrics, task="zeroshot_classification", **more)
 
 
@@ -77,16 +84,20 @@ def write_retrieval(workdir: pathlib.Path, step: int, dataset: str, found: float
         for direction in ("image", "text")
         for rank, scale in ((1, 1), (5, 2), (10, 2.5))
     }
-    write_evaluation(workdir, step, dataset, metrics, task="zeroshot_retrieval")
+    values = list(metrics.values())
+    rows = {"caption → image": values[:3], "image → caption": values[3:]}
+    table = {"title": "Retrieval", "columns": ["R@1", "R@5", "R@10"], "rows": rows, "fractions": True}
+    headline = [f"{found:.1%} R@1", "caption → image"]
+    write_evaluation(workdir, step, dataset, metrics, task="zeroshot_retrieval", headline=headline, tables=[table])
 
 
 def make_gallery(count: int = 24, captions: list[str] | None = None) -> Gallery:
-    """Coloured squares; each picture is most like its own caption, and next most like its neighbours'."""
+    """Colored squares; each image is most like its own caption, and next most like its neighbours'."""
     random = np.random.default_rng(1)
     images = np.broadcast_to(random.integers(0, 255, (count, 1, 1, 3)), (count, 32, 32, 3)).astype(np.uint8)
     distance = np.abs(np.arange(count)[:, None] - np.arange(count)[None, :])
     similarity = (0.4 - 0.02 * distance).astype(np.float32)
-    return Gallery(images, captions or [f"a picture of thing {index}" for index in range(count)], similarity)
+    return Gallery(images, captions or [f"an image of thing {index}" for index in range(count)], similarity)
 
 
 @pytest.fixture
@@ -151,7 +162,7 @@ class Page(html.parser.HTMLParser):
 
 
 def page_of(workdir: pathlib.Path, gallery: Gallery | None = None) -> Page:
-    path = write(workdir, gallery)
+    path = write(workdir, gallery, CHARTS)
     assert path == workdir / "report.html"
     page = Page(path.read_text(encoding="utf-8"))
     assert not page.open, f"left open: {page.open}"
@@ -168,8 +179,8 @@ def test_a_whole_run_fills_every_section_in_reading_order(workdir):
         "Evaluation",
         "Accuracy per class",
         "Similarity",
-        "From caption to picture",
-        "From picture to caption",
+        "From caption to image",
+        "From image to caption",
         "Throughput",
         "Configuration",
     ]
@@ -183,7 +194,7 @@ def test_a_whole_run_fills_every_section_in_reading_order(workdir):
         ("config.json", {"Configuration"}),
         ("metrics.jsonl", {"Optimization", "Throughput"}),
         ("evals", {"Evaluation", "Accuracy per class"}),
-        ("gallery", {"Similarity", "From caption to picture", "From picture to caption"}),
+        ("gallery", {"Similarity", "From caption to image", "From image to caption"}),
     ],
 )
 def test_a_missing_part_leaves_only_its_own_sections_out(workdir, missing, gone):
@@ -274,7 +285,8 @@ def test_one_logged_row_is_a_dot_in_every_chart(workdir):
     shutil.rmtree(workdir / "evals")
     write_metrics(workdir, [{**metric_rows(1)[0], "step": 1}])
     page = page_of(workdir)
-    assert len(page.all("figure", "chart")) == 7 == len(page.all("path", "dots"))
+    # Loss, two of the method's charts with three curves, learning rate, gradient norm, logit scale, speed and waiting.
+    assert len(page.all("figure", "chart")) == 8 and len(page.all("path", "dots")) == 9
     assert "trained for 1 step " in page.text
 
 
@@ -295,7 +307,7 @@ def test_the_highest_step_is_the_final_result_whatever_its_number_of_digits(tmp_
     assert re.search(r"<strong>22\.2%</strong>", page.source)
 
 
-def test_training_time_is_pictures_over_images_per_second(workdir):
+def test_training_time_is_images_over_images_per_second(workdir):
     rows = [{"step": step, "loss": 1.0, "images_per_second": speed} for step, speed in ((100, 128.0), (200, 64.0))]
     write_metrics(workdir, rows)  # 100 x 128 / 128 + 100 x 128 / 64 seconds
     assert "5 min 0 s" in page_of(workdir).text
@@ -341,7 +353,7 @@ def test_of_a_thousand_classes_the_best_and_worst_show_and_the_rest_fold_away(tm
     assert all(f">class{index}<" in shown for index in (0, 14, 985, 999))
 
 
-def test_classes_without_pictures_are_left_out(tmp_path):
+def test_classes_without_images_are_left_out(tmp_path):
     write_classification(tmp_path, 10, "set", {"cat": 0.5, "dog": 1.0}, per_class_recall=None)
     assert "Accuracy per class" not in page_of(tmp_path).headings
     content = {"cat": 0.5, "dog": 1.0, "elk": float("nan")}
@@ -350,10 +362,114 @@ def test_classes_without_pictures_are_left_out(tmp_path):
     assert len(page.all("li")) == 2 and "chosen among 3 classes" in page.text
 
 
+def test_metrics_of_the_method_and_of_validation_are_drawn(workdir):
+    source = page_of(workdir).source
+    parts = source.split("<b>Parts of the loss</b>")[1].split("</figure>")[0]
+    names = re.findall(r'class="key c(\d)">([^<]*)<', parts)
+    assert names == [("0", "itc, training"), ("1", "itc, validation"), ("2", "itm, training")]
+    titles = re.findall("<figcaption><b>(.*?)</b>", source.split("<h2>Optimization</h2>")[1].split("<section>")[0])
+    assert titles == ["Learning rate", "Gradient norm", "Logit scale"]
+
+
+def test_a_metric_of_no_chart_has_its_own(workdir):
+    write(workdir)
+    source = (workdir / "report.html").read_text()
+    further = source.split("<h2>Optimization</h2>")[1].split("<section>")[0]
+    titles = re.findall("<figcaption><b>(.*?)</b>", further)
+    assert titles == ["Learning rate", "Gradient norm", "Logit scale", "Batch accuracy", "Itc", "Itm"]
+
+
+def test_learning_rates_of_several_groups_share_a_chart(workdir):
+    rows = [{"step": step, "learning_rate": 1.0, "learning_rate_image": 0.1} for step in (1, 2)]
+    write_metrics(workdir, rows)
+    source = page_of(workdir).source
+    assert re.findall(r'class="key c\d">([^<]*)<', source.split("<b>Learning rate</b>")[1].split("</figure>")[0]) == [
+        "learning rate",
+        "image",
+    ]
+
+
+def test_evaluations_over_the_steps(workdir):
+    """Of several data sets the first column of each; of a single one all columns."""
+    source = page_of(workdir).source
+
+    def curves(title: str) -> list[str]:
+        return re.findall(r'class="key c\d">([^<]*)<', source.split(f"<b>{title}</b>")[1].split("</figure>")[0])
+
+    assert curves("Zero-shot classification: top-1") == ["shapes seen", "shapes unseen"]
+    assert curves("Retrieval, caption → image: emoji") == ["R@1", "R@5", "R@10"]
+
+
+def test_a_result_of_metrics_alone_is_a_card_and_a_table(tmp_path):
+    """As an evaluator without tables writes it, and as older versions did."""
+    metrics = {"median_rank": 3.5, "mean_rank": 12.25, "broken": None}
+    write_evaluation(tmp_path, 10, "emoji", metrics, task="median_rank")
+    page = page_of(tmp_path)
+    assert "emoji 3.5 median rank" in page.text
+    assert "Median rank median rank mean rank step emoji 3.5 12.25 10" in page.text
+
+
+def test_an_older_result_shows_its_classes(tmp_path):
+    accuracy = {"cat": 0.5, "dog": 1.0}
+    metrics = {"acc1": 0.75, "acc5": None, "mean_per_class_recall": 0.75}
+    write_evaluation(
+        tmp_path,
+        10,
+        "pets",
+        metrics,
+        task="zeroshot_classification",
+        per_class_recall=accuracy,
+        classnames=["cat", "dog"],
+    )
+    page = page_of(tmp_path)
+    assert page.headings == ["Evaluation", "Accuracy per class"]
+    assert "Zeroshot classification acc1 mean per class recall step pets 0.75 0.75 10" in page.text
+
+
+def test_tables_of_one_title_and_columns_are_one(workdir):
+    write_retrieval(workdir, 600, "flickr", 0.2)
+    assert len(page_of(workdir).all("table", "results")) == 2
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        "text",
+        [3],
+        [{"title": "T", "columns": ["a", "b"], "rows": {"": [1.0]}}],
+        [{"title": "T", "columns": ["a"], "rows": [[1.0]]}],
+        [{"title": "T", "columns": [], "rows": {}}],
+    ],
+)
+def test_tables_that_are_none_give_way_to_the_metrics(tmp_path, tables):
+    write_evaluation(tmp_path, 10, "set", {"rank": 2.0}, task="ranks", tables=tables)
+    assert "Ranks rank step set 2 10" in page_of(tmp_path).text
+
+
+def test_cells_may_be_text_or_missing_and_bars_stay_in_their_column(tmp_path):
+    rows = {"first": [HOSTILE, None], "second": [7.5, "many"]}
+    table = {"title": "T", "columns": ["a", "b"], "rows": rows, "fractions": True}
+    write_evaluation(tmp_path, 10, "set", {}, tables=[table])
+    page = page_of(tmp_path)
+    assert "<script>alert(1)</script>" in page.text and "750.0%" in page.text and "many" in page.text
+    assert [bar["style"] for bar in page.all("i")] == ["width:100.0%"]
+
+
+def test_examples_are_images_with_their_texts_and_nothing_else_is_an_image(tmp_path):
+    good = "data:image/webp;base64,UklGRg=="
+    bad = ["http://example.com/a.png", "data:text/html;base64,QQ==", good + '" onerror="x', None, 3]
+    examples = [{"image": image, "text": f"{HOSTILE} {index}"} for index, image in enumerate([good, *bad])]
+    write_evaluation(tmp_path, 10, "set", {"cider": 1.0}, task="captioning", examples=examples)
+    page = page_of(tmp_path)
+    assert "Examples" in page.headings
+    assert [image["src"] for image in page.all("img")] == [good]
+    assert "<script>alert(1)</script>" in page.text and f"{HOSTILE} 1" not in page.text
+
+
 def test_retrieval_shows_both_directions_at_every_rank(workdir):
     text = page_of(workdir).text
-    assert "emoji caption → picture 30.0% 60.0% 75.0% 600" in text
-    assert "emoji picture → caption 30.0% 60.0% 75.0% 600" in text
+    assert "emoji caption → image 30.0% 60.0% 75.0% 600" in text
+    assert "emoji image → caption 30.0% 60.0% 75.0% 600" in text
 
 
 def test_matrix_takes_pairs_of_distinct_captions_without_regard_to_case(tmp_path):
@@ -364,17 +480,17 @@ def test_matrix_takes_pairs_of_distinct_captions_without_regard_to_case(tmp_path
     assert len(page.all("td", "own")) == 3
 
 
-def test_every_picture_the_caption_is_true_of_is_marked_right(tmp_path):
+def test_every_image_the_caption_is_true_of_is_marked_right(tmp_path):
     captions = [f"thing {index // 2}" for index in range(24)]
     page = page_of(tmp_path, make_gallery(captions=captions))
-    pictures = page.source.split("From caption to picture")[1].split("From picture to caption")[0]
-    assert [row.count("<li class=right>") for row in pictures.split('class="query"')[1:]] == [2] * 6
+    images = page.source.split("From caption to image")[1].split("From image to caption")[0]
+    assert [row.count("<li class=right>") for row in images.split('class="query"')[1:]] == [2] * 6
 
 
 def test_a_right_answer_outside_the_top_five_is_given_its_rank(tmp_path):
     gallery = make_gallery()
     page = page_of(tmp_path, Gallery(gallery.images, gallery.captions, -gallery.similarity))
-    assert len(re.findall(r"its own picture comes at rank 24 of 24", page.source)) == 6
+    assert len(re.findall(r"its own image comes at rank 24 of 24", page.source)) == 6
     assert len(re.findall(r"its own, <q>.*?</q>, comes at rank 24 of 24", page.source)) == 6
     assert "class=right" not in page.source
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxclip import checkpoint, methods, optimizer, sharding
 from jaxclip.checkpoint import Checkpoints
 from jaxclip.config import MeshConfig, OptimizerConfig
+from jaxclip.inputs import shapes
 from jaxclip.step import Step, TrainState
 
 CLIP = {
@@ -48,7 +49,7 @@ def filled(step: Step, seed: int = 0) -> TrainState:
 
 
 def batch_of(step: Step) -> dict[str, jax.Array]:
-    batch = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), step.method.example_batch(8))
+    batch = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes(step.method.inputs(), 8))
     return jax.device_put(batch, sharding.batch_sharding(step.mesh))
 
 

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 import pytest
 from commands import environment, losses, recipe, run
-from flax import nnx
 
 from jaxclip import methods, optimizer, sharding
 from jaxclip.config import Config, MeshConfig, OptimizerConfig, parse
 from jaxclip.errors import UserError
+from jaxclip.inputs import shapes
 from jaxclip.methods import clip
 from jaxclip.step import Step
+from jaxclip.towers.batch_norm import BatchNorm
 
 SIZES = {"width": 32, "layers": 1, "heads": 2}
 TINY = {
@@ -62,7 +63,7 @@ def gradients(devices: int, microbatches: int) -> tuple[dict[str, float], dict[s
     params = jax.device_put(first_params(), jax.tree.map(lambda leaf: leaf.sharding, step.abstract_state.params))
     rows = jax.device_put(batch(), sharding.batch_sharding(step.mesh))
     function = jax.jit(jax.value_and_grad(step.loss, has_aux=True))
-    (loss, (metrics, _)), found = function(params, {}, rows, jax.random.key(5))
+    (loss, (metrics, *_)), found = function(params, {}, {}, rows, jax.random.key(5))
     paths = jax.tree_util.tree_leaves_with_path(found)
     return (
         {name: float(value) for name, value in (metrics | {"loss": loss}).items()},
@@ -87,7 +88,7 @@ def test_cached_gradients_equal_uncached_ones(devices, microbatches):
 def temporaries(microbatches: int) -> int:
     """Bytes that the compiled step needs beside its arguments and results."""
     step = step_of(1, microbatches)
-    compiled = step.train.lower(step.abstract_state, step.method.example_batch(1024)).compile()
+    compiled = step.train.lower(step.abstract_state, shapes(step.method.inputs(), 1024)).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
@@ -99,7 +100,8 @@ def test_validation_goes_through_the_towers_in_parts_too_where_it_can():
     whole, parts = step_of(2, 1), step_of(2, 4)
     params = first_params()
     rows = batch()
-    assert float(parts.validate(params, rows)["loss"]) == pytest.approx(float(whole.validate(params, rows)["loss"]))
+    of_parts, of_whole = (float(step.validate(params, {}, rows)["loss"]) for step in (parts, whole))
+    assert of_parts == pytest.approx(of_whole)
     # 4 parts do not divide 6 records on 2 devices, 3 do; 5 parts nothing but 5.
     assert [turns(parts, size) for size in (128, 6, 10)] == [4, 3, 1]
     assert turns(whole, 128) == 1
@@ -108,7 +110,7 @@ def test_validation_goes_through_the_towers_in_parts_too_where_it_can():
 def turns(step: Step, records: int) -> int:
     """In how many parts a validation batch goes through the towers."""
     some = {name: values[:records] for name, values in batch().items()}
-    jaxpr = jax.make_jaxpr(step.validate)(first_params(), some)
+    jaxpr = jax.make_jaxpr(step.validate)(first_params(), {}, some)
     return max([equation.params["length"] for equation in scans(jaxpr.jaxpr)], default=1)
 
 
@@ -123,23 +125,27 @@ def scans(jaxpr) -> list:
     return found
 
 
-class Normalised(clip.CLIP):
+class Normalized(clip.CLIP):
     """A CLIP with batch statistics, as a ResNet has them."""
 
     def __init__(self, method, *, rngs):
         super().__init__(method, rngs=rngs)
-        self.norm = nnx.BatchNorm(4, rngs=rngs)
+        self.norm = BatchNorm(16)
+
+    def encode_image(self, images, ctx):
+        embeddings = super().encode_image(images, ctx)
+        return self.norm(embeddings[:, None, None], ctx.train)[:, 0, 0]
 
 
 @dataclasses.dataclass(frozen=True)
-class NormalisedMethod(clip.Method):
+class NormalizedMethod(clip.Method):
     def init(self, rngs):
-        return Normalised(self, rngs=rngs)
+        return Normalized(self, rngs=rngs)
 
 
 def test_towers_with_batch_statistics_are_refused_by_name():
     known = methods.from_config(TINY)
-    method = NormalisedMethod(known.image, known.text, known.embed_dim)
+    method = NormalizedMethod(known.image, known.text, known.embed_dim)
     with pytest.raises(UserError, match=r"config.microbatches: the model has batch statistics \(norm/mean\)"):
         step_of(1, 2, method)
 

@@ -113,8 +113,8 @@ CASES = {
     "an empty file": Case(("nothing.tar", "empty"), ("--config.data.train=nothing.tar",)),
     "an empty tar": Case(("empty.tar", "empty"), ("--config.data.train=empty.tar",)),
     "a tar without captions": Case(("captionless.tar", "caption"), ("--config.data.train=captionless.tar",)),
-    "a tar without pictures": Case(("pictureless.tar", "picture"), ("--config.data.train=pictureless.tar",)),
-    "a tar of broken pictures": Case(("data.train", "not a picture"), ("--config.data.train=broken.tar",)),
+    "a tar without pictures": Case(("pictureless.tar", "image"), ("--config.data.train=pictureless.tar",)),
+    "a tar of broken images": Case(("data.train", "not an image"), ("--config.data.train=broken.tar",)),
     "a file that is no tar": Case(("text.tar", "not a tar"), ("--config.data.train=text.tar",)),
     "a table that is not there": Case(("{folder}/none.csv",), ("--config.data.train=none.csv",)),
     # Resuming in a workdir that holds a run of the tiny recipe.

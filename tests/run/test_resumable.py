@@ -11,7 +11,7 @@ import pytest
 from configs import quickstart
 from jaxclip.config import Config, DataConfig, parse, to_dict
 from jaxclip.errors import UserError
-from jaxclip.train import check_resumable
+from jaxclip.resume import check_resumable
 
 
 @pytest.fixture

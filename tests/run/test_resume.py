@@ -161,7 +161,7 @@ def get_config():
     wait_until((tmp_path / "started").exists, process, output)
     process.terminate()
     assert process.wait(30) == 75
-    assert output.read_text() == "stopped by SIGTERM before the first step; the same command goes on\n"
+    assert output.read_text() == "stopped by SIGTERM before the first step; run the same command again\n"
 
 
 def files(folder: pathlib.Path) -> dict[str, int]:

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from jaxclip import methods, optimizer, recipes, sharding
 from jaxclip.config import MeshConfig, OptimizerConfig
+from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.losses import softmax_contrastive
 from jaxclip.step import Step
@@ -102,7 +103,7 @@ def test_every_array_of_a_published_models_state_has_a_place(name):
     whole = {path for path, leaf in arrays.items() if leaf.sharding.is_fully_replicated}
     # The 14 * 14 * 3 values of a patch of the L/14 are not a multiple of eight.
     undivided = "|patch_kernel" if "l14" in name else ""
-    small = re.compile(rf"(scale|bias|positions|class_embedding|count|step|key{undivided})$")
+    small = re.compile(rf"(scale|bias|positions|class_embedding|count|step|key|rate{undivided})$")
     assert whole == {path for path in arrays if small.search(path)}
     sizes = {path: leaf.size for path, leaf in arrays.items()}
     assert sum(sizes[path] for path in whole) < 0.006 * sum(sizes.values())
@@ -129,14 +130,24 @@ def test_every_rule_is_of_use():
     for method in (tiny, tiny | {"image": resnet}):
         paths |= names(methods.joined(*methods.abstract_variables(methods.from_config(method))))
     paths.pop("logit_scale")
+    paths |= {"memory/image_queue/queue": None}
     first = {next(n for n, (pattern, _) in enumerate(sharding.RULES) if re.search(pattern, path)) for path in paths}
     assert first == set(range(len(sharding.RULES)))
 
 
 def test_an_axis_that_the_mesh_does_not_divide_stays_whole():
     array = jax.ShapeDtypeStruct((12, 5), jnp.float32)
-    shardings = [sharding.state_shardings(mesh_of(8, fsdp), {"projection": array})["projection"] for fsdp in (2, 4, 8)]
+    shardings = [
+        sharding.state_shardings(mesh_of(8, fsdp), {"token_embedding": array})["token_embedding"] for fsdp in (2, 4, 8)
+    ]
     assert [sharding.shard_shape((12, 5)) for sharding in shardings] == [(6, 5), (3, 5), (12, 5)]
+
+
+@pytest.mark.parametrize(("rows", "share"), [(16, 2), (12, 12)])
+def test_a_queue_lies_over_all_devices_if_they_divide_it(rows, share):
+    array = jax.ShapeDtypeStruct((rows, 5), jnp.float32)
+    placed = sharding.state_shardings(mesh_of(8, 2), {"queue": array})["queue"]
+    assert placed.shard_shape((rows, 5)) == (share, 5)
 
 
 def test_scalars_and_keys_are_on_every_device_and_need_no_rule():
@@ -170,7 +181,7 @@ def gradients(devices: int, fsdp: int):
     method = methods.from_config(TINY.to_dict())
     mesh = mesh_of(devices, fsdp)
     rng = np.random.default_rng(0)
-    # Disturbed: fresh towers embed all pictures nearly alike, and their gradients all but cancel.
+    # Disturbed: fresh towers embed all images nearly alike, and their gradients all but cancel.
     params = jax.tree.map(
         lambda leaf: leaf + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32), fresh_params(method)
     )
@@ -179,12 +190,11 @@ def gradients(devices: int, fsdp: int):
         "text": rng.integers(0, 56, (16, 6), dtype=np.int32),
         "text_end": rng.integers(0, 6, 16, dtype=np.int32),
     }
-    model, constrain = methods.bind(method), sharding.constrain_batch(mesh)
+    model = methods.bind(method)
 
     def loss(params, batch, key):
-        keys = jax.random.split(key, 16)
-        embedded = method.embed(model(params), batch, keys=keys, dtype=jnp.float32, constrain=constrain)
-        return method.loss(model(params), embedded, mesh=mesh)
+        ctx = Context(model=model(params), mesh=mesh, key=key)
+        return method.loss(ctx.model, batch, ctx)
 
     placed = jax.device_put(params, sharding.state_shardings(mesh, params))
     rows = jax.device_put(batch, sharding.batch_sharding(mesh))

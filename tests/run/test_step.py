@@ -180,7 +180,7 @@ def test_validation_uses_every_patch_and_no_randomness():
     dropping, whole = step_on(1, 1), step_on(1, 1, patch_drop=0.0)
     params = fresh(dropping).params
     first, again, all_patches = (
-        {name: float(value) for name, value in step.validate(params, batch()).items()}
+        {name: float(value) for name, value in step.validate(params, {}, batch()).items()}
         for step in (dropping, dropping, whole)
     )
     assert first == again == all_patches
@@ -191,7 +191,7 @@ def test_validation_uses_every_patch_and_no_randomness():
 def test_validation_leaves_the_parameters_in_place():
     step = step_on(1, 1)
     params = fresh(step).params
-    step.validate(params, batch())
+    step.validate(params, {}, batch())
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
 
 
@@ -223,7 +223,7 @@ def test_bfloat16_is_for_the_towers_products_only():
     floats = [leaf for leaf in jax.tree.leaves((state, metrics)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert {leaf.dtype for leaf in floats} == {jnp.dtype("float32")}
 
-    program = list(equations(jax.make_jaxpr(step.validate)(step.abstract_state.params, batch()).jaxpr))
+    program = list(equations(jax.make_jaxpr(step.validate)(step.abstract_state.params, {}, batch()).jaxpr))
     products = [equation for equation in program if equation.primitive.name == "dot_general"]
     # Patches, six of each tower's scanned block, two projections, and the logits.
     assert len(products) == 1 + 2 * 6 + 2 + 1
@@ -238,7 +238,7 @@ def test_bfloat16_is_for_the_towers_products_only():
 def test_activations_are_pinned_to_the_batchs_devices_at_the_edges_of_blocks():
     """Before the blocks of each tower and after every one, and both towers' embeddings."""
     step = step_on(8, 8)
-    program = equations(jax.make_jaxpr(step.validate)(step.abstract_state.params, batch()).jaxpr)
+    program = equations(jax.make_jaxpr(step.validate)(step.abstract_state.params, {}, batch()).jaxpr)
     pins = [equation for equation in program if equation.primitive.name == "sharding_constraint"]
     image, text, embedded = (BATCH, 17, 32), (BATCH, 6, 32), (BATCH, 16)
     assert [pin.outvars[0].aval.shape for pin in pins] == [image, image, text, text, embedded, embedded]
@@ -248,7 +248,7 @@ def test_activations_are_pinned_to_the_batchs_devices_at_the_edges_of_blocks():
 def test_bfloat16_gives_nearly_the_same_loss():
     params = fresh(step_on(1, 1)).params
     exact, rounded = (
-        float(step_on(1, 1, precision).validate(params, batch())["loss"]) for precision in ("float32", "bfloat16")
+        float(step_on(1, 1, precision).validate(params, {}, batch())["loss"]) for precision in ("float32", "bfloat16")
     )
     # Cosines are off by some 2^-8 and are multiplied by 14.3.
     assert 0 < abs(exact - rounded) < 14.3 * 2**-8

@@ -19,6 +19,7 @@ from commands import environment, losses, recipe, run
 from jaxclip import checkpoint, methods, optimizer, sharding
 from jaxclip.checkpoint import Checkpoints
 from jaxclip.config import Config, MeshConfig, OptimizerConfig, parse
+from jaxclip.context import Context
 from jaxclip.data import tokenizers
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
@@ -32,7 +33,8 @@ HURRY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 
 
 def method(**image) -> Any:
-    return methods.from_config({"name": "clip", "embed_dim": 16, "image": RESNET | image, "text": TEXT})
+    towers = {"image": RESNET | image, "text": TEXT, "image_projection_bias": True}
+    return methods.from_config({"name": "clip", "embed_dim": 16} | towers)
 
 
 @functools.cache
@@ -74,7 +76,16 @@ def made_up(step: Step, seed: int = 1) -> TrainState:
     """A state before the first step on the step's mesh, nothing of it compiled."""
     params, stats = draw((step.abstract_state.params, step.abstract_state.stats), seed)
     moments = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), step.abstract_state.opt_state)
-    state = TrainState(np.int32(0), params, stats, moments, jax.random.key(7))
+    state = TrainState(
+        step=np.int32(0),
+        params=params,
+        stats=stats,
+        opt_state=moments,
+        key=jax.random.key(7),
+        memory={},
+        average={},
+        rate=np.float32(1),
+    )
     return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, step.abstract_state))
 
 
@@ -145,13 +156,13 @@ def test_validation_and_the_encoder_use_the_running_averages_and_leave_them():
     # Of their own statistics these three rows would have others, and so would they beside rows of padding.
     np.testing.assert_array_equal(encoder.images(held, rows["image"][5:8]), images[5:8])
 
-    found = {name: float(value) for name, value in step.validate(held, rows).items()}
-    texts = step.model(held).encode_text(*map(jnp.asarray, (rows["text"], rows["text_end"])), dtype=jnp.float32)
+    found = {name: float(value) for name, value in step.validate(held, {}, rows).items()}
+    texts = step.model(held).encode_text(*map(jnp.asarray, (rows["text"], rows["text_end"])), Context())
     scale = math.exp(before["logit_scale"])
     assert found["loss"] == pytest.approx(loss_reference.softmax(images, np.asarray(texts), scale).loss, rel=1e-5)
     assert found["loss"] != pytest.approx(after_a_step(1)[0]["loss"], rel=1e-3)
     jax.tree.map(np.testing.assert_array_equal, arrays(held), before)
-    assert float(step.validate(held, rows)["loss"]) == found["loss"]
+    assert float(step.validate(held, {}, rows)["loss"]) == found["loss"]
 
 
 # ------------------------------------------------------------------------------------- checkpoints
@@ -209,6 +220,7 @@ CHANGE = f"""
 config.steps = 4
 config.data.flip = True
 config.method.image = {RESNET | {"image_size": 32, "width": 2}}
+config.method.image_projection_bias = True
 """
 
 

@@ -1,4 +1,4 @@
-"""BatchNorm normalises by the statistics of the global batch, and keeps torch's running averages."""
+"""BatchNorm normalizes by the statistics of the global batch, and keeps torch's running averages."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from flax import nnx
 
 from jaxclip import sharding
 from jaxclip.config import MeshConfig
+from jaxclip.errors import UserError
 from jaxclip.towers.batch_norm import BatchNorm
 
 CHANNELS = 5
 SHAPE = (8, 4, 3, CHANNELS)
 
 
-def made_up(seed: int = 0) -> BatchNorm:
+def made_up(seed: int = 0, groups: int = 1) -> BatchNorm:
     """A layer whose four arrays are all random."""
     rng = np.random.default_rng(seed)
-    norm = BatchNorm(CHANNELS)
+    norm = BatchNorm(CHANNELS, groups)
     norm.scale[...] = jnp.asarray(1 + 0.3 * rng.standard_normal(CHANNELS), jnp.float32)
     norm.bias[...] = jnp.asarray(rng.standard_normal(CHANNELS), jnp.float32)
     norm.mean[...] = jnp.asarray(rng.standard_normal(CHANNELS), jnp.float32)
@@ -33,7 +34,7 @@ def exact(array) -> np.ndarray:
     return np.asarray(array, np.float64)
 
 
-def normalised(x, mean, var, norm: BatchNorm) -> np.ndarray:
+def normalized(x, mean, var, norm: BatchNorm) -> np.ndarray:
     return (exact(x) - mean) / np.sqrt(var + 1e-5) * exact(norm.scale[...]) + exact(norm.bias[...])
 
 
@@ -51,10 +52,10 @@ def test_a_new_layer_starts_as_torchs():
     assert (set(params), set(averages)) == ({"scale", "bias"}, {"mean", "var"})
 
 
-def test_training_normalises_by_the_batchs_own_biased_statistics():
+def test_training_normalizes_by_the_batchs_own_biased_statistics():
     norm, x = made_up(), batch(1)
     values = exact(x)
-    expected = normalised(x, values.mean((0, 1, 2)), values.var((0, 1, 2)), norm)
+    expected = normalized(x, values.mean((0, 1, 2)), values.var((0, 1, 2)), norm)
     np.testing.assert_allclose(norm(x, True), expected, rtol=0, atol=1e-5)
 
 
@@ -73,7 +74,7 @@ def test_running_averages_move_a_tenth_towards_each_batchs_mean_and_unbiased_var
 def test_evaluation_uses_the_running_averages_and_leaves_them():
     norm, x = made_up(), batch(1)
     mean, var = np.array(norm.mean[...]), np.array(norm.var[...])
-    expected = normalised(x, exact(mean), exact(var), norm)
+    expected = normalized(x, exact(mean), exact(var), norm)
     np.testing.assert_allclose(norm(x, False), expected, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(norm.mean[...], mean)
     np.testing.assert_array_equal(norm.var[...], var)
@@ -97,7 +98,7 @@ def test_large_means_do_not_cancel(corner):
     values = exact(x)
     mean, var = values.mean((0, 1, 2)), values.var((0, 1, 2))
     # float32 holds a mean of 1000 to half of 6e-5.
-    np.testing.assert_allclose(norm(x, True), normalised(x, mean, var, norm), rtol=0, atol=5e-5)
+    np.testing.assert_allclose(norm(x, True), normalized(x, mean, var, norm), rtol=0, atol=5e-5)
     np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * values.var((0, 1, 2), ddof=1), rtol=1e-5)
 
 
@@ -109,10 +110,10 @@ def test_a_channel_without_variance_is_its_bias():
     assert np.all(np.isfinite(norm.var[...]))
 
 
-def test_bfloat16_is_normalised_in_float32_and_given_back_as_bfloat16():
+def test_bfloat16_is_normalized_in_float32_and_given_back_as_bfloat16():
     norm, x = made_up(), batch(1, mean=100, std=3, dtype=jnp.bfloat16)
     values = exact(x)
-    expected = normalised(x, values.mean((0, 1, 2)), values.var((0, 1, 2)), norm)
+    expected = normalized(x, values.mean((0, 1, 2)), values.var((0, 1, 2)), norm)
     found = norm(x, True)
     assert found.dtype == jnp.bfloat16
     # Half a unit in the last place of bfloat16.
@@ -172,3 +173,51 @@ def test_the_statistics_are_those_of_the_global_batch(devices):
     assert len(found[0].sharding.device_set) == devices
     same = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(1, np.abs(b).max()))  # noqa: E731
     jax.tree.map(same, found, expected)
+
+
+# ---------------------------------------------------------------------------------------------------- groups
+
+
+def uneven() -> jax.Array:
+    """A batch whose rows differ by more than their pixels do."""
+    return batch(1) + 3 * jnp.arange(SHAPE[0], dtype=jnp.float32)[:, None, None, None]
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_each_group_of_rows_is_normalized_by_its_own_statistics(groups):
+    x, plain = uneven(), made_up()
+    grouped = made_up(groups=groups)
+    found = grouped(x, True)
+    for part, rows in zip(np.split(exact(x), groups), np.split(np.asarray(found), groups), strict=True):
+        expected = normalized(part, part.mean((0, 1, 2)), part.var((0, 1, 2)), plain)
+        np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-5)
+    parts = np.split(exact(x), groups)
+    mean = np.mean([part.mean((0, 1, 2)) for part in parts], axis=0)
+    var = np.mean([part.var((0, 1, 2), ddof=1) for part in parts], axis=0)
+    np.testing.assert_allclose(grouped.mean[...], 0.9 * exact(plain.mean[...]) + 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(grouped.var[...], 0.9 * exact(plain.var[...]) + 0.1 * var, rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_groups_are_those_of_the_batch_whatever_the_devices(devices):
+    def run(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        @jax.jit
+        def training(x):
+            norm = made_up(groups=4)
+            return norm(x, True), norm.mean[...], norm.var[...]
+
+        return training(x)
+
+    mesh = sharding.create(MeshConfig(), jax.devices()[:devices])
+    found = run(jax.device_put(uneven(), sharding.batch_sharding(mesh)))
+    for one, other in zip(found, run(uneven()), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+def test_groups_that_do_not_divide_the_batch_are_refused():
+    with pytest.raises(UserError, match="norm_groups=3 must divide the batch of 8 images"):
+        made_up(groups=3)(batch(1), True)
+
+
+def test_groups_do_not_matter_in_evaluation():
+    np.testing.assert_array_equal(made_up(groups=3)(batch(1), False), made_up()(batch(1), False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxclip.context import Context
+from jaxclip.errors import UserError
 from jaxclip.towers.bert import BertConfig
 from jaxclip.towers.pooling import MapHead
-from jaxclip.towers.transformer import BlockConfig, Transformer, attend, published_image_init
+from jaxclip.towers.transformer import BlockConfig, Transformer, attend, layer_keys, published_image_init
 
 WIDTH, HEADS, CONTEXT_WIDTH, LAYERS, EPS = 16, 4, 12, 2, 1e-3
 BATCH, TOKENS, CONTEXT = 4, 6, 5
@@ -93,7 +96,7 @@ def made_up(build: Callable[[], nnx.Module]) -> tuple[Any, Any, Any]:
 def transformer(norm: str, context_width: int, causal: bool, scan: bool = True):
     config = BlockConfig(WIDTH, HEADS, 24, "gelu", EPS, norm, context_width)
     graph, params, exact = made_up(
-        lambda: Transformer(config, LAYERS, INIT, scan=scan, remat="none", rngs=nnx.Rngs(params=0))
+        lambda: Transformer(config, INIT, layer_keys(nnx.Rngs(params=0), LAYERS), scan=scan, remat="none")
     )
     run = lambda params, x, **inputs: nnx.merge(graph, nnx.State(params))(x, causal=causal, **inputs)  # noqa: E731
     return functools.partial(jax.jit(run), params), exact["blocks"]
@@ -196,7 +199,7 @@ BERT = BertConfig(vocab_size=40, context_length=TOKENS, width=WIDTH, layers=LAYE
 
 @functools.cache
 def bert():
-    graph, params, exact = made_up(lambda: BERT.init(8, rngs=nnx.Rngs(params=0)))
+    graph, params, exact = made_up(lambda: BERT.init(rngs=nnx.Rngs(params=0)))
 
     @jax.jit
     def run(params, tokens, text_end):
@@ -216,10 +219,11 @@ def test_bert_equals_the_reference():
     tokens, text_end = texts()
     x = p["token_embedding"][np.asarray(tokens)] + p["positions"] + p["segments"][0]
     seen = np.broadcast_to((np.arange(TOKENS) <= np.asarray(text_end)[:, None])[:, None], (BATCH, TOKENS, TOKENS))
-    states = blocks(layer_norm(x, p["ln_embedding"]), p["transformer"]["blocks"], HEADS, "post", seen)
+    lower = blocks(layer_norm(x, p["ln_embedding"]), p["lower"]["blocks"], HEADS, "post", seen)
+    states = blocks(lower, p["upper"]["blocks"], HEADS, "post", seen)
     embedded, found = run(params, tokens, text_end)
     np.testing.assert_allclose(found, states, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(embedded, states[:, 0] @ p["projection"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(embedded, states[:, 0], rtol=0, atol=1e-5)
 
 
 def test_what_follows_the_end_of_a_text_never_matters_to_bert_and_all_else_does():
@@ -243,17 +247,17 @@ def test_berts_second_segment_is_there_for_its_weights_alone():
 
 
 def test_bert_computes_in_the_dtype_asked_for():
-    tower = nnx.eval_shape(lambda: BERT.init(8, rngs=nnx.Rngs(params=0)))
+    tower = nnx.eval_shape(lambda: BERT.init(rngs=nnx.Rngs(params=0)))
     for dtype in (jnp.float32, jnp.bfloat16):
         graph, state = nnx.split(tower)
-        run = lambda state, *given, dtype=dtype, graph=graph: nnx.merge(graph, state)(*given, dtype=dtype)  # noqa: E731
+        ctx = Context(dtype=dtype)
+        run = lambda state, *given, ctx=ctx, graph=graph: nnx.merge(graph, state)(*given, ctx)  # noqa: E731
         assert jax.eval_shape(run, state, *texts()).dtype == dtype
 
 
 def test_bert_base_has_the_published_number_of_parameters():
-    tower = nnx.eval_shape(lambda: BertConfig().init(512, rngs=nnx.Rngs(params=0)))
+    tower = nnx.eval_shape(lambda: BertConfig().init(rngs=nnx.Rngs(params=0)))
     sizes = jax.tree.map(lambda leaf: leaf.size, nnx.to_pure_dict(nnx.state(tower)))
-    assert sizes.pop("projection") == 768 * 512
     # bert-base-uncased's 109,482,240 without the pooler's matrix and bias.
     assert sum(jax.tree.leaves(sizes)) == 109_482_240 - 768 * 769
 
@@ -261,13 +265,53 @@ def test_bert_base_has_the_published_number_of_parameters():
 def test_bert_starts_as_published():
     key = jax.random.key(0, impl="rbg")
     config = BertConfig(vocab_size=400, context_length=50, width=64, layers=2, heads=4)
-    tower = jax.jit(lambda: nnx.to_pure_dict(nnx.state(config.init(32, rngs=nnx.Rngs(params=key)))))()
+    tower = jax.jit(lambda: nnx.to_pure_dict(nnx.state(config.init(rngs=nnx.Rngs(params=key)))))()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tower):
         values, name = np.asarray(leaf, float), path[-1].key
         if name in ("scale", "bias") or name.endswith("_bias"):
             assert np.all(values == (name == "scale")), path
             continue
-        stddev = 64**-0.5 if name == "projection" else 0.02
+        stddev = 0.02
         assert abs(values.mean()) < 5 * stddev / math.sqrt(values.size), path
         # Five standard errors.
         assert abs(values.std() / stddev - 1) < 5 / math.sqrt(2 * values.size), path
+
+
+def test_where_bert_is_divided_changes_neither_its_start_nor_its_states():
+    """All blocks in the upper half, one of three below, and half by default, which of three is one."""
+    given, states, starts = texts(), [], []
+    for lower in (0, 2, -1):
+        config = dataclasses.replace(BERT, layers=3, lower=lower)
+        tower = config.init(rngs=nnx.Rngs(params=3))
+        halves = [tower.lower.blocks, tower.upper.blocks] if lower else [tower.upper.blocks]
+        assert [half.qkv_bias.shape[0] for half in halves] == {0: [3], 2: [2, 1], -1: [1, 2]}[lower]
+        starts.append(np.concatenate([half.qkv_kernel[...] for half in halves]))
+        states.append(tower.tokens(*given))
+    for other in (1, 2):
+        np.testing.assert_array_equal(starts[other], starts[0])
+        np.testing.assert_allclose(states[other], states[0], rtol=0, atol=1e-5)
+
+
+def test_a_bert_of_one_layer_has_the_upper_half_alone():
+    config = dataclasses.replace(BERT, layers=1)
+    tower = nnx.eval_shape(lambda: config.init(rngs=nnx.Rngs(params=0)))
+    assert config.lower_layers == 0 and not hasattr(tower, "lower")
+
+
+@pytest.mark.parametrize("lower", [-2, 2])
+def test_a_lower_half_that_cannot_be_is_one_line(lower):
+    with pytest.raises(UserError, match=f"lower={lower} must be below layers=2"):
+        dataclasses.replace(BERT, lower=lower)
+
+
+def test_berts_upper_half_can_read_an_image():
+    """ALBEF's fusion: the lower half encodes the text, the upper one attends to tokens of an image too."""
+    tower = BERT.init(rngs=nnx.Rngs(params=0), context_width=CONTEXT_WIDTH)
+    given, context = texts(), inputs()["context"]
+    encoded = tower.lower_states(*given)
+    fused = tower.upper_states(encoded, given[1], context=context)
+    other = tower.upper_states(encoded, given[1], context=context.at[0].add(1.0))
+    assert encoded.shape == fused.shape == (BATCH, TOKENS, WIDTH)
+    changed = np.abs(fused - other).max(axis=(1, 2)) > 1e-5
+    np.testing.assert_array_equal(changed, [True, False, False, False])
+    assert not hasattr(tower.lower.blocks, "cross_q_kernel")

@@ -1,4 +1,4 @@
-"""The two ResNets are CLIP's and torchvision's: parameters, initialisation and arithmetic, on any mesh."""
+"""The two ResNets are CLIP's and torchvision's: parameters, initialization and arithmetic, on any mesh."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from flax import nnx
 
 from jaxclip import sharding
 from jaxclip.config import MeshConfig
+from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.towers.batch_norm import BatchNorm
 from jaxclip.towers.modified_resnet import ModifiedResNetConfig
 from jaxclip.towers.resnet import ResNetConfig
 
-EMBED = 6
+TRAIN = Context(key=jax.random.key(0))
 # Two heads, and a last stage of 2 x 2 pixels. The second stage has a bottleneck of either kind.
 MODIFIED = ModifiedResNetConfig(image_size=64, width=4, layers=(1, 2, 1, 1))
 # An odd size: 33 pixels become 17, 9, 9, 5, 3 and 2, and every padding shows.
@@ -37,12 +38,12 @@ def paths(tree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def shapes(config, embed_dim: int, kind: type) -> dict[str, jax.ShapeDtypeStruct]:
-    tower = nnx.eval_shape(lambda: config.init(embed_dim, rngs=nnx.Rngs(params=0)))
+def shapes(config, kind: type) -> dict[str, jax.ShapeDtypeStruct]:
+    tower = nnx.eval_shape(lambda: config.init(rngs=nnx.Rngs(params=0)))
     return paths(nnx.to_pure_dict(nnx.state(tower, kind)))
 
 
-# image size, width, bottlenecks, embedding: parameters of the published image towers.
+# image size, width, bottlenecks, embedding: parameters of the published image towers with their projection.
 COUNTS = {
     (224, 64, (3, 4, 6, 3), 1024): 38_316_896,
     (224, 64, (3, 4, 23, 3), 512): 56_259_936,
@@ -54,17 +55,17 @@ COUNTS = {
 
 @pytest.mark.parametrize(("size", "width", "layers", "embed"), COUNTS)
 def test_clips_resnets_have_the_published_numbers_of_parameters(size, width, layers, embed):
-    found = shapes(ModifiedResNetConfig(size, width, layers), embed, nnx.Param)
-    assert sum(leaf.size for leaf in found.values()) == COUNTS[size, width, layers, embed]
+    found = shapes(ModifiedResNetConfig(size, width, layers), nnx.Param)
+    projection = (32 * width + 1) * embed
+    assert sum(leaf.size for leaf in found.values()) + projection == COUNTS[size, width, layers, embed]
     assert {leaf.dtype for leaf in found.values()} == {jnp.dtype("float32")}
 
 
 def test_the_resnet_50_has_torchvisions_parameters_without_its_classifier():
-    found = shapes(ResNetConfig(224), 512, nnx.Param)
-    assert found.pop("projection").shape == (2048, 512)
+    found = shapes(ResNetConfig(224), nnx.Param)
     assert sum(leaf.size for leaf in found.values()) == 23_508_032
     # Every BatchNorm has two averages beside its two parameters.
-    averages = shapes(ResNetConfig(224), 512, nnx.BatchStat)
+    averages = shapes(ResNetConfig(224), nnx.BatchStat)
     assert sum(leaf.size for leaf in averages.values()) == 53_120
     assert {path.rpartition("/")[0] for path in averages} == {
         path.rpartition("/")[0] for path in found if path.endswith("scale")
@@ -79,6 +80,7 @@ def test_the_resnet_50_has_torchvisions_parameters_without_its_classifier():
         (lambda: ModifiedResNetConfig(64, 0, (1, 1, 1, 1)), "width=0 must be at least 1"),
         (lambda: ModifiedResNetConfig(64, 64, (1, 1, 0, 1)), "layers=(1, 1, 0, 1) must be four numbers"),
         (lambda: ResNetConfig(0), "image_size=0 must be at least 1"),
+        (lambda: ResNetConfig(32, norm_groups=0), "norm_groups=0 must be at least 1"),
     ],
 )
 def test_a_tower_that_cannot_be_is_one_line(config, message):
@@ -148,26 +150,27 @@ def attention_pool(x, p, heads):
         attention = np.exp(logits - logits.max(-1, keepdims=True))
         attention /= attention.sum(-1, keepdims=True)
         outputs.append(np.einsum("bn,bnc->bc", attention, v[..., part]))
-    return np.concatenate(outputs, axis=-1) @ p["out_kernel"] + p["out_bias"]
+    return np.concatenate(outputs, axis=-1)
 
 
 def reference(name, p, x, train):
+    """The grid and the pooled vector."""
     p, x = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), (p, x))
     config = CONFIGS[name]
     if name == "modified":
         for number, stride in (1, 2), (2, 1), (3, 1):
             x = relu(batch_norm(conv(x, p[f"conv{number}_kernel"], stride, 1), p[f"bn{number}"], train))
         x = stages(pool(x, 2, 2, 0, np.mean), p, config.layers, train, pooled=True)
-        return attention_pool(x, p["attention_pool"], 2)
+        return x, attention_pool(x, p["attention_pool"], 2)
     x = relu(batch_norm(conv(x, p["conv1_kernel"], 2, 3), p["bn1"], train))
     x = stages(pool(x, 3, 2, 1, np.max), p, config.layers, train, pooled=False)
-    return x.mean((1, 2)) @ p["projection"]
+    return x, x.mean((1, 2))
 
 
 @functools.cache
 def made_up(name: str):
     """A tower's graph, and random values for all it holds; gains of one and biases of zero would hide mistakes."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: CONFIGS[name].init(EMBED, rngs=nnx.Rngs(params=0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: CONFIGS[name].init(rngs=nnx.Rngs(params=0))))
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -183,7 +186,7 @@ def made_up(name: str):
     return graph, jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(state))
 
 
-def pictures(name: str, rows: int = 4) -> jax.Array:
+def images(name: str, rows: int = 4) -> jax.Array:
     size = CONFIGS[name].image_size
     return jnp.asarray(np.random.default_rng(2).standard_normal((rows, size, size, 3)), jnp.float32)
 
@@ -191,7 +194,7 @@ def pictures(name: str, rows: int = 4) -> jax.Array:
 def bound(name: str, variables, **changes) -> Any:
     """The made-up tower over other variables, under a config with changes."""
     config = dataclasses.replace(CONFIGS[name], **changes)
-    graph, _ = nnx.split(nnx.eval_shape(lambda: config.init(EMBED, rngs=nnx.Rngs(params=0))))
+    graph, _ = nnx.split(nnx.eval_shape(lambda: config.init(rngs=nnx.Rngs(params=0))))
     return nnx.merge(graph, nnx.State(variables))
 
 
@@ -199,23 +202,34 @@ def bound(name: str, variables, **changes) -> Any:
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 def test_a_tower_equals_the_reference(name, train):
     _, variables = made_up(name)
-    x = pictures(name)
-    found = jax.jit(lambda variables, x: bound(name, variables)(x, train=train))(variables, x)
-    expected = reference(name, variables, x, train)
+    x = images(name)
+    ctx = TRAIN if train else Context()
+
+    @jax.jit
+    def run(variables, x):
+        grid = bound(name, variables).grid(x, ctx)
+        tower = bound(name, variables)
+        return grid, tower(x, ctx), bound(name, variables).tokens(x, ctx), tower.pool(grid)
+
+    grid, pooled, tokens, again = run(variables, x)
     # The statistics of the last stage, of 16 values each, multiply the rounding of all before.
-    atol = (1e-4 if train else 1e-5) * np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+    for found, expected in zip((grid, pooled), reference(name, variables, x, train), strict=True):
+        atol = (1e-4 if train else 1e-5) * np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+    np.testing.assert_array_equal(tokens, grid.reshape(4, 4, 128))
+    np.testing.assert_allclose(again, pooled, rtol=0, atol=1e-6 * np.abs(pooled).max())
+    assert pooled.shape[1] == CONFIGS[name].output_width
 
 
 @both
-def test_a_tower_computes_in_the_pictures_dtype(name):
+def test_a_tower_computes_in_the_images_dtype(name):
     _, variables = made_up(name)
-    x = pictures(name).astype(jnp.bfloat16)
+    x = images(name).astype(jnp.bfloat16)
     tower = lambda variables, x: bound(name, variables)(x)  # noqa: E731
     found = jax.jit(tower)(variables, x)
     assert found.dtype == jnp.bfloat16
     assert " f32[4,64,64" not in str(jax.make_jaxpr(tower)(variables, x))
-    expected = reference(name, variables, x.astype(jnp.float32), False)
+    _, expected = reference(name, variables, x.astype(jnp.float32), False)
     # Some twenty roundings to eight bits, one behind the other.
     np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=0, atol=0.05 * np.abs(expected).max())
 
@@ -224,8 +238,14 @@ def test_a_tower_computes_in_the_pictures_dtype(name):
 def test_activations_are_pinned_behind_the_stem_and_after_each_stage(name):
     _, variables = made_up(name)
     seen = []
-    note = lambda x: seen.append(x.shape[1:]) or x  # noqa: E731
-    jax.eval_shape(lambda x: bound(name, variables)(x, train=True, constrain=note), pictures(name))
+
+    @dataclasses.dataclass(frozen=True)
+    class Noting(Context):
+        def constrain(self, x):
+            seen.append(x.shape[1:])
+            return x
+
+    jax.eval_shape(lambda x: bound(name, variables)(x, Noting(key=jax.random.key(0))), images(name))
     sides = {"modified": (16, 16, 8, 4, 2), "plain": (9, 9, 5, 3, 2)}[name]
     assert seen == [(side, side, c) for side, c in zip(sides, (4, 16, 32, 64, 128), strict=True)]
 
@@ -237,14 +257,14 @@ def test_activations_are_pinned_behind_the_stem_and_after_each_stage(name):
 def training(name: str, remat: str, devices: int = 1):
     """Embeddings, gradients, new running averages and the gradient's program."""
     _, variables = made_up(name)
-    x = pictures(name, 8)
-    weights = jnp.asarray(np.random.default_rng(3).standard_normal((8, EMBED)), jnp.float32)
+    x = images(name, 8)
+    weights = jnp.asarray(np.random.default_rng(3).standard_normal((8, 128)), jnp.float32)
     mesh = sharding.create(MeshConfig(), jax.devices()[:devices])
-    constrain = sharding.constrain_batch(mesh)
+    ctx = dataclasses.replace(TRAIN, mesh=mesh)
 
     def value(variables, x):
         tower = bound(name, variables, remat=remat)
-        y = tower(x, train=True, constrain=constrain)
+        y = tower(x, ctx)
         return jnp.sum(weights * y), (y, nnx.to_pure_dict(nnx.state(tower, nnx.BatchStat)))
 
     # Compiling is what takes time here.
@@ -299,9 +319,9 @@ def test_a_locked_tower_trains_by_its_running_averages(name):
     def run(variables, x):
         tower = bound(name, variables)
         tower.set_attributes(BatchNorm, locked=True)
-        return tower(x), tower(x, train=True), nnx.to_pure_dict(nnx.state(tower))
+        return tower(x), tower(x, TRAIN), nnx.to_pure_dict(nnx.state(tower))
 
-    evaluated, trained, after = run(variables, pictures(name))
+    evaluated, trained, after = run(variables, images(name))
     np.testing.assert_array_equal(trained, evaluated)
     jax.tree.map(np.testing.assert_array_equal, after, variables)
 
@@ -324,19 +344,17 @@ def modified_init(path, shape):
 
 def plain_init(path, shape):
     """torchvision's models/resnet.py: Kaiming-normal by the fan out."""
-    if path == "projection":
-        return "normal", OUTPUTS**-0.5
     if path.endswith("_kernel"):
         return "normal", math.sqrt(2 / (shape[0] * shape[1] * shape[3]))
     return ONES if path.endswith("scale") else ZEROS
 
 
 @both
-def test_initialisation_is_the_published_one(name):
+def test_initialization_is_the_published_one(name):
     config = dataclasses.replace(CONFIGS[name], width=WIDTH, layers=(1, 1, 1, 1))
     # A key of this kind compiles in a fifth of the time.
     key = jax.random.key(4, impl="rbg")
-    tower = jax.jit(lambda: nnx.to_pure_dict(nnx.state(config.init(64, rngs=nnx.Rngs(params=key)), nnx.Param)))()
+    tower = jax.jit(lambda: nnx.to_pure_dict(nnx.state(config.init(rngs=nnx.Rngs(params=key)), nnx.Param)))()
     firsts = set()
     for path, leaf in paths(tower).items():
         values = np.asarray(leaf, np.float64)
@@ -350,5 +368,5 @@ def test_initialisation_is_the_published_one(name):
         assert abs(values.std() / stddev - 1) < 5 / math.sqrt(2 * values.size), path
         assert (np.abs(values).max() <= figure * (1 + 1e-6)) == (kind == "uniform"), path
         firsts.add(float(values.flat[0] / figure))
-    drawn = [path for path in paths(tower) if "kernel" in path or path.startswith("attention") or path == "projection"]
+    drawn = [path for path in paths(tower) if "kernel" in path or path.startswith("attention")]
     assert len(firsts) == len(drawn), "two parameters start alike"

@@ -1,4 +1,4 @@
-"""The towers are CLIP's as published: parameters, initialisation and arithmetic."""
+"""The towers are CLIP's as published: parameters, initialization and arithmetic."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import pytest
 from flax import nnx
 
 from jaxclip import methods
+from jaxclip.context import Context
 from jaxclip.towers import TextConfig, TextTransformer, ViT, ViTConfig
 from jaxclip.towers.layers import LayerNorm
-from jaxclip.towers.transformer import BlockConfig, Transformer, published_text_init
+from jaxclip.towers.transformer import BlockConfig, Transformer, layer_keys, published_text_init
 
-EMBED = 16
 # 9 patches and 10 tokens.
 IMAGE = ViTConfig(image_size=24, patch_size=8, width=32, layers=2, heads=4, scan=False)
 HALF = dataclasses.replace(IMAGE, patch_drop=0.5)
@@ -61,7 +61,7 @@ def transformer(x, p, heads, causal):
 
 
 def image_reference(p, images, config, kept=None):
-    """A vision transformer on float64 pictures [batch, size, size, 3], seeing only the patches named in `kept`."""
+    """The states of a vision transformer on float64 images [batch, size, size, 3], which sees the patches in `kept`."""
     side, patch = config.image_size // config.patch_size, config.patch_size
     kernel = p["patch_kernel"].reshape(patch, patch, 3, config.width)
     tokens = [np.broadcast_to(p["class_embedding"] + p["positions"][0], (len(images), config.width))]
@@ -71,13 +71,14 @@ def image_reference(p, images, config, kept=None):
         tokens.append(np.einsum("bijc,ijcw->bw", pixels, kernel) + p["positions"][1 + number])
     x = layer_norm(np.stack(tokens, axis=1), p["ln_pre"])
     x = transformer(x, p["transformer"], config.heads, causal=False)
-    return layer_norm(x[:, 0], p["ln_post"]) @ p["projection"]
+    return layer_norm(x, p["ln_post"])
 
 
-def text_reference(p, tokens, text_end, config):
+def text_reference(p, tokens, config):
+    """The states of a text transformer."""
     x = p["token_embedding"][tokens] + p["positions"]
     x = transformer(x, p["transformer"], config.heads, causal=True)
-    return layer_norm(x[np.arange(len(x)), text_end], p["ln_final"]) @ p["projection"]
+    return layer_norm(x, p["ln_final"])
 
 
 def made_up(build: Callable[[], nnx.Module]) -> tuple[Any, dict[str, Any]]:
@@ -98,46 +99,55 @@ def exact(params):
 
 @functools.cache
 def image_tower():
-    _, params = made_up(lambda: ViT(IMAGE, EMBED, rngs=nnx.Rngs(0)))
+    _, params = made_up(lambda: ViT(IMAGE, rngs=nnx.Rngs(0)))
     return params, np.random.default_rng(2).standard_normal((5, 24, 24, 3)).astype(np.float32)
 
 
 @functools.cache
 def image_embedder(config: ViTConfig):
-    graph = nnx.split(nnx.eval_shape(lambda: ViT(config, EMBED, rngs=nnx.Rngs(0))))[0]
-    return jax.jit(lambda params, images, keys: nnx.merge(graph, nnx.State(params))(images, drop_keys=keys))
+    graph = nnx.split(nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0))))[0]
+    return jax.jit(lambda params, images, keys: nnx.merge(graph, nnx.State(params))(images, Context(keys=keys)))
 
 
-def keys(seed: int, pictures: int) -> jax.Array:
-    """One random key per picture."""
-    return jax.random.split(jax.random.key(seed), pictures)
+def keys(seed: int, count: int) -> jax.Array:
+    """One random key per image."""
+    return jax.random.split(jax.random.key(seed), count)
 
 
 def embed_images(config: ViTConfig, images, drop_keys=None):
-    """The image tower's embeddings under another config with the same parameters."""
+    """The image tower's vectors under another config with the same parameters."""
     return np.asarray(image_embedder(config)(image_tower()[0], images, drop_keys))
 
 
 @functools.cache
 def text_tower():
-    graph, params = made_up(lambda: TextTransformer(TEXT, EMBED, rngs=nnx.Rngs(0)))
+    graph, params = made_up(lambda: TextTransformer(TEXT, rngs=nnx.Rngs(0)))
     embed = jax.jit(lambda params, tokens, text_end: nnx.merge(graph, nnx.State(params))(tokens, text_end))
     return params, lambda *inputs: np.asarray(embed(params, *(np.asarray(array, np.int32) for array in inputs)))
 
 
 def test_image_tower_equals_the_reference():
-    params, pictures = image_tower()
-    expected = image_reference(exact(params), pictures.astype(np.float64), IMAGE)
-    np.testing.assert_allclose(embed_images(IMAGE, pictures), expected, rtol=0, atol=1e-5)
+    params, images = image_tower()
+    expected = image_reference(exact(params), images.astype(np.float64), IMAGE)
+    np.testing.assert_allclose(embed_images(IMAGE, images), expected[:, 0], rtol=0, atol=1e-5)
+    graph = nnx.split(nnx.eval_shape(lambda: ViT(IMAGE, rngs=nnx.Rngs(0))))[0]
+    tower = nnx.merge(graph, nnx.State(jax.tree.map(jnp.asarray, params)))
+    tokens = jax.jit(tower.tokens)(images)
+    np.testing.assert_allclose(tokens, expected, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(tower.pool(tokens), tokens[:, 0])
 
 
 def test_text_tower_equals_the_reference():
     params, embed = text_tower()
     rng = np.random.default_rng(3)
     tokens, text_end = rng.integers(0, 50, (6, 7)), np.array([0, 1, 2, 4, 6, 6])
-    np.testing.assert_allclose(
-        embed(tokens, text_end), text_reference(exact(params), tokens, text_end, TEXT), rtol=0, atol=1e-5
-    )
+    expected = text_reference(exact(params), tokens, TEXT)
+    np.testing.assert_allclose(embed(tokens, text_end), expected[np.arange(6), text_end], rtol=0, atol=1e-5)
+    graph = nnx.split(nnx.eval_shape(lambda: TextTransformer(TEXT, rngs=nnx.Rngs(0))))[0]
+    tower = nnx.merge(graph, nnx.State(jax.tree.map(jnp.asarray, params)))
+    states = jax.jit(tower.tokens)(jnp.asarray(tokens, jnp.int32), jnp.asarray(text_end, jnp.int32))
+    np.testing.assert_allclose(states, expected, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(tower.pool(states, jnp.asarray(text_end, jnp.int32)), states[np.arange(6), text_end])
 
 
 # ------------------------------------------------------------------------------------------------ texts
@@ -167,7 +177,7 @@ def test_a_text_is_read_at_its_end_and_not_at_its_largest_id():
     params, embed = text_tower()
     tokens = np.array([[3, 49, 5, 7, 49, 0, 0]])
     found = [embed(tokens, np.array([end]))[0] for end in range(7)]
-    expected = [text_reference(exact(params), tokens, np.array([end]), TEXT)[0] for end in range(7)]
+    expected = text_reference(exact(params), tokens, TEXT)[0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     distances = np.abs(np.subtract.outer(found[3], found).diagonal(axis1=0, axis2=2)).max(axis=1)
     assert np.all(distances[np.arange(7) != 3] > 1e-3)
@@ -181,7 +191,7 @@ def run_transformer(scan: bool, remat: str):
     """Value, gradients and the gradient's program of a transformer that runs its blocks so."""
     init = published_text_init(32, LAYERS, 128)
     graph, params = made_up(
-        lambda: Transformer(BlockConfig(32, 4), LAYERS, init, scan=scan, remat=remat, rngs=nnx.Rngs(5))
+        lambda: Transformer(BlockConfig(32, 4), init, layer_keys(nnx.Rngs(5), LAYERS), scan=scan, remat=remat)
     )
     rng = np.random.default_rng(6)
     x, weights = rng.standard_normal((2, 4, 6, 32)).astype(np.float32)
@@ -240,6 +250,17 @@ def test_layer_norm_takes_its_statistics_in_float32():
 # ---------------------------------------------------------------------------------------- patch dropping
 
 
+@dataclasses.dataclass(frozen=True)
+class Noting(Context):
+    """A context that notes the shapes of the activations whose sharding is pinned."""
+
+    seen: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
+
+    def constrain(self, x):
+        self.seen.append(x.shape)
+        return x
+
+
 @pytest.mark.parametrize(
     ("side", "drop", "kept"), [(3, 0.5, 4), (3, 0.25, 7), (4, 0.5, 8), (4, 0.75, 4), (2, 0.9, 1), (7, 0.1, 44)]
 )
@@ -248,33 +269,32 @@ def test_dropping_keeps_a_share_of_the_patches(side, drop, kept):
     tokens = []
 
     def embed(images, key):
-        note = lambda x: tokens.append(x.shape) or x  # noqa: E731
-        return ViT(config, EMBED, rngs=nnx.Rngs(0))(images, drop_keys=jax.random.split(key), constrain=note)
+        return ViT(config, rngs=nnx.Rngs(0))(images, Noting(keys=jax.random.split(key), seen=tokens))
 
     jax.eval_shape(embed, jax.ShapeDtypeStruct((2, 8 * side, 8 * side, 3), jnp.float32), jax.random.key(0))
     assert set(tokens) == {(2, 1 + kept, 32)}
 
 
 def test_kept_patches_stay_whole_and_at_their_own_positions():
-    """Every picture's embedding must be that of some four of its nine patches, as the reference computes it."""
-    params, pictures = image_tower()
-    found = embed_images(HALF, pictures, keys(8, len(pictures)))
+    """Every image's embedding must be that of some four of its nine patches, as the reference computes it."""
+    params, images = image_tower()
+    found = embed_images(HALF, images, keys(8, len(images)))
     subsets = list(itertools.combinations(range(9), 4))
     candidates = np.stack(
-        [image_reference(exact(params), pictures.astype(np.float64), IMAGE, subset) for subset in subsets]
+        [image_reference(exact(params), images.astype(np.float64), IMAGE, subset)[:, 0] for subset in subsets]
     )
     distances = np.abs(candidates - found).max(axis=2)
     chosen = [subsets[number] for number in distances.argmin(axis=0)]
     assert np.all(distances.min(axis=0) < 1e-5)
     assert np.all(np.sort(distances, axis=0)[1] > 1e-3), "two subsets are too alike to tell which was taken"
-    assert len(set(chosen)) > 1, "every picture of the batch lost the same patches"
+    assert len(set(chosen)) > 1, "every image of the batch lost the same patches"
 
 
 def test_every_patch_is_kept_as_often_as_any_other():
-    pictures = np.random.default_rng(9).standard_normal((900, 24, 24, 3)).astype(np.float32)
+    images = np.random.default_rng(9).standard_normal((900, 24, 24, 3)).astype(np.float32)
     params, _ = image_tower()
     embed = image_embedder(HALF)
-    gradient = jax.grad(lambda images: jnp.sum(embed(params, images, keys(10, 900))[:, 0]))(pictures)
+    gradient = jax.grad(lambda images: jnp.sum(embed(params, images, keys(10, 900))[:, 0]))(images)
     # A dropped patch has none.
     kept = np.abs(gradient).reshape(-1, 3, 8, 3, 8, 3).max(axis=(2, 4, 5)).reshape(-1, 9) > 0
     assert np.all(kept.sum(axis=1) == 4)
@@ -283,16 +303,16 @@ def test_every_patch_is_kept_as_often_as_any_other():
 
 
 def test_patches_are_dropped_only_with_a_key_and_a_share():
-    _, pictures = image_tower()
-    whole = embed_images(IMAGE, pictures)
-    np.testing.assert_array_equal(embed_images(HALF, pictures), whole)
-    np.testing.assert_array_equal(embed_images(IMAGE, pictures, keys(8, len(pictures))), whole)
-    assert np.abs(embed_images(HALF, pictures, keys(8, len(pictures))) - whole).max() > 1e-3
+    _, images = image_tower()
+    whole = embed_images(IMAGE, images)
+    np.testing.assert_array_equal(embed_images(HALF, images), whole)
+    np.testing.assert_array_equal(embed_images(IMAGE, images, keys(8, len(images))), whole)
+    assert np.abs(embed_images(HALF, images, keys(8, len(images))) - whole).max() > 1e-3
 
 
 def test_the_key_decides_which_patches_are_dropped():
-    _, pictures = image_tower()
-    first, again, other = (embed_images(HALF, pictures, keys(seed, len(pictures))) for seed in (8, 8, 9))
+    _, images = image_tower()
+    first, again, other = (embed_images(HALF, images, keys(seed, len(images))) for seed in (8, 8, 9))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
 
@@ -331,7 +351,6 @@ IMAGE_INIT = {
     "ln_pre/bias": ZEROS,
     "ln_post/scale": ONES,
     "ln_post/bias": ZEROS,
-    "projection": ("normal", WIDTH**-0.5),
 } | block_init(
     qkv=("uniform", math.sqrt(6 / (WIDTH + 3 * WIDTH))),
     attention_out=("uniform", WIDTH**-0.5),
@@ -343,7 +362,6 @@ TEXT_INIT = {
     "positions": ("normal", 0.01),
     "ln_final/scale": ONES,
     "ln_final/bias": ZEROS,
-    "projection": ("normal", WIDTH**-0.5),
 } | block_init(
     qkv=("normal", WIDTH**-0.5),
     attention_out=("normal", WIDTH**-0.5 * (2 * DEPTH) ** -0.5),
@@ -353,6 +371,7 @@ TEXT_INIT = {
 INIT = (
     {f"image/{path}": expected for path, expected in IMAGE_INIT.items()}
     | {f"text/{path}": expected for path, expected in TEXT_INIT.items()}
+    | {f"{tower}_projection/kernel": ("normal", WIDTH**-0.5) for tower in ("image", "text")}
     | {"logit_scale": ("constant", math.log(1 / 0.07))}
 )
 
@@ -374,12 +393,12 @@ def fresh_parameters() -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
 
 
-def test_every_parameter_has_a_published_initialisation():
+def test_every_parameter_has_a_published_initialization():
     assert fresh_parameters().keys() == INIT.keys()
 
 
 @pytest.mark.parametrize("path", INIT)
-def test_initialisation_is_the_published_one(path):
+def test_initialization_is_the_published_one(path):
     kind, figure = INIT[path]
     values = fresh_parameters()[path].astype(np.float64)
     if kind == "constant":

@@ -17,6 +17,7 @@ from paths import GOLDEN
 
 from jaxclip import methods, sharding
 from jaxclip.config import MeshConfig
+from jaxclip.context import Context
 from jaxclip.weights.formats.safetensors_writer import write_tensors
 from jaxclip.weights.load import Weights, open_weights
 from jaxclip.weights.overrides import Answers
@@ -52,15 +53,15 @@ def embeddings(weights: Weights, count: int) -> dict[str, np.ndarray]:
     method = weights.method
     variables = methods.joined(*weights.read(sharding.create(MeshConfig(), jax.devices()[:1])))
     model = methods.bind(method)
-    pictures = jnp.asarray(made.pictures(16, method.image_size)[:count])
-    rows = made.tokens(16, method.context_length, method.text.vocab_size)[:count]
+    pictures = jnp.asarray(made.pictures(16, method.image.image_size)[:count])
+    rows = made.tokens(16, method.text.context_length, method.text.vocab_size)[:count]
     tokens, ends = jnp.asarray(rows.astype(np.int32)), jnp.asarray(made.ends(rows))
 
     @jax.jit
     def encode(variables, pictures, tokens, ends):
         built = model(variables)
-        image = built.encode_image(pictures, dtype=jnp.float32)
-        return {"image": image, "text": built.encode_text(tokens, ends, dtype=jnp.float32)}
+        ctx = Context()
+        return {"image": built.encode_image(pictures, ctx), "text": built.encode_text(tokens, ends, ctx)}
 
     return {tower: np.asarray(value) for tower, value in encode(variables, pictures, tokens, ends).items()}
 

@@ -38,8 +38,8 @@ def test_text_positions_are_resized_as_open_clip_does(context):
 
 
 def test_nothing_else_is_resized():
-    arrays = {"image/projection": jnp.ones((4, 8)), "text/positions": jnp.ones((7, 8)), "other": jnp.ones(3)}
-    found = resized(arrays, {"image/projection": (9, 8), "text/positions": (7, 8)})
+    arrays = {"image_projection/kernel": jnp.ones((4, 8)), "text/positions": jnp.ones((7, 8)), "other": jnp.ones(3)}
+    found = resized(arrays, {"image_projection/kernel": (9, 8), "text/positions": (7, 8)})
     assert all(found[path] is array for path, array in arrays.items())
 
 

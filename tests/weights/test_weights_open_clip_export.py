@@ -51,8 +51,12 @@ def test_what_open_clip_cannot_build_is_not_written():
 
     refused(plain, "gelu and quick_gelu", activation="quick_gelu")
     refused(plain, "patch_bias", patch_bias=True)
-    refused(dataclasses.replace(plain, embed_dim=768), "no projection", projection=False)
-    refused(sig, "width=64.*none of timm's SigLIP", width=64, heads=1, projection=True)
+    refused(dataclasses.replace(plain, embed_dim=768, image_projection=False), "no image_projection")
+    refused(dataclasses.replace(plain, image_projection_bias=True), "image_projection_bias=True and a vit")
+    resnet = method_of(published("RN50"))
+    refused(dataclasses.replace(resnet, image_projection_bias=False), "image_projection_bias=False")
+    projected = dataclasses.replace(sig, image_projection=True)
+    refused(projected, "width=64.*none of timm's SigLIP", width=64, heads=1)
     refused(sig, "activation=gelu_tanh.*otherwise is timm's vit_base_patch16_siglip_224", activation="gelu_tanh")
     refused(sig, "image_size=240.*none of timm's SigLIP", image_size=240)
     for towers, reason in [({"text": BertConfig()}, "bert"), ({"image": ResNetConfig(224)}, "resnet")]:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 from paths import MODELS
-from test_tokenizer_normalising import CAPTIONS, EXPECTED, letters
+from test_tokenizer_normalizing import CAPTIONS, EXPECTED, letters
 from test_weights_hugging_face_files import siglip_method
 
 from jaxclip import methods
@@ -215,9 +215,9 @@ def test_the_settings_padding_goes_before_that_of_the_file(tmp_path):
     ("settings", "reason"),
     [
         ('{"pad_token": "[PAD]"}', r"the pad token '\[PAD\]' is not in its vocabulary"),
-        ('{"pad_token": 3}', "its tokenizer_class or its pad_token is no text"),
-        ('{"pad_token": {}}', "not of its form"),
-        ("[]", "not of its form"),
+        ('{"pad_token": 3}', "its tokenizer_class or its pad_token is not a string"),
+        ('{"pad_token": {}}', "invalid structure"),
+        ("[]", "invalid structure"),
         ("{", "tokenizer_config.json cannot be used"),
     ],
 )

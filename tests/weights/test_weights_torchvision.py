@@ -1,4 +1,4 @@
-"""torchvision's and timm's ResNets: every array but the projection has its tensor, and the shapes say the sizes."""
+"""torchvision's and timm's ResNets: every array of the tower has its tensor, and the shapes say the sizes."""
 
 from __future__ import annotations
 
@@ -14,18 +14,14 @@ TEXT = {"vocab_size": 10, "context_length": 4, "width": 8, "layers": 1, "heads":
 
 
 def image_shapes(layers: tuple[int, ...], width: int = 64) -> dict[str, tuple[int, ...]]:
-    """Of an image tower but for its projection."""
+    """Of an image tower."""
     image = {"name": "resnet", "image_size": 224, "layers": layers, "width": width}
     method = methods.from_config({"name": "clip", "image": image, "text": TEXT, "embed_dim": 8})
-    return {
-        path: shape
-        for path, shape in shapes_of(method).items()
-        if path.startswith("image/") and path != "image/projection"
-    }
+    return {path: shape for path, shape in shapes_of(method).items() if path.startswith("image/")}
 
 
 @pytest.mark.parametrize(("layers", "tensors"), [((3, 4, 6, 3), 265), ((3, 4, 23, 3), 520)])
-def test_every_number_but_those_of_the_projection_is_in_one_tensor(layers, tensors):
+def test_every_number_is_in_one_tensor(layers, tensors):
     pieces = torchvision.pieces(ResNetConfig(224, layers))
     assert_covered_once(pieces, image_shapes(layers))
     # ResNet-50 has 161 parameters and 53 pairs of running averages, less the classifier's two; -101 likewise.

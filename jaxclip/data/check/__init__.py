@@ -1,1 +1,1 @@
-"""The check of a data source before a run: `python -m jaxclip.data.check`."""
+"""Data source checks before a run: `python -m jaxclip.data.check`."""

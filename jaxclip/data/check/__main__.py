@@ -1,6 +1,6 @@
-"""python -m jaxclip.data.check SOURCE: what a source holds, before a run trains on it.
+"""python -m jaxclip.data.check SOURCE: statistics and a contact sheet of a data source.
 
-Reads a sample, prints a table, and writes a contact sheet to look at: pictures with their captions and token counts.
+Reads a sample, prints a table, and writes a contact sheet of images with their captions and token counts.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ import time
 import numpy as np
 
 from jaxclip.errors import UserError
+from jaxclip.io import printable
 
 _TIMED_SECONDS = 4.0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns its exit status: 2 where the source cannot be trained on."""
+    """Runs the command line; returns the exit status, 2 if the source cannot be used for training."""
     summary, _, more = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(prog="python -m jaxclip.data.check", description=f"{summary} {more}")
-    parser.add_argument("source", help="as config.data.train names it: 'shards/*.tar', file.csv, tfds:NAME, ...")
+    parser.add_argument("source", help="as in config.data.train: 'shards/*.tar', file.csv, tfds:NAME, ...")
     parser.add_argument("--root", default="", help="the folder that relative paths start from")
     parser.add_argument("--sample", type=int, default=256, help="records to read (default: 256)")
-    parser.add_argument("--vocabulary", help="counts its tokens (default: one trained on the sample's captions)")
-    parser.add_argument("--context-length", type=int, default=77, help="tokens of a text (default: 77)")
-    parser.add_argument("--image-size", type=int, default=224, help="pixels of a training crop (default: 224)")
-    parser.add_argument("--max-skip-rate", type=float, default=0.1, help="data.max_skip_rate of the run (default: 0.1)")
+    parser.add_argument("--vocabulary", help="to count tokens with (default: one trained on the sample's captions)")
+    parser.add_argument("--context-length", type=int, default=77, help="tokens per text (default: 77)")
+    parser.add_argument("--image-size", type=int, default=224, help="side of a training crop in pixels (default: 224)")
+    parser.add_argument("--max-skip-rate", type=float, default=0.1, help="the run's data.max_skip_rate (default: 0.1)")
     parser.add_argument("--output", default="check.html", help="the contact sheet (default: check.html)")
     arguments = parser.parse_args(argv)
     try:
@@ -40,78 +41,81 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from jaxclip.data import findings, skips, sources, storage, tokenizers
+    from jaxclip.data import findings, sources, storage, tokenizers
     from jaxclip.data.check import contact_sheet
 
     if arguments.sample < 1 or arguments.image_size < 1 or arguments.context_length < 2:
         raise UserError("--sample and --image-size must be at least 1, and --context-length at least 2")
     output = pathlib.Path(arguments.output)
     if output.is_dir():
-        raise UserError(f"--output={output} is a folder: name a file")
+        raise UserError(f"--output={output} is a folder; give a file name")
     if not output.absolute().parent.is_dir():
-        raise UserError(f"--output={output}: there is no folder {output.absolute().parent}")
+        raise UserError(f"--output={output}: the folder {output.absolute().parent} does not exist; create it")
     source = sources.open_source(arguments.source, root=arguments.root)
-    found = findings.look_at(source, arguments.sample)
-    if found.examples:
+    sampled = findings.look_at(source, arguments.sample)
+    if sampled.examples:
         if arguments.vocabulary:
             tokenizer = tokenizers.load(storage.resolve(arguments.vocabulary, arguments.root))
         else:
-            tokenizer = tokenizers.train((c for example in found.examples for c in example.captions), 4096)
-        tokens = _count_tokens(found, tokenizer, arguments.context_length)
-        rate = _pictures_per_second(source, tokenizer, arguments)
+            tokenizer = tokenizers.train((c for example in sampled.examples for c in example.captions), 4096)
+        tokens = _count_tokens(sampled, tokenizer, arguments.context_length)
+        rate = _images_per_second(source, tokenizer, arguments)
     else:
         tokens, rate = [], 0.0
-    of = pathlib.Path(arguments.vocabulary).name if arguments.vocabulary else "a vocabulary trained on these captions"
-    table = _table(found, tokens, rate, arguments, of)
+    name = pathlib.Path(arguments.vocabulary).name if arguments.vocabulary else "a vocabulary trained on these captions"
+    table = _table(sampled, tokens=tokens, rate=rate, arguments=arguments, vocabulary=name)
     try:
-        output.write_text(contact_sheet.page(arguments.source, table, found, tokens), encoding="utf-8")
+        output.write_text(contact_sheet.page(arguments.source, table, sampled, tokens), encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
     for name, value in [*table, ("contact sheet", str(output.absolute()))]:
-        print(f"{name:<13}  {skips.printable(value)}")
-    findings.judge(found, arguments.source, arguments.max_skip_rate)
+        print(f"{name:<13}  {printable(value)}")
+    findings.judge(sampled, arguments.source, arguments.max_skip_rate)
     return 0
 
 
-def _count_tokens(found, tokenizer, context_length: int) -> list[int]:
-    """The tokens of each example's first caption, start and end included, up to one more than the context holds."""
-    tokens, _ = tokenizer([example.captions[0] for example in found.examples], context_length + 1)
-    # Up to the padding. Where texts end with what they are padded with (SigLIP's c4), the end is one of those.
+def _count_tokens(sampled, tokenizer, context_length: int) -> list[int]:
+    """The number of tokens of each example's first caption, start and end included, at most context_length + 1."""
+    tokens, _ = tokenizer([example.captions[0] for example in sampled.examples], context_length + 1)
+    # Counts up to the padding. If the end token is also the padding (SigLIP's c4), one of the pads is the end.
     ends_as_padded = tokenizer.end_id == tokenizer.pad_id
     lengths = [int(np.max(np.flatnonzero(row != tokenizer.pad_id), initial=-1)) + 1 for row in tokens]
     return [min(length + ends_as_padded, context_length + 1) for length in lengths]
 
 
-def _pictures_per_second(source, tokenizer, arguments: argparse.Namespace) -> float:
-    """What this machine delivers of the source, cropped and tokenised as for training."""
+def _images_per_second(source, tokenizer, arguments: argparse.Namespace) -> float:
+    """The rate at which this machine delivers the source, cropped and tokenized as for training."""
     from jaxclip.config import DataConfig
     from jaxclip.data.loader import TrainingLoader
+    from jaxclip.data.views import Views
+    from jaxclip.inputs import Image, Inputs, Text
 
-    # Whatever the share of bad records, they are counted and not a reason to stop here.
+    # Bad records are only counted here, whatever their fraction.
     config = DataConfig(train=arguments.source, train_vocabulary=4096, max_skip_rate=1.0)
     batch = 64
-    loader = TrainingLoader(source, tokenizer, config, arguments.image_size, arguments.context_length, batch, 0)
-    began, count = 0.0, -batch
+    inputs: Inputs = {"image": Image(arguments.image_size), "text": Text(arguments.context_length)}
+    loader = TrainingLoader(source, Views(inputs, config, tokenizer), config, batch, seed=0)
+    start_time, count = 0.0, -batch
     for _ in loader.batches(0, 1 << 30):
         count += batch
-        if not count:  # the first batch has the start-up in it
-            began = time.perf_counter()
-        elif time.perf_counter() - began > _TIMED_SECONDS:
+        if not count:  # the first batch includes the start-up
+            start_time = time.perf_counter()
+        elif time.perf_counter() - start_time > _TIMED_SECONDS:
             break
-    return count / (time.perf_counter() - began)
+    return count / (time.perf_counter() - start_time)
 
 
-def _table(found, tokens: list[int], rate: float, arguments: argparse.Namespace, vocabulary: str):
+def _table(sampled, *, tokens: list[int], rate: float, arguments: argparse.Namespace, vocabulary: str):
     """The lines of the table: (name, value)."""
-    examples, share = found.examples, len(found.examples) / found.looked_at
+    examples, fraction = sampled.examples, len(sampled.examples) / sampled.looked_at
     lines = [
         ("source", arguments.source),
-        ("records", f"{found.records:,}; {found.looked_at:,} looked at, spread evenly"),
-        ("usable", f"{len(examples):,} of {found.looked_at:,} ({share:.1%})"),
+        ("records", f"{sampled.records:,}; {sampled.looked_at:,} sampled, spread evenly"),
+        ("usable", f"{len(examples):,} of {sampled.looked_at:,} ({fraction:.1%})"),
     ]
-    for reason, number in found.skips.counts.most_common():
-        lines.append(("skipped", f"{number:,} x {reason}, such as {found.skips.example(reason)}"))
-    for shard, number in found.at_fault.most_common(5):
+    for reason, number in sampled.skips.counts.most_common():
+        lines.append(("skipped", f"{number:,} x {reason}, such as {sampled.skips.example(reason)}"))
+    for shard, number in sampled.at_fault.most_common(5):
         lines.append(("at fault", f"{shard}: {number:,}"))
     if examples:
         sizes = sorted((example.size for example in examples), key=lambda size: size[0] * size[1])
@@ -119,29 +123,29 @@ def _table(found, tokens: list[int], rate: float, arguments: argparse.Namespace,
         stored = statistics.mean(example.stored for example in examples) / 1000
         captions = [len(example.captions) for example in examples]
         words = sorted(len(example.captions[0].split()) for example in examples)
-        most = sorted(tokens)[int(0.95 * (len(tokens) - 1))]
-        cut = sum(number > arguments.context_length for number in tokens)
+        percentile = sorted(tokens)[int(0.95 * (len(tokens) - 1))]
+        num_truncated = sum(number > arguments.context_length for number in tokens)
         lines += [
             (
-                "pictures",
+                "images",
                 f"{median[0]} x {median[1]} (median), {small[0]} x {small[1]} to {large[0]} x {large[1]}; "
                 f"{stored:,.1f} kB on average",
             ),
             (
                 "captions",
-                f"{min(captions)} to {max(captions)} a picture, of {words[0]} to {words[-1]} words, "
+                f"{min(captions)} to {max(captions)} per image, of {words[0]} to {words[-1]} words, "
                 f"median {words[len(words) // 2]}"
                 if max(captions) > 1
-                else f"1 a picture, of {words[0]} to {words[-1]} words, median {words[len(words) // 2]}",
+                else f"1 per image, of {words[0]} to {words[-1]} words, median {words[len(words) // 2]}",
             ),
             (
                 "tokens",
-                f"median {statistics.median_low(tokens)}, 95 % have at most {most}, {cut:,} of {len(tokens):,} are cut "
-                f"at {arguments.context_length} ({vocabulary})",
+                f"median {statistics.median_low(tokens)}, 95 % have at most {percentile}, {num_truncated:,} of "
+                f"{len(tokens):,} are truncated to {arguments.context_length} ({vocabulary})",
             ),
             (
                 "speed",
-                f"{rate:,.0f} pictures/s to {arguments.image_size} x {arguments.image_size} pixels on "
+                f"{rate:,.0f} images/s to {arguments.image_size} x {arguments.image_size} pixels on "
                 f"{os.cpu_count()} CPU threads",
             ),
         ]

@@ -1,4 +1,4 @@
-"""A page of pictures with their captions and token counts, in one file without a script."""
+"""Contact sheet of sampled images with captions and token counts, one HTML file without scripts."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ small { display: block; margin-top: 3px; color: var(--soft); font-size: 11.5px; 
 """
 
 
-def page(source: str, table: list[tuple[str, str]], found: Findings, tokens: list[int]) -> str:
-    """The contact sheet as HTML: the table, and up to 60 of the examples, spread evenly.
+def page(source: str, table: list[tuple[str, str]], sampled: Findings, tokens: list[int]) -> str:
+    """The contact sheet as HTML: the table, and up to 60 examples, spread evenly.
 
     Args:
-      source: its name.
+      source: the source's name.
       table: lines of (name, value).
-      found: the examples.
+      sampled: the sample, with its examples.
       tokens: the number of tokens of each example's first caption.
     """
     shown = [number * len(tokens) // min(_MOST, len(tokens)) for number in range(min(_MOST, len(tokens)))]
@@ -58,7 +58,7 @@ def page(source: str, table: list[tuple[str, str]], found: Findings, tokens: lis
         for name, value in table
         if name != "source"
     )
-    items = "".join(_item(found, index, tokens[index]) for index in shown)
+    items = "".join(_item(sampled, index, tokens[index]) for index in shown)
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -69,23 +69,23 @@ def page(source: str, table: list[tuple[str, str]], found: Findings, tokens: lis
     )
 
 
-def _item(found: Findings, index: int, tokens: int) -> str:
-    example = found.examples[index]
+def _item(sampled: Findings, index: int, tokens: int) -> str:
+    example = sampled.examples[index]
     caption = example.captions[0]
-    cut = caption if len(caption) <= _LONGEST_CAPTION else caption[: _LONGEST_CAPTION - 1] + "…"
+    excerpt = caption if len(caption) <= _LONGEST_CAPTION else caption[: _LONGEST_CAPTION - 1] + "…"
     more = f" · {len(example.captions)} captions" if len(example.captions) > 1 else ""
     width, height = example.size
     return (
-        f'<li><img src="{_data_url(example.picture)}" alt="">'
-        f"<p>{_escape(cut)}</p>"
+        f'<li><img src="{_data_url(example.image)}" alt="">'
+        f"<p>{_escape(excerpt)}</p>"
         f"<small>{tokens} tokens{more} · {width} × {height}</small>"
         f'<small class="key" title="{_escape(example.key)}">{_escape(example.key)}</small></li>'
     )
 
 
-def _data_url(picture: Image.Image) -> str:
+def _data_url(image: Image.Image) -> str:
     file = io.BytesIO()
-    picture.save(file, "WEBP", quality=85)
+    image.save(file, "WEBP", quality=85)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 

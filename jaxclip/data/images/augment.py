@@ -1,4 +1,4 @@
-"""Random changes to training pictures. Each is a pure function of (picture, rng), and prints as what it does."""
+"""Random augmentations of training images. Each is a pure function of (image, rng) with a readable repr."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from jaxclip.config import AugmentConfig, check_at_least
 from jaxclip.data.images import adjust
 from jaxclip.errors import UserError
 
-# What is seen where a picture has been moved away.
-_BLACK, _GREY = (0, 0, 0), (128, 128, 128)
+# Fill colors of the area outside a moved image.
+_BLACK, _GRAY = (0, 0, 0), (128, 128, 128)
 
 
 class Augmentation(Protocol):
-    """What all of these have in common.
+    """An augmentation of an RGB image.
 
-    The picture is RGB and is not changed; the result has its size, and is the picture itself where nothing is done.
+    The input is never modified. The result has its size, and is the same object if nothing was changed.
     """
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image: ...
@@ -28,15 +28,15 @@ class Augmentation(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Affine:
-    """Rotation and change of size about the centre, and shift, as torchvision's `RandomAffine` draws them.
+    """Rotation and scaling about the center, and a shift, drawn as by torchvision's `RandomAffine`.
 
-    Sampled bilinearly; what comes from outside the picture is black. A shift is any number of pixels, where torchvision
-    rounds it. ConVIRT (Zhang et al. 2020) has `Affine(20, 0.1, (0.95, 1.05))`.
+    Bilinear sampling; pixels from outside the image are black. Unlike in torchvision, the shift is not rounded to whole
+    pixels. ConVIRT (Zhang et al. 2020) uses `Affine(20, 0.1, (0.95, 1.05))`.
 
     Attributes:
-      degrees: the greatest angle, to either side.
-      translate: the greatest shift, as a share of the width and of the height, to either side.
-      scale: the least and greatest size relative to the picture's.
+      degrees: maximum angle, in either direction.
+      translate: maximum shift in either direction, as a fraction of the width and of the height.
+      scale: minimum and maximum scale factor.
     """
 
     degrees: float
@@ -48,7 +48,7 @@ class Affine:
         _check_within(self, 1, "translate")
         low, high = self.scale
         if not 0 < low <= high < math.inf:
-            raise UserError(f"scale={self.scale} must be two sizes, 0 < from <= to")
+            raise UserError(f"scale={self.scale} must be two factors with 0 < min <= max")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         angle = math.radians(rng.uniform(-self.degrees, self.degrees))
@@ -59,16 +59,16 @@ class Affine:
 
 @dataclasses.dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast, saturation and hue, changed in random order, as torchvision's `ColorJitter` draws them.
+    """Changes of brightness, contrast, saturation and hue in random order, drawn as by torchvision's `ColorJitter`.
 
-    Each of the first three is changed by a factor uniform in [max(0, 1 - x), 1 + x], the hue by a share of the circle
-    uniform in [-hue, hue]. All are changed or, with probability 1 - p, none (SimCLR, Chen et al. 2020, appendix A).
-    Values are rounded, and so may be one level above torchvision's, which it cuts off.
+    Each of the first three is changed by a factor uniform in [max(0, 1 - x), 1 + x], the hue by a fraction of the
+    circle uniform in [-hue, hue]. With probability 1 - p the image is not changed at all (SimCLR, Chen et al. 2020,
+    appendix A). Values are rounded, so they may be one level above torchvision's, which truncates.
 
     Attributes:
-      brightness, contrast, saturation: the greatest departure of each factor from 1.
-      hue: the greatest turn, at most 0.5.
-      p: the share of pictures that are changed.
+      brightness, contrast, saturation: maximum deviation of each factor from 1.
+      hue: maximum rotation, at most 0.5.
+      p: the probability of changing an image.
     """
 
     brightness: float
@@ -103,7 +103,7 @@ def _factor(strength: float, rng: np.random.Generator) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Grayscale:
-    """Takes the colours out of a share p of the pictures."""
+    """Conversion to grayscale with probability p."""
 
     p: float
 
@@ -111,16 +111,16 @@ class Grayscale:
         _check_within(self, 1, "p")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        return adjust.grey(image) if rng.random() < self.p else image
+        return adjust.gray(image) if rng.random() < self.p else image
 
 
 @dataclasses.dataclass(frozen=True)
 class GaussianBlur:
-    """Blurs a share p of the pictures with a Gaussian, as MoCo v2 (Chen et al. 2020) and SimCLR (appendix A) do.
+    """A Gaussian blur with probability p, as in MoCo v2 (Chen et al. 2020) and SimCLR (appendix A).
 
     Attributes:
-      p: the share of pictures that are blurred.
-      sigma: the least and greatest standard deviation in pixels, uniform between the two.
+      p: the probability of blurring an image.
+      sigma: minimum and maximum standard deviation in pixels; uniform between the two.
     """
 
     p: float
@@ -130,7 +130,7 @@ class GaussianBlur:
         _check_within(self, 1, "p")
         low, high = self.sigma
         if not 0 < low <= high < math.inf:
-            raise UserError(f"sigma={self.sigma} must be two numbers of pixels, 0 < from <= to")
+            raise UserError(f"sigma={self.sigma} must be two numbers of pixels with 0 < min <= max")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         return adjust.blur(image, rng.uniform(*self.sigma)) if rng.random() < self.p else image
@@ -138,23 +138,23 @@ class GaussianBlur:
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """A few operations picked at random, all of one magnitude, none of colour: captions name colours.
+    """Random operations of one magnitude. Color operations are left out, because captions name colors.
 
-    RandAugment (Cubuk et al. 2019) as in ALBEF (Li et al. 2021, section 3.5), with the figures of its published code:
-    operations are drawn with replacement from `OPERATIONS`, each of them is carried out with probability p, and its
-    strength grows with the magnitude. At 10 it is, for
+    RandAugment (Cubuk et al. 2019) as in ALBEF (Li et al. 2021, section 3.5), with the values of its published code:
+    operations are drawn with replacement from `OPERATIONS`, each is applied with probability p, and its strength grows
+    with the magnitude. At magnitude 10 the strength is
 
-      brightness, sharpness: the factor 1.9, and 0.1 at magnitude 0, so that 5 is what changes nothing.
-      shear_x, shear_y: 0.3 pixels a pixel, from the upper left corner, to either side.
-      translate_x, translate_y: 10 pixels, whatever the picture's size, to either side.
-      rotate: 30 degrees about the centre, to either side.
+      brightness, sharpness: a factor of 1.9. It is 0.1 at magnitude 0, so magnitude 5 changes nothing.
+      shear_x, shear_y: 0.3 pixels per pixel from the upper left corner, in either direction.
+      translate_x, translate_y: 10 pixels whatever the image's size, in either direction.
+      rotate: 30 degrees about the center, in either direction.
 
-    What comes from outside the picture is grey (128).
+    Pixels from outside the image are gray (128).
 
     Attributes:
-      operations: how many are drawn.
+      operations: the number of operations drawn.
       magnitude: from 0 to 10.
-      p: the share of drawn operations that are carried out.
+      p: the probability of applying an operation that was drawn.
     """
 
     operations: int = 2
@@ -173,7 +173,7 @@ class RandAugment:
         return image
 
 
-# The operations of RandAugment, on a picture and a magnitude from -10 to 10, whose sign is the side they go to.
+# RandAugment's operations on an image, with a magnitude from -10 to 10. Its sign is the direction.
 
 
 def identity(image: Image.Image, magnitude: int) -> Image.Image:
@@ -197,23 +197,23 @@ def sharpness(image: Image.Image, magnitude: int) -> Image.Image:
 
 
 def shear_x(image: Image.Image, magnitude: int) -> Image.Image:
-    return adjust.shear(image, 0.03 * magnitude, 0, _GREY)
+    return adjust.shear(image, 0.03 * magnitude, 0, _GRAY)
 
 
 def shear_y(image: Image.Image, magnitude: int) -> Image.Image:
-    return adjust.shear(image, 0, 0.03 * magnitude, _GREY)
+    return adjust.shear(image, 0, 0.03 * magnitude, _GRAY)
 
 
 def translate_x(image: Image.Image, magnitude: int) -> Image.Image:
-    return adjust.shift(image, magnitude, 0, _GREY)
+    return adjust.shift(image, magnitude, 0, _GRAY)
 
 
 def translate_y(image: Image.Image, magnitude: int) -> Image.Image:
-    return adjust.shift(image, 0, magnitude, _GREY)
+    return adjust.shift(image, 0, magnitude, _GRAY)
 
 
 def rotate(image: Image.Image, magnitude: int) -> Image.Image:
-    return adjust.affine(image, math.radians(3 * magnitude), 1, (0, 0), _GREY)
+    return adjust.affine(image, math.radians(3 * magnitude), 1, (0, 0), _GRAY)
 
 
 OPERATIONS = (
@@ -230,39 +230,50 @@ OPERATIONS = (
 )
 
 
-def from_config(config: AugmentConfig) -> tuple[Augmentation, ...]:
-    """The augmentations that a config asks for, in the order they are to be applied in, after crop and flip.
+def from_config(config: AugmentConfig, where: str = "data.augment") -> tuple[Augmentation, ...]:
+    """The augmentations of a config, in the order in which they are applied after crop and flip.
 
     Args:
-      config: a part of it that changes nothing is left out.
+      config: settings that change nothing add no augmentation.
+      where: its name, for messages.
 
     Raises:
-      UserError: an impossible value; the message begins with the key.
+      UserError: a value is out of range; the message begins with the key.
     """
     chosen: list[Augmentation] = []
 
-    def add(key: str, kind: Any, *values: Any) -> None:
+    def add(key: str, kind: Any, **values: Any) -> None:
         try:
-            chosen.append(kind(*values))
+            chosen.append(kind(**values))
         except UserError as error:
-            raise UserError(f"data.augment.{key}: {error}") from None
+            raise UserError(f"{where}.{key}: {error}") from None
 
     degrees, translate, low, high = config.affine
     if degrees or translate or (low, high) != (1, 1):
-        add("affine", Affine, degrees, translate, (low, high))
-    if config.rand_augment[0]:
-        add("rand_augment", RandAugment, *config.rand_augment, config.rand_augment_p)
+        add("affine", Affine, degrees=degrees, translate=translate, scale=(low, high))
+    operations, magnitude = config.rand_augment
+    if operations:
+        add("rand_augment", RandAugment, operations=operations, magnitude=magnitude, p=config.rand_augment_p)
+    brightness, contrast, saturation, hue = config.color_jitter
     if any(config.color_jitter):
-        add("color_jitter", ColorJitter, *config.color_jitter, config.color_jitter_p)
+        add(
+            "color_jitter",
+            ColorJitter,
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue=hue,
+            p=config.color_jitter_p,
+        )
     if config.gray:
-        add("gray", Grayscale, config.gray)
+        add("gray", Grayscale, p=config.gray)
     if config.blur:
-        add("blur", GaussianBlur, config.blur, config.blur_sigma)
+        add("blur", GaussianBlur, p=config.blur, sigma=config.blur_sigma)
     return tuple(chosen)
 
 
 def _check_within(config: Any, most: float, *names: str) -> None:
-    """Raises UserError naming the first of the fields whose value is not from 0 to `most`."""
+    """Raises UserError for the first of the fields whose value is not from 0 to `most`."""
     for name in names:
         if not 0 <= getattr(config, name) <= most:
             raise UserError(f"{name}={getattr(config, name)} must be from 0 to {most}")

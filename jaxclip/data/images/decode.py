@@ -1,4 +1,4 @@
-"""Encoded pictures to upright RGB, with Pillow: every kind that the web holds, and a reason for each that cannot be."""
+"""Image decoding to upright RGB with Pillow, and the reasons why an image cannot be decoded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageChops
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000
 
-# How to turn a picture upright, by its EXIF orientation (EXIF 2.32, 4.6.4, tag 0x0112).
+# The transposition that turns an image upright, by EXIF orientation (EXIF 2.32, 4.6.4, tag 0x0112).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -24,22 +24,22 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# A progressive JPEG is decoded scan by scan, each over the whole picture: a file of 100 kB can hold thousands. Encoders
-# write about ten.
+# Every scan of a progressive JPEG is decoded over the whole image, and a file of 100 kB can contain thousands of scans.
+# Encoders write about ten.
 _MOST_SCANS = 50
 
-# Pictures above so many pixels are decoded one at a time: a few of the largest allowed, met by all threads at once,
-# would take each thread's share of a gigabyte.
+# Images of more pixels are decoded one at a time. Otherwise several of the largest images allowed, decoded by all
+# threads at once, could each take a large part of a gigabyte.
 _LARGE = 12_000_000
 _one_large = threading.Lock()
 
 
 class Unreadable(ValueError):
-    """The bytes hold no picture that can be shown; the message is a short reason to count by."""
+    """The image cannot be decoded. The message is a short reason, by which such images are counted."""
 
 
 class Encoded:
-    """A JPEG, PNG, WebP, GIF, BMP or TIFF of which only the header has been read.
+    """A JPEG, PNG, WebP, GIF, BMP or TIFF image whose header has been read.
 
     Attributes:
       size: (width, height) in pixels, upright.
@@ -49,12 +49,12 @@ class Encoded:
         """Reads the header.
 
         Args:
-          data: the encoded picture.
-          max_pixels: a picture whose header says it has more pixels is refused before anything is decoded. Pillow has
-            a limit of its own, at 179 million.
+          data: the encoded image.
+          max_pixels: an image whose header declares more pixels is rejected before anything is decoded. Pillow's own
+            limit is 179 million.
 
         Raises:
-          Unreadable: "not a picture", "too many pixels", "too many scans", "truncated picture" or "broken picture".
+          Unreadable: "not an image", "too many pixels", "too many scans", "truncated image" or "broken image".
         """
         with _naming_reasons():
             self._image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -65,7 +65,7 @@ class Encoded:
                 raise Unreadable("too many scans")
             late = self._image.format == "PNG" and "exif" not in self._image.info and b"eXIf" in data
             if late or self._image.format == "TIFF":
-                # The orientation stands behind the pixels, or Pillow itself turns them upright.
+                # PNG: the orientation comes after the pixels. TIFF: Pillow turns the image upright as it loads it.
                 with _one_large:
                     self._image.load()
         orientation = _orientation(self._image)
@@ -74,20 +74,20 @@ class Encoded:
         self.size = (height, width) if orientation in (5, 6, 7, 8) else (width, height)
 
     def decode(self, shrink: int = 1) -> tuple[Image.Image, int]:
-        """The picture in RGB, upright; to be called once.
+        """Decodes the image to upright RGB. Call this only once.
 
-        Transparent pixels are composited over white, of an animation the first frame is taken, 16-bit grey is scaled
-        to 8 bits, CMYK is converted without a colour profile.
+        Transparent pixels are composited over white, 16-bit gray is scaled to 8 bits, and CMYK is converted without a
+        color profile. The first frame of an animation is decoded.
 
         Args:
-          shrink: 1, 2, 4 or 8: 1 / shrink of its size will do. A JPEG is then decoded at that scale, which leaves most
-            of the inverse transform out, and another large picture is averaged to it before anything else.
+          shrink: 1, 2, 4 or 8; an image of 1 / shrink of the size is sufficient. A JPEG is then decoded at that scale,
+            which skips most of the inverse transform. Other large images are averaged down to it first.
 
         Returns:
-          The picture, and by how much it was shrunk.
+          The image, and the factor by which it was actually shrunk.
 
         Raises:
-          Unreadable: "truncated picture", "broken picture" or "32-bit pixels".
+          Unreadable: "truncated image", "broken image" or "32-bit pixels".
         """
         image: Image.Image = self._image
         width, height = image.size
@@ -105,13 +105,13 @@ class Encoded:
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The whole of an encoded picture in RGB, upright; arguments, conversions and reasons as those of `Encoded`."""
+    """Decodes a whole image to upright RGB; arguments, conversions and reasons are those of `Encoded`."""
     return Encoded(data, max_pixels).decode()[0]
 
 
 @contextlib.contextmanager
 def _naming_reasons() -> Iterator[None]:
-    """Turns what Pillow raises into `Unreadable` with a reason."""
+    """Converts Pillow's exceptions to `Unreadable` with a reason."""
     try:
         yield
     except Unreadable:
@@ -119,13 +119,13 @@ def _naming_reasons() -> Iterator[None]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Unreadable("too many pixels") from error
     except Image.UnidentifiedImageError as error:
-        raise Unreadable("not a picture") from error
-    except Exception as error:  # Pillow meets bad bytes with OSError, SyntaxError, struct.error, IndexError, ...
-        raise Unreadable("truncated picture" if "truncated" in str(error).lower() else "broken picture") from error
+        raise Unreadable("not an image") from error
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, IndexError, ... for bad bytes
+        raise Unreadable("truncated image" if "truncated" in str(error).lower() else "broken image") from error
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """A picture that Pillow has opened, in RGB and upright; conversions and reasons as those of `Encoded.decode`."""
+    """Converts an image opened by Pillow to upright RGB; conversions and reasons are those of `Encoded.decode`."""
     with _naming_reasons():
         image.load()
         turn = _UPRIGHT.get(_orientation(image))
@@ -133,11 +133,11 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         return rgb if turn is None else rgb.transpose(turn)
 
 
-def open_picture(image: bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The RGB picture of a `Record.image`: encoded bytes, or uint8 pixels [height, width, 3].
+def open_image(image: bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The RGB image of a `Record.image`: encoded bytes, or uint8 pixels [height, width, 3].
 
     Raises:
-      Unreadable: for bytes that `decode` refuses, and for an array of another type or shape ("not RGB pixels").
+      Unreadable: `decode` rejects the bytes, or an array has another type or shape ("not RGB pixels").
     """
     if not isinstance(image, np.ndarray):
         return decode(image, max_pixels=max_pixels)
@@ -147,23 +147,24 @@ def open_picture(image: bytes | np.ndarray, max_pixels: int = MAX_PIXELS) -> Ima
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1, upright, where there is none."""
+    """The EXIF orientation; 1 (upright) if there is none."""
     try:
-        # The method of the class for PNGs would decode the whole picture, in search of a block behind the pixels.
+        # PngImageFile.getexif would decode the whole image to look for a chunk after the pixels.
         exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
         return exif.get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a broken EXIF block is no reason to lose a sound picture
+    except Exception:  # a broken EXIF block does not make the image unusable
         return 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Any decoded picture in mode RGB, transparency composited over white."""
+    """Converts a decoded image of any mode to RGB, compositing transparency over white."""
     if image.mode in ("I", "F"):
-        raise Unreadable("32-bit pixels")  # which value is white, nothing says
+        raise Unreadable("32-bit pixels")  # the value of white is unknown
     if image.mode.startswith("I;16"):
-        image = _eight_bit_grey(image)
+        image = _eight_bit_gray(image)
     if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
-        # Adobe writes CMYK JPEGs inverted. Pillow takes every CMYK JPEG for one of Adobe's, marker or not.
+        # Adobe writes CMYK JPEGs inverted, and Pillow assumes that every CMYK JPEG is inverted, even without the
+        # marker.
         image = ImageChops.invert(image)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -172,11 +173,11 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _eight_bit_grey(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits by scaling (Pillow's own conversion clips at 255), its transparent value to alpha."""
+def _eight_bit_gray(image: Image.Image) -> Image.Image:
+    """Scales 16-bit gray to 8 bits (Pillow's own conversion clips at 255); a transparent value becomes alpha."""
     pixels = np.asarray(image)
     scaled = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
-    grey = Image.fromarray(scaled[pixels])
+    gray = Image.fromarray(scaled[pixels])
     if "transparency" in image.info:
-        grey.putalpha(Image.fromarray(np.where(pixels == image.info["transparency"], np.uint8(0), np.uint8(255))))
-    return grey
+        gray.putalpha(Image.fromarray(np.where(pixels == image.info["transparency"], np.uint8(0), np.uint8(255))))
+    return gray

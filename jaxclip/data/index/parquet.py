@@ -6,14 +6,13 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
-import secrets
 import sys
 from collections.abc import Iterator, Sequence
 
 import tqdm
 
+from jaxclip.data.index.keep import keep
 from jaxclip.data.storage import File, cache_folder, filesystem, fingerprint, is_remote
 from jaxclip.errors import UserError
 
@@ -85,7 +84,8 @@ def load_index(pattern: str, files: Sequence[File]) -> ParquetIndex:
     index = _restore(place, len(files))
     if index is None:
         index = _scan(pattern, files)
-        _keep(index, place)
+        text = json.dumps({"format": _FORMAT} | dataclasses.asdict(index))
+        keep(place, lambda file: file.write(text.encode()))
     return index
 
 
@@ -193,18 +193,6 @@ def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
         return ()
     # Json may spell half a surrogate pair, which is no text that a tokenizer takes: it becomes "?".
     return tuple(name.encode("utf-8", errors="replace").decode() for name in names)
-
-
-def _keep(index: ParquetIndex, place: pathlib.Path) -> None:
-    """Writes an index so that a reader sees the whole of it or nothing; where that cannot be, it is not kept."""
-    with contextlib.suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = place.with_name(f"{place.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            unfinished.write_text(json.dumps({"format": _FORMAT} | dataclasses.asdict(index)))
-            os.replace(unfinished, place)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 def _restore(place: pathlib.Path, files: int) -> ParquetIndex | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import mmap
-import os
 import pathlib
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -244,19 +242,3 @@ def write_part(file: BinaryIO, part: Part, place: tuple[int, int, int, int]) -> 
     for start, column in ((chunk_place, chunk_ends), (row_place, part.rows), (name_place, part.names)):
         file.seek(start)
         file.write(column.tobytes())
-
-
-def keep(place: pathlib.Path, fill: Callable[[BinaryIO], None]) -> bool:
-    """Lets `fill` write a file so that a reader sees the whole of it or nothing; whether that could be done."""
-    unfinished = place.with_name(f"{place.name}.{os.urandom(4).hex()}.tmp")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("xb") as file:
-            fill(file)
-        os.replace(unfinished, place)
-    except OSError:
-        return False
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-    return True

@@ -15,7 +15,8 @@ from typing import BinaryIO
 import numpy as np
 import tqdm
 
-from jaxclip.data.index.tar import Facts, Part, TarIndex, keep, write
+from jaxclip.data.index.keep import keep
+from jaxclip.data.index.tar import Facts, Part, TarIndex, write
 from jaxclip.data.index.tar_scan import scan
 from jaxclip.data.index.workers import run_workers, serve_worker
 from jaxclip.data.storage import File, Files, cache_folder, fingerprint, is_remote

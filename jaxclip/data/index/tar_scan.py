@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxclip.data.index.tar import NAMED_EXTENSIONS, ROW, Facts, Part
 from jaxclip.data.index.tar_walk import BLOCK, FlawError, walk
-from jaxclip.data.skips import printable
 from jaxclip.data.storage import REMOTE_BLOCK, Files
+from jaxclip.io import printable
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 # Which of a record's four places a member takes.
@@ -61,18 +61,13 @@ def scan(files: Files, number: int) -> Part:
             pictureless=pictureless,
             irregular=irregular,
             has_text_or_label=_has_text_or_label(rows),
-            extensions=tuple(shown(extension) or "(none)" for extension in extensions),
+            extensions=tuple(printable(extension) or "(none)" for extension in extensions),
             flaws=((0, flaw, members),) if flaw or not members else (),
         ),
         rows=rows,
         names=names,
         chunk_ends=_chunk_ends(rows),
     )
-
-
-def shown(name: bytes) -> str:
-    """A name out of a tar as text that cannot harm a terminal or a log."""
-    return printable(name.decode("utf-8", errors="replace"))
 
 
 class _Runs:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
-import os
 import pathlib
-import secrets
 import shutil
 import sys
 
 import numpy as np
 import tqdm
 
+from jaxclip.data.index.keep import keep
 from jaxclip.data.storage import REMOTE_BLOCK, Files, cache_folder, fingerprint, is_remote
 from jaxclip.errors import UserError
 
@@ -67,7 +65,7 @@ def load_index(files: Files) -> TfRecordIndex:
         found = _restore(kept, mapped=False)
         if found is None or not len(found):
             found = scan(files, number)
-            _keep(found, kept)
+            keep(kept, lambda file: np.save(file, found))
         return found
 
     remote = any(is_remote(file.path) for file in files)
@@ -93,7 +91,7 @@ def load_index(files: Files) -> TfRecordIndex:
     found = [future.result() for future in running]
     counts = [len(one) - 1 for one in found]
     table = np.concatenate([np.array(counts, np.int64), [one[0] for one in found], *(one[1:] for one in found)])
-    _keep(table, place)
+    keep(place, lambda file: np.save(file, table))
     shutil.rmtree(parts, ignore_errors=True)
     return TfRecordIndex(table, len(files))
 
@@ -205,16 +203,3 @@ def _restore(place: pathlib.Path, *, mapped: bool) -> np.ndarray | None:
     except (OSError, ValueError, EOFError):
         return None
     return table if isinstance(table, np.ndarray) and table.dtype == np.int64 and table.ndim == 1 else None
-
-
-def _keep(table: np.ndarray, place: pathlib.Path) -> None:
-    """Writes an array so that a reader sees the whole of it or nothing; where that cannot be, it is not kept."""
-    with contextlib.suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = place.with_name(f"{place.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with unfinished.open("xb") as file:
-                np.save(file, table)
-            os.replace(unfinished, place)
-        finally:
-            unfinished.unlink(missing_ok=True)

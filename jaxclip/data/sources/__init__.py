@@ -1,4 +1,4 @@
-"""Sources of image-text records, one file per storage format, opened by their name in a config."""
+"""Sources of image-text records, one module per storage format, opened by the text in a config."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from jaxclip.errors import UserError
 
 
 def open_source(text: str | Sequence[tuple[str, float]], *, root: str = "") -> Source:
-    """Opens the source that a config names.
+    """Opens the source given in a config.
 
     Args:
-      text: one source, or several: a list of (source, weight), or as text `0.7 * A + 0.3 * B`, which gives each its
-        part of the training examples; `A + B` has every record of both once in an epoch. A source is `shapes` or
-        `shapes:SPLIT`; `tfds:NAME` or `tfds:NAME/CONFIG:VERSION`, either with `[SPLIT]` after it; `folder:PATH` or an
-        existing folder; or files by their path, of which the suffix says the kind (tar, csv, tsv, parquet, tfrecord,
-        array_record): one path, a glob, or a range `PATH/{00000..00099}.tar`, on a local disk or with the scheme of
+      text: one source or a mixture. A mixture is a list of (source, weight), or the text `0.7 * A + 0.3 * B`, where
+        weights are shares of the training examples; `A + B` uses every record of both once per epoch. A source is
+        `shapes` or `shapes:SPLIT`; `tfds:NAME` or `tfds:NAME/CONFIG:VERSION`, optionally followed by `[SPLIT]`;
+        `folder:PATH` or an existing folder; or a path to files, whose suffix is the format (tar, csv, tsv, parquet,
+        tfrecord, array_record). A path may be a glob or a range `PATH/{00000..00099}.tar`, local or with the scheme of
         remote storage (`gs://`, `s3://`).
-      root: the folder that relative paths start from and that TFDS data sets are looked for in first; by default the
+      root: the folder that relative paths start from, and the first place to look for TFDS data sets. Defaults to the
         working directory and TFDS's own folder.
 
     Raises:
-      UserError: the text has none of these forms, or what it names cannot be used.
+      UserError: the text has none of these forms, or the source cannot be opened.
     """
     if not isinstance(text, str):
         if not text:
-            raise UserError("an empty list names no data")
+            raise UserError("the list of sources is empty; give at least one source")
         return Mixture([_open_one(name, root) for name, _ in text], [weight for _, weight in text])
     terms = re.split(r"\s+\+\s+", text.strip())
     weighted = [match for match in map(_WEIGHTED.match, terms) if match]
     if weighted and len(weighted) < len(terms):
-        raise UserError(f"{text!r}: give every source a weight, as in '0.7 * A + 0.3 * B', or none of them")
+        raise UserError(f"{text!r}: give either all sources a weight, as in '0.7 * A + 0.3 * B', or none")
     if weighted:
         return open_source([(match[2], float(match[1])) for match in weighted], root=root)
     return _open_one(text, root) if len(terms) == 1 else Mixture([_open_one(term, root) for term in terms])
 
 
-# The kind of a file by its name: x.tar, x.tfrecord, x.tfrecord-00000-of-00010, x.tfrecord-*.
+# The format of a file by its name: x.tar, x.tfrecord, x.tfrecord-00000-of-00010, x.tfrecord-*.
 _KIND = re.compile(r"\.(tar|csv|tsv|parquet|tfrecords?|array_?record)(-[\w.*?\[\]{}-]+)?$")
 _WEIGHTED = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s+\*\s+(.+)", re.DOTALL)
 
@@ -51,7 +51,7 @@ def _open_one(text: str, root: str) -> Source:
     if name == "shapes":
         from jaxclip.data.sources.shapes import Shapes
 
-        # Scenes to train on are drawn quickly; people look at the others.
+        # Training scenes are small, so that they are drawn quickly. The other splits are for people to look at.
         return Shapes(split, 128) if split else Shapes("train")
     if name == "tfds":
         from jaxclip.data.sources.tfds import Tfds
@@ -89,7 +89,7 @@ def _open_one(text: str, root: str) -> Source:
 
         return Folder(path)
     raise UserError(
-        f"{text!r} names no data: write shapes, shapes:SPLIT, tfds:NAME, folder:PATH, or files by their path, such as "
+        f"{text!r} is not a data source; write shapes, shapes:SPLIT, tfds:NAME, folder:PATH, or a path to files, as in "
         "PATH.tar, PATH/*.tar, PATH/{00000..00099}.tar, PATH/*.parquet, PATH/*.tfrecord, PATH/*.array_record, "
-        "PATH.csv, PATH.tsv; sources are mixed as in '0.7 * A + 0.3 * B'"
+        "PATH.csv, PATH.tsv; mix sources as in '0.7 * A + 0.3 * B'"
     )

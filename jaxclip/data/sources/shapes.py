@@ -1,8 +1,8 @@
-"""The embedded data set: procedural scenes of coloured shapes with truthful captions, needing no download.
+"""Source of procedural scenes of colored shapes with exact captions; needs no download.
 
-A scene is one or two objects, each of a colour, a shape and a size, before a background. A fifth of the
-(colour, shape) classes never appears in training, so that zero-shot accuracy on them measures composition.
-Left and right are part of what captions say: pictures must not be mirrored in training.
+A scene has one or two objects on a background. An object has a color, a shape and a size. A fifth of the (color, shape)
+classes never appear in training, so that zero-shot accuracy on them measures composition. Captions mention left and
+right, so images must not be mirrored in training.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from jaxclip.data.record import Record, Skip
-from jaxclip.data.sources.shapes_drawing import COLOURS, PATTERNS, SHAPES, TONES, Background, Figure, Scene, render
+from jaxclip.data.sources.shapes_drawing import COLORS, PATTERNS, SHAPES, TONES, Background, Figure, Scene, render
 from jaxclip.errors import UserError
 
-CLASS_NAMES: tuple[str, ...] = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+CLASS_NAMES: tuple[str, ...] = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)
 
-# Every shape is held out in two colours, every colour in one or two shapes.
+# Every shape is held out in two colors, every color in one or two shapes.
 _HELD_OUT_SHAPES = {
     "red": ("star", "ring"),
     "orange": ("square",),
@@ -34,17 +34,17 @@ _HELD_OUT_SHAPES = {
     "white": ("square",),
 }
 HELD_OUT: tuple[int, ...] = tuple(
-    CLASS_NAMES.index(f"{colour} {shape}") for colour, shapes in _HELD_OUT_SHAPES.items() for shape in shapes
+    CLASS_NAMES.index(f"{color} {shape}") for color, shapes in _HELD_OUT_SHAPES.items() for shape in shapes
 )
 TRAINED_ON: tuple[int, ...] = tuple(index for index in range(len(CLASS_NAMES)) if index not in HELD_OUT)
 
 SPLITS: dict[str, int] = {"train": 20_000, "validation": 1_000, "seen": 960, "unseen": 320}
 
-# Radii in sides of the picture. Two large objects must fit beside each other, hence the narrower range.
+# Radii as fractions of the image's side. Two large objects must fit beside each other, hence the narrower range.
 _RADII_ALONE = {"small": (0.17, 0.20), "large": (0.27, 0.32)}
 _RADII_OF_TWO = {"small": (0.14, 0.16), "large": (0.20, 0.22)}
 _MARGIN = 0.02
-_OFF_CENTRE = 0.05
+_OFF_CENTER = 0.05
 _TILT = math.radians(12)  # a square is still a square and a cross not yet an x
 
 T = TypeVar("T")
@@ -54,16 +54,16 @@ T = TypeVar("T")
 class Shapes:
     """Procedural scenes as a `Source`.
 
-    Splits: "train" has one object in six scenes of ten and two in the others, of the training classes only;
-    "validation" has two objects and full descriptions, also of the training classes; "seen" and "unseen" have one
-    object each, their classes in turn from `TRAINED_ON` and from `HELD_OUT`.
+    Splits: "train" has one object in 60 % of the scenes and two in the others, of the training classes only.
+    "validation" has two objects of the training classes, with full descriptions. "seen" and "unseen" have one object
+    each, of the classes of `TRAINED_ON` and `HELD_OUT` in turn.
 
-    A record is a function of (split, id) alone, and nothing is stored. The label is the index into `CLASS_NAMES`
-    for scenes of one object, None for two.
+    A record depends only on (split, id), and nothing is stored. The label is an index into `CLASS_NAMES` for scenes
+    with one object, None for two.
 
     Attributes:
       split: one of `SPLITS`.
-      size: height and width of the pictures in pixels.
+      size: height and width of the images in pixels.
 
     Raises:
       UserError: the split does not exist.
@@ -80,14 +80,14 @@ class Shapes:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """All classes, trained on or not."""
+        """All classes, whether in training or held out."""
         return CLASS_NAMES
 
     def __len__(self) -> int:
         return SPLITS[self.split]
 
     def read(self, ids: Sequence[int]) -> list[Record | Skip]:
-        """The records of some ids, their pictures as uint8 pixels; none is ever skipped."""
+        """The records of `ids`, with images as uint8 pixels. No record is ever skipped."""
         return [self._record(int(i)) for i in ids]
 
     def _record(self, i: int) -> Record:
@@ -98,7 +98,7 @@ class Shapes:
 
 
 def sample_scene(split: str, i: int) -> Scene:
-    """The scene of a record, as a function of the split's name and the record's id alone."""
+    """The scene of a record; depends only on the split's name and the record's id."""
     generator = np.random.Generator(np.random.Philox(key=[list(SPLITS).index(split), i]))
     uniform = iter(generator.random(32).tolist())
     background = _sample_background(uniform, generator)
@@ -121,11 +121,11 @@ def _between(low: float, high: float, uniform: Iterator[float]) -> float:
 
 def _sample_background(uniform: Iterator[float], generator: np.random.Generator) -> Background:
     tone = _choose(tuple(TONES), uniform)
-    colours = _choose(TONES[tone], uniform)
+    colors = _choose(TONES[tone], uniform)
     return Background(
         pattern=_choose(PATTERNS, uniform),
         tone=tone,
-        colours=colours if next(uniform) < 0.5 else colours[::-1],
+        colors=colors if next(uniform) < 0.5 else colors[::-1],
         period=_between(0.13, 0.26, uniform),
         angle=_between(0, 2 * math.pi, uniform),
         noise=generator.bytes(25),
@@ -133,22 +133,24 @@ def _sample_background(uniform: Iterator[float], generator: np.random.Generator)
 
 
 def _sample_figure(index: int, radii: dict[str, tuple[float, float]], uniform: Iterator[float]) -> Figure:
-    """An object that is still in the middle of the picture."""
-    colour, shape = CLASS_NAMES[index].split()
+    """A random object in the center of the image; the caller moves it."""
+    color, shape = CLASS_NAMES[index].split()
     size = _choose(tuple(radii), uniform)
-    return Figure(colour, shape, size, 0.5, 0.5, _between(*radii[size], uniform), _between(-_TILT, _TILT, uniform))
+    radius = _between(*radii[size], uniform)
+    angle = _between(-_TILT, _TILT, uniform)
+    return Figure(color=color, shape=shape, size=size, x=0.5, y=0.5, radius=radius, angle=angle)
 
 
 def _sample_alone(index: int, uniform: Iterator[float]) -> Figure:
     figure = _sample_figure(index, _RADII_ALONE, uniform)
-    x, y = (0.5 + _between(-_OFF_CENTRE, _OFF_CENTRE, uniform) for _ in range(2))
+    x, y = (0.5 + _between(-_OFF_CENTER, _OFF_CENTER, uniform) for _ in range(2))
     return dataclasses.replace(figure, x=x, y=y)
 
 
 def _sample_two(uniform: Iterator[float]) -> tuple[Figure, Figure]:
-    """Two objects of different classes, one clearly beside or above the other.
+    """Two random objects of different classes, one clearly beside or above the other.
 
-    Along one axis the circles around them are apart; along the other their centres differ by at most 0.4 times as
+    Along one axis their bounding circles are disjoint. Along the other, their centers differ by at most 0.4 times as
     much, so that exactly one of left, right, above and below describes them.
     """
     first_class = int(next(uniform) * len(TRAINED_ON))
@@ -179,7 +181,7 @@ def _sample_two(uniform: Iterator[float]) -> tuple[Figure, Figure]:
 
 
 def relation(first: Figure, second: Figure) -> str:
-    """What the first object is to the second: "left of", "right of", "above" or "below"."""
+    """The first object's position relative to the second: "left of", "right of", "above" or "below"."""
     x, y = first.x - second.x, first.y - second.y
     if abs(x) > abs(y):
         return "left of" if x < 0 else "right of"
@@ -187,10 +189,7 @@ def relation(first: Figure, second: Figure) -> str:
 
 
 def describe(scene: Scene) -> tuple[str, ...]:
-    """Captions of a scene, all true and in lower case, from short ones to the fullest.
-
-    Those of two objects name both.
-    """
+    """Captions of a scene in lower case, from the shortest to the most detailed. All of them name all objects."""
     if len(scene.figures) == 2:
         first, second = scene.figures
         return (
@@ -209,7 +208,7 @@ def describe(scene: Scene) -> tuple[str, ...]:
 
 
 def describe_fully(scene: Scene) -> tuple[str, ...]:
-    """The captions that give every object's size and where it is: few other scenes share them."""
+    """The captions that give every object's size and position, which few other scenes share."""
     behind = f"{scene.background.tone} {scene.background.pattern} background"
     first = scene.figures[0]
     sized = f"a {first.size} {first.name}"

@@ -1,7 +1,7 @@
-"""Draws scenes of coloured shapes: what a scene is made of, and `render`, which turns one into pixels.
+"""Drawing of scenes of colored shapes: the parts of a scene, and `render`, which rasterizes one.
 
-Everything is measured in fractions of the picture's side, so a scene has no resolution of its own. Objects are
-polygons drawn with Pillow at three times the size and averaged down; backgrounds are one mask between two tones.
+All lengths are fractions of the image's side, so a scene has no resolution. Objects are polygons that Pillow draws at
+three times the size and averages down. A background is a mask between two tones.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 
 RGB = tuple[int, int, int]
 
-# The eleven basic colour terms (Berlin and Kay, "Basic Color Terms", 1969) less gray, which the backgrounds own.
-COLOURS: dict[str, RGB] = {
+# The eleven basic color terms (Berlin and Kay, "Basic Color Terms", 1969) without gray, which is for backgrounds.
+COLORS: dict[str, RGB] = {
     "red": (217, 38, 44),
     "orange": (250, 136, 16),
     "yellow": (252, 213, 32),
@@ -28,12 +28,12 @@ COLOURS: dict[str, RGB] = {
     "white": (255, 255, 255),
 }
 
-# What every object is outlined in, tinted with its own colour. One dark line on every background makes an outline mean
-# the same everywhere, which a small model learns in a few minutes.
+# Outline color of all objects, tinted with the object's own. A dark outline looks the same on every background, which a
+# small model learns in a few minutes.
 _INK: RGB = (20, 20, 30)
 
-# Pairs of tones that backgrounds are made of: desaturated, light or of a middle grey. White objects stand off from
-# the light ones by their outlines.
+# Pairs of background tones: desaturated, either light or medium gray. The outlines separate white objects from light
+# backgrounds. "grey" is a word of the captions and part of the data set, hence its spelling.
 TONES: dict[str, tuple[tuple[RGB, RGB], ...]] = {
     "light": (
         ((234, 228, 216), (209, 199, 180)),  # sand
@@ -55,8 +55,8 @@ PATTERNS = ("plain", "gradient", "striped", "dotted", "cloudy")
 
 _SUPERSAMPLING = 3
 
-# An object is three polygons, one on the other: outline, shaded rim, face. This is how far each stands out around
-# the shape's sharp-cornered core, and so the rounding of its corners, in radii of the object.
+# An object is a stack of three polygons: outline, shaded rim and face. These are the distances by which each is grown
+# around the shape's sharp-cornered core, and so the radii of its corners, as fractions of the object's radius.
 _GROWTH = (0.19, 0.10, 0.02)
 
 
@@ -65,14 +65,14 @@ class Figure:
     """One object of a scene.
 
     Attributes:
-      colour, shape: a key of `COLOURS` and one of `SHAPES`.
-      size: "small" or "large", as captions say it.
-      x, y: the centre, from the picture's top left corner; 1 is the picture's side.
-      radius: of a circle around the centre that holds the whole object, in the same unit.
+      color, shape: a key of `COLORS` and one of `SHAPES`.
+      size: "small" or "large", the word in captions.
+      x, y: the center, relative to the image's top left corner, as fractions of its side.
+      radius: of a circle around the center that contains the whole object, in the same unit.
       angle: clockwise rotation in radians.
     """
 
-    colour: str
+    color: str
     shape: str
     size: str
     x: float
@@ -82,26 +82,26 @@ class Figure:
 
     @property
     def name(self) -> str:
-        """The class of the object, as "red circle"."""
-        return f"{self.colour} {self.shape}"
+        """The object's class, such as "red circle"."""
+        return f"{self.color} {self.shape}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Background:
-    """What is behind the objects.
+    """The background of a scene.
 
     Attributes:
       pattern: one of `PATTERNS`.
-      tone: a key of `TONES`, as captions say it.
-      colours: the two tones that the pattern mixes; a plain background is the first.
-      period: the distance between stripes or dots, in sides of the picture.
+      tone: a key of `TONES`, the word in captions.
+      colors: the two tones of the pattern; a plain background has the first.
+      period: the distance between stripes or dots, as a fraction of the image's side.
       angle: the direction of the gradient, stripes or dots, in radians.
-      noise: 25 bytes, the coarse grid that clouds are interpolated from.
+      noise: 25 bytes, the coarse grid from which clouds are interpolated.
     """
 
     pattern: str
     tone: str
-    colours: tuple[RGB, RGB]
+    colors: tuple[RGB, RGB]
     period: float
     angle: float
     noise: bytes
@@ -109,7 +109,7 @@ class Background:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A picture before it is drawn: one or two objects that do not overlap, and what is behind them."""
+    """The description of an image: one or two objects that do not overlap, and a background."""
 
     figures: tuple[Figure, ...]
     background: Background
@@ -117,17 +117,17 @@ class Scene:
 
 def render(scene: Scene, size: int) -> np.ndarray:
     """Draws a scene as uint8 RGB pixels of shape [size, size, 3]."""
-    first, second = scene.background.colours
-    picture = Image.new("RGB", (size, size), first)
+    first, second = scene.background.colors
+    image = Image.new("RGB", (size, size), first)
     if scene.background.pattern != "plain":
-        picture.paste(second, mask=_pattern_mask(scene.background, size))
+        image.paste(second, mask=_pattern_mask(scene.background, size))
     for figure in scene.figures:
-        _draw_figure(picture, figure)
-    return np.asarray(picture)
+        _draw_figure(image, figure)
+    return np.asarray(image)
 
 
 def _pattern_mask(background: Background, size: int) -> Image.Image:
-    """How much of the second tone is where, as an 8-bit greyscale picture."""
+    """The opacity of the second tone, as an 8-bit grayscale image."""
     if background.pattern == "gradient":
         x, y = math.cos(background.angle), math.sin(background.angle)
         reach = 127.5 / (abs(x) + abs(y))
@@ -142,7 +142,7 @@ def _pattern_mask(background: Background, size: int) -> Image.Image:
         height = across
     else:
         height = across + _waves(background.period, background.angle + math.pi / 2, size) - np.float32(1.3)
-    # A wave rises by 2 pi / (period * size) per pixel where it crosses zero: scaled so, edges are a pixel wide.
+    # At zero, a wave rises by 2 pi / (period * size) per pixel; this scale makes edges one pixel wide.
     sharpness = np.float32(255 * background.period * size / (2 * math.pi))
     return Image.fromarray((height * sharpness + 127.5).clip(0, 255).astype(np.uint8))
 
@@ -155,27 +155,27 @@ def _waves(period: float, angle: float, size: int) -> np.ndarray:
     return (along_y[:, None] * along_x).imag
 
 
-def _draw_figure(picture: Image.Image, figure: Figure) -> None:
-    size = picture.width
+def _draw_figure(image: Image.Image, figure: Figure) -> None:
+    size = image.width
     left, top = int((figure.x - figure.radius) * size) - 1, int((figure.y - figure.radius) * size) - 1
     side = math.ceil(2 * figure.radius * size) + 3
     scale = _SUPERSAMPLING * size
     middle = complex(figure.x, figure.y) * scale - complex(left, top) * _SUPERSAMPLING
     turn = figure.radius * scale * complex(math.cos(figure.angle), math.sin(figure.angle))
 
-    fill = COLOURS[figure.colour]
+    fill = COLORS[figure.color]
     outline = _mix(fill, _INK, 0.8)
-    # Transparent pixels carry the outline's colour, so that averaging them with the outline does not tint it.
+    # Transparent pixels have the outline's color, so that averaging does not tint the outline.
     tile = Image.new("RGBA", (side * _SUPERSAMPLING, side * _SUPERSAMPLING), (*outline, 0))
     draw = ImageDraw.Draw(tile)
-    for polygon, colour in zip(SHAPES[figure.shape], (outline, _mix(fill, (0, 0, 0), 0.14), fill), strict=True):
-        draw.polygon((polygon * turn + middle).view(np.float64).tolist(), fill=colour)
+    for polygon, color in zip(SHAPES[figure.shape], (outline, _mix(fill, (0, 0, 0), 0.14), fill), strict=True):
+        draw.polygon((polygon * turn + middle).view(np.float64).tolist(), fill=color)
     tile = tile.reduce(_SUPERSAMPLING)
-    picture.paste(tile, (left, top), tile)
+    image.paste(tile, (left, top), tile)
 
 
-def _mix(colour: RGB, other: RGB, share: float) -> RGB:
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(colour, other, strict=True))
+def _mix(color: RGB, other: RGB, share: float) -> RGB:
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(color, other, strict=True))
     return red, green, blue
 
 
@@ -199,11 +199,11 @@ def _grow(polygon: np.ndarray, distance: float) -> np.ndarray:
 
 
 def _layers(core: np.ndarray, extent: float = 1.0) -> tuple[np.ndarray, ...]:
-    """The polygons of an object from the outside in, the imaginary axis pointing down as in pictures.
+    """The polygons of an object, outermost first; the imaginary axis points down, as in images.
 
     Args:
-      core: the shape without its rounding, complex [points], counter-clockwise with the imaginary axis up.
-      extent: the radius of the outermost point in the result.
+      core: the shape without rounded corners, complex [points], counter-clockwise, with the imaginary axis up.
+      extent: the radius of the outermost point of the result.
     """
     core = core * (extent - _GROWTH[0]) / np.abs(core).max()
     return tuple(np.conj(_grow(core, distance)) for distance in _GROWTH)
@@ -219,7 +219,7 @@ def _cross() -> np.ndarray:
 
 
 def _crescent() -> np.ndarray:
-    """A disc of radius 1 less one of radius 0.8 whose centre is 0.5 to its right."""
+    """A disk of radius 1 minus a disk of radius 0.8 whose center is 0.5 to the right."""
     inner, shift = 0.8, 0.5
     tip_x = (1 - inner**2 + shift**2) / (2 * shift)
     tip_y = math.sqrt(1 - tip_x**2)
@@ -231,9 +231,9 @@ def _crescent() -> np.ndarray:
 
 
 def _heart(distance: float) -> np.ndarray:
-    """Two round lobes and a tip, grown by `distance`: `_grow` would tangle where the lobes meet."""
+    """Two round lobes and a tip, grown by `distance`. `_grow` would self-intersect at the junction of the lobes."""
     tip, lobe, radius = -0.66j, 0.36 + 0.2j, 0.38
-    # The side touches a circle of radius `distance` around the tip and one of radius + distance around the lobe.
+    # The side is tangent to a circle of radius `distance` around the tip and one of radius + distance around the lobe.
     side = np.angle(lobe - tip) - math.acos(-radius / abs(lobe - tip))
     meeting = math.acos(-lobe.real / (radius + distance))
     right = np.concatenate(
@@ -243,16 +243,16 @@ def _heart(distance: float) -> np.ndarray:
 
 
 def _ring(inset: float) -> np.ndarray:
-    """An outer circle and a hole as one polygon, joined by a cut that has no width.
+    """An outer circle and a hole as one polygon, joined by a cut of width zero.
 
-    The cut is at the top: Pillow fills row by row, and one along a row would show.
+    The cut is at the top, because Pillow fills row by row, and a cut along a row would be visible.
     """
     turn = _arc(1, -math.pi / 2, 1.5 * math.pi, 33)
     return np.concatenate([(0.93 - inset) * turn, (0.36 + inset) * turn[::-1]])
 
 
-# Eight shapes that stay distinct in a dozen pixels and under a small rotation (a square and a diamond would not).
-# They are sized by eye to weigh alike, within a circle of radius 1.
+# Eight shapes that are distinct at a dozen pixels and under a small rotation (a square and a diamond would not be).
+# They are scaled by eye to appear equally large, within a circle of radius 1.
 SHAPES: dict[str, tuple[np.ndarray, ...]] = {
     "circle": _layers(_arc(1, 0, 2 * math.pi, 37)[:-1], 0.9),
     "square": _layers(np.array([1 + 1j, -1 + 1j, -1 - 1j, 1 - 1j])),

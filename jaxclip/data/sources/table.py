@@ -1,4 +1,4 @@
-"""A csv or tsv of picture paths and captions as a source."""
+"""Source that reads a csv or tsv table of image paths and captions."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import NamedTuple
 
 from jaxclip.data import storage
 from jaxclip.data.record import LARGEST_CAPTION, Record, Skip
-from jaxclip.data.sources.single_file import read_picture
+from jaxclip.data.sources.single_file import read_image
 from jaxclip.errors import UserError
 
-# Names a column may have, tried in this order, whatever the case.
+# Accepted column names, in order of preference; the case does not matter.
 _PATH_COLUMNS = ("path", "filepath", "file", "image", "filename")
 _CAPTION_COLUMNS = ("caption", "title", "text")
 _LABEL_COLUMN = "label"
 
-# The csv module's own bound on a cell, 128 KiB, ends the reading of a table; here what is too large is skipped.
+# The csv module's default limit of 128 KiB per cell would end the reading of a table; here, too large a row is skipped.
 _LARGEST_CELL = (1 << 31) - 1
 _LONGEST_KEY = 4096
-_MOST_LINES = 1000  # of a row; where there are more, a quote was not closed, and the rest would be one caption
+_MOST_LINES = 1000  # in a row; more mean that a quote was not closed
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
-_DOWNLOAD = "download them first with img2dataset and name the .tar files that it writes"
+_DOWNLOAD = "download the images with img2dataset and use the .tar files that it writes"
 
 
 class _Row(NamedTuple):
@@ -37,10 +37,10 @@ class _Row(NamedTuple):
 class Table:
     """The rows of a csv (commas) or tsv (tabs) file with a header row, one record each.
 
-    A column of paths (path, filepath, file, image or filename) and one of captions (caption, title or text) must be
-    there; a column `label` of class indices may be. Quoted fields may hold separators and newlines. Paths are relative
-    to the table's folder, or absolute, or with a scheme (gs://bucket/a.jpg). Pictures are opened when they are read,
-    not before.
+    Required are a column of paths (path, filepath, file, image or filename) and one of captions (caption, title or
+    text). A column `label` of class indices is optional. Quoted fields may contain separators and newlines. Paths are
+    relative to the table's folder, absolute, or have a scheme (gs://bucket/a.jpg). Images are opened when they are
+    read, not before.
     """
 
     class_names: Sequence[str] = ()
@@ -53,8 +53,8 @@ class Table:
           path: of the table, local or remote.
 
         Raises:
-          UserError: the file is missing or no table, has no rows, lacks a column, a label is not a class index, or
-            pictures are named by http urls.
+          UserError: the file is missing or not a table; it has no rows or lacks a column; a label is not a class index;
+            images are given as http urls.
         """
         self.path = path
         self._name = path.rpartition("/")[2]
@@ -64,7 +64,7 @@ class Table:
         try:
             with (
                 storage.filesystem(path).open(path, "rb") if storage.is_remote(path) else open(path, "rb") as content,
-                # Spreadsheets begin a csv with a byte order mark, which would become part of a column's name.
+                # Spreadsheet programs start a csv with a byte order mark, which would become part of a column name.
                 io.TextIOWrapper(content, "utf-8-sig", errors="replace", newline="") as file,
             ):
                 rows = csv.reader(file, delimiter="\t" if path.lower().endswith(".tsv") else ",")
@@ -78,15 +78,15 @@ class Table:
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
             raise UserError(f"{path} cannot be read: {reason}") from error
         if not self._rows:
-            raise UserError(f"{path} has no rows: it needs a header row and a row for each picture")
+            raise UserError(f"{path} has no rows; write a header row and one row per image")
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def read(self, ids: Sequence[int]) -> list[Record | Skip]:
-        """The records of `ids`, in their order; a `Skip` for a missing picture and for neither caption nor label.
+        """The records of `ids` in order, with a `Skip` for each without an image, or with neither caption nor label.
 
-        So is a row with more fields than the header has: a comma in its caption was not quoted.
+        A row with more fields than the header is skipped too: its caption contains an unquoted comma.
         """
         return [self._record(self._rows[index]) for index in ids]
 
@@ -97,16 +97,16 @@ class Table:
         if not row.caption and row.label is None:
             return Skip("no caption", key)
         remote = storage.is_remote(row.path)
-        picture = read_picture(row.path if remote else os.path.join(self._folder, row.path), key)
-        if isinstance(picture, Skip):
-            return picture
-        return Record(picture, (row.caption,) if row.caption else (), key, row.label)
+        image = read_image(row.path if remote else os.path.join(self._folder, row.path), key)
+        if isinstance(image, Skip):
+            return image
+        return Record(image, (row.caption,) if row.caption else (), key, row.label)
 
     def _key(self, path: str) -> str:
         return f"{self._name}:{path[:_LONGEST_KEY]}"
 
     def _load(self, rows) -> None:
-        """Keeps the path, caption and label of every row of a csv.reader."""
+        """Stores the path, caption and label of every row of a csv.reader."""
         header = [name.strip().lower() for name in next(rows, [])]
         path = self._column(header, _PATH_COLUMNS)
         caption = self._column(header, _CAPTION_COLUMNS)
@@ -115,7 +115,7 @@ class Table:
         for fields in rows:
             first, line = line + 1, rows.line_num
             if line - first >= _MOST_LINES:
-                raise UserError(f"{self.path}, line {first}: a quoted field goes on to line {line}: close its quote")
+                raise UserError(f"{self.path}, line {first}: a quoted field extends to line {line}; close its quote")
             if not fields:
                 continue  # an empty line
             fields += [""] * (len(header) - len(fields))
@@ -125,11 +125,11 @@ class Table:
             digits = "" if label is None else fields[label].strip()
             if digits and not (digits.isdecimal() and len(digits) < 10):
                 raise UserError(
-                    f"{self.path}, line {rows.line_num}: the label {digits!r} is not a class index (0, 1, ...)"
+                    f"{self.path}, line {rows.line_num}: the label {digits!r} is not a class index; write 0, 1, ..."
                 )
             name, text = fields[path].strip(), fields[caption].strip()
             if _URL.match(name):
-                raise UserError(f"{self.path}, line {rows.line_num}: the picture {name[:80]!r} is a url: {_DOWNLOAD}")
+                raise UserError(f"{self.path}, line {rows.line_num}: the image {name[:80]!r} is a url; {_DOWNLOAD}")
             if len(text) > LARGEST_CAPTION:
                 self._rows.append(Skip("caption too large", self._key(name)))
                 continue
@@ -140,6 +140,6 @@ class Table:
         for name in names:
             if name in header:
                 return header.index(name)
-        found = ", ".join(header) or "none"
-        advice = f"; if the pictures are still to be fetched from their urls, {_DOWNLOAD}" if "url" in header else ""
-        raise UserError(f"{self.path} has no column {' or '.join(names)} in its first row: found {found}{advice}")
+        columns = ", ".join(header) or "none"
+        advice = f"; if the images have not been downloaded yet, {_DOWNLOAD}" if "url" in header else ""
+        raise UserError(f"{self.path} has no column {' or '.join(names)} in its first row: found {columns}{advice}")

@@ -1,4 +1,4 @@
-"""Webdataset tar shards as a source, local or remote: indexed once, read by position, never extracted."""
+"""Source that reads webdataset tar shards, local or remote, through an index and without extraction."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxclip.data.index.tar_build import load_index
-from jaxclip.data.index.tar_scan import IMAGE_EXTENSIONS, shown
+from jaxclip.data.index.tar_scan import IMAGE_EXTENSIONS
 from jaxclip.data.index.tar_walk import BLOCK
-from jaxclip.data.record import LARGEST_CAPTION, LARGEST_PICTURE, Record, Skip, clean_captions
+from jaxclip.data.record import LARGEST_CAPTION, LARGEST_IMAGE, Record, Skip, clean_captions
 from jaxclip.data.storage import Files, is_remote, list_files
 from jaxclip.errors import UserError
+from jaxclip.io import printable
 
 _log = logging.getLogger(__name__)
 
 _JSON_FIELDS = ("caption", "text", "captions")
 _LARGEST_LABEL = 1 << 10  # digits and space; more is no label
 _MOST_WARNINGS = 20  # on single shards
-_PROBES = 64  # records looked into before shards whose only texts are .json are called caption-less
+_PROBES = 64  # records checked for captions before shards whose only texts are .json are rejected
 
 
 class TarShards:
     """The records of webdataset shards, in the order of the shards and of the members within each.
 
-    Members whose names agree up to the first dot of the basename are one record. Its picture is the member .jpg, .jpeg,
-    .png or .webp; its caption the member .txt, or else the field `caption`, `text` or `captions` (a list) of .json; its
-    label the member .cls, an integer as text. Of two pictures under one name the last counts.
+    Members whose names agree up to the first dot of the basename form one record. Its image is the member .jpg, .jpeg,
+    .png or .webp. Its caption is the member .txt, or else the field `caption`, `text` or `captions` (a list) of .json.
+    Its label is the member .cls, an integer as text. If two images have one name, the last is used.
 
-    Records without a picture are left out. What was left out or could not be read while indexing is logged as a
-    warning, one line for each kind.
+    Records without an image are left out. A warning per kind reports what was left out or unreadable while indexing.
 
     Attributes:
-      chunk_ends: of remote shards, see `Source`; None where all are local.
+      chunk_ends: see `Source`; None if all shards are local.
     """
 
     class_names: Sequence[str] = ()
@@ -46,8 +46,8 @@ class TarShards:
           pattern: one path, a glob (`data/*.tar`) or a numeric range (`data/{00000..00099}.tar`), local or remote.
 
         Raises:
-          UserError: a shard is missing or is not a tar, or in all the shards together there is no member, no picture,
-            or neither a caption nor a label.
+          UserError: a shard is missing or is not a tar; the shards contain no members, no images, or neither captions
+            nor labels.
         """
         self.pattern = pattern
         self._files = Files(list_files(pattern))
@@ -60,15 +60,15 @@ class TarShards:
         return len(self._index)
 
     def read(self, ids: Sequence[int]) -> list[Record | Skip]:
-        """The records of `ids`, in their order; a `Skip` where one cannot be read or has no caption and no label."""
+        """The records of `ids` in order, with a `Skip` for each that is unreadable or has neither caption nor label."""
         return [self._record(int(index)) for index in ids]
 
     def _record(self, index: int) -> Record | Skip:
         row = self._index.row(index)
-        key = f"{self._files[row.shard].name}:{shown(row.name)}"
-        # The sizes are the headers' word: nothing is read, nor memory taken, on the word of a hostile one.
-        if row.picture[1] > LARGEST_PICTURE:
-            return Skip("picture file too large", key)
+        key = f"{self._files[row.shard].name}:{printable(row.name)}"
+        # Sizes come from the headers, which may be malicious: check them before reading or allocating.
+        if row.picture[1] > LARGEST_IMAGE:
+            return Skip("image file too large", key)
         if row.caption[1] > LARGEST_CAPTION:
             return Skip("caption too large", key)
         try:
@@ -81,49 +81,49 @@ class TarShards:
             return Skip("unreadable shard", key)
 
     def _member(self, shard: int, place: tuple[int, int]) -> bytes:
-        """The content of a member; of none, nothing."""
+        """The content of a member; empty if there is none."""
         block, size = place
         return self._files.read(shard, block * BLOCK, size) if block else b""
 
     def _report(self) -> None:
-        """Logs what the shards hold that is not among the records."""
+        """Logs which content of the shards is not used."""
         facts = self._index.facts
         for number, flaw, members in facts.flaws[:_MOST_WARNINGS]:
             path = self._files[number].path
             if flaw:
-                _log.warning("%s %s: only the %d whole members before are used", path, flaw, members)
+                _log.warning("%s %s: only the %d complete members before that are used", path, flaw, members)
             else:
                 _log.warning("%s is an empty tar", path)
         if len(facts.flaws) > _MOST_WARNINGS:
             more = len(facts.flaws) - _MOST_WARNINGS
-            _log.warning("%s: %d more shards are empty, cut or damaged", self.pattern, more)
+            _log.warning("%s: %d more shards are empty, truncated or damaged", self.pattern, more)
         if facts.pictureless:
-            _log.warning("%s: %d records without a picture are left out", self.pattern, facts.pictureless)
+            _log.warning("%s: %d records without an image are left out", self.pattern, facts.pictureless)
         if facts.irregular:
             _log.warning("%s: %d links, devices or sparse files are ignored", self.pattern, facts.irregular)
 
     def _check(self) -> None:
-        """Raises where the shards hold nothing to train on."""
+        """Raises UserError if the shards contain no usable record."""
         facts = self._index.facts
         if not facts.members:
             flaw = next((flaw for _, flaw, _ in facts.flaws if flaw), "is an empty tar")
-            raise UserError(f"{self.pattern} {flaw}: it has no members, choose another file")
-        found = ", ".join(facts.extensions)
+            raise UserError(f"{self.pattern} {flaw}: it has no members; check the path")
+        extensions = ", ".join(facts.extensions)
         if not len(self):
-            wanted = ", ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
-            raise UserError(f"{self.pattern}: no record has a picture: found {found}, looked for {wanted}")
+            accepted = ", ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
+            raise UserError(f"{self.pattern}: no record has an image: found {extensions}, looked for {accepted}")
         if facts.has_text_or_label:
             return
         probes = np.unique(np.linspace(0, len(self) - 1, num=_PROBES, dtype=np.int64)).tolist()
         if not any(isinstance(self._record(index), Record) for index in probes):
             raise UserError(
-                f"{self.pattern}: no record has a caption or a class label: found {found}, "
+                f"{self.pattern}: no record has a caption or a class label: found {extensions}, "
                 f"looked for .txt, .json (with a field {', '.join(_JSON_FIELDS)}) and .cls"
             )
 
 
 def _captions(data: bytes, *, is_json: bool) -> tuple[str, ...]:
-    """The captions in a .txt or .json member; empty where it holds none or there is no member."""
+    """The captions in a .txt or .json member; empty if there are none or the member is missing."""
     if not is_json:
         return clean_captions([data])
     try:
@@ -133,7 +133,7 @@ def _captions(data: bytes, *, is_json: bool) -> tuple[str, ...]:
     for name in _JSON_FIELDS if isinstance(fields, dict) else ():
         values = fields.get(name)
         texts = [text for text in (values if isinstance(values, list) else [values]) if isinstance(text, str)]
-        # Json may spell half a surrogate pair, which is no text that a tokenizer takes: it becomes "?".
+        # JSON may contain a lone surrogate, which no tokenizer accepts: it becomes "?".
         texts = [text.encode("utf-8", errors="replace").decode().strip() for text in texts]
         if any(texts):
             return tuple(text for text in texts if text)
@@ -141,6 +141,6 @@ def _captions(data: bytes, *, is_json: bool) -> tuple[str, ...]:
 
 
 def _label(data: bytes) -> int | None:
-    """The class index in a .cls member; None where it is none or there is no member."""
+    """The class index in a .cls member; None if it is invalid or the member is missing."""
     digits = data.strip()
     return int(digits) if digits.isdigit() and len(digits) < 10 else None

@@ -1,7 +1,7 @@
-"""Data sets prepared by TensorFlow Datasets as a source, read by position from their ArrayRecord files.
+"""Source that reads data sets prepared by TensorFlow Datasets from their ArrayRecord files.
 
-`python -m jaxclip.data.sources.tfds FOLDER` adds the ArrayRecord files to a data set that was prepared as TFRecord.
-TensorFlow itself is imported for that command only.
+`python -m jaxclip.data.sources.tfds FOLDER` adds ArrayRecord files to a data set that was prepared as TFRecord. Only
+this command imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from jaxclip.data.record import Record, Skip
 from jaxclip.data.sources.tf_example import Features
 from jaxclip.errors import UserError
 
-# The features that hold captions in the captioned sets of TFDS, tried in this order: coco_captions has
-# captions/text, the Flickr sets captions, others one caption for a picture under one of the other names.
+# Caption features of TFDS's data sets, in order of preference: coco_captions has captions/text, the Flickr sets have
+# captions, and others have one caption per image under one of the other names.
 _CAPTION_FEATURES = ("captions/text", "captions", "caption", "text", "title")
 
 _FORM = re.compile(r"tfds:(?P<name>\w+(/[\w\-.]+)?(:[\d.*]+)?)(\[(?P<split>.+)\])?")
@@ -28,28 +28,27 @@ _FORM = re.compile(r"tfds:(?P<name>\w+(/[\w\-.]+)?(:[\d.*]+)?)(\[(?P<split>.+)\]
 class Tfds:
     """A split of a prepared TFDS data set.
 
-    The feature `image` is the picture, as stored. The captions are those of the first of the features captions/text,
-    captions, caption, text and title that is there; without any, the name of the class that `label` says. A label is
-    kept beside captions too.
+    The image is the feature `image`, as stored. The captions are the first existing feature of captions/text, captions,
+    caption, text and title, or else the class name of the feature `label`. The label is returned in both cases.
     """
 
     chunk_ends = None
 
     def __init__(self, text: str, *, root: str = ""):
-        """Opens a data set found under `root`, `$TFDS_DATA_DIR` or else `~/tensorflow_datasets`.
+        """Opens a data set in `root`, `$TFDS_DATA_DIR` or else `~/tensorflow_datasets`.
 
         Args:
-          text: `tfds:NAME`, `tfds:NAME/CONFIG:VERSION`, with `[SPLIT]` after it for another split than train
+          text: `tfds:NAME` or `tfds:NAME/CONFIG:VERSION`, followed by `[SPLIT]` for a split other than train
             (`tfds:coco_captions[val]`, `tfds:coco_captions[train[:10%]]`).
-          root: a folder of TFDS data sets to look into first.
+          root: a folder of TFDS data sets, which is searched first.
 
         Raises:
-          UserError: the text is of another form; the data set is unknown, not prepared, not prepared as ArrayRecord, or
-            incomplete; there is no such split; no feature is a picture, or none a caption or a class.
+          UserError: the text has another form; the data set is unknown, not prepared, not prepared as ArrayRecord, or
+            incomplete; the split does not exist; there is no image feature, or neither a caption nor a class.
         """
         match = _FORM.fullmatch(text)
         if not match:
-            raise UserError(f"{text} is not of the form tfds:NAME, tfds:NAME/CONFIG:VERSION or tfds:NAME[SPLIT]")
+            raise UserError(f"{text}: write tfds:NAME, tfds:NAME/CONFIG:VERSION or tfds:NAME[SPLIT]")
         builder = _prepared(match["name"], root)
         self._text, self._split = f"tfds:{match['name']}", match["split"] or "train"
         self._records = self._open(builder)
@@ -59,14 +58,14 @@ class Tfds:
         return len(self._records)
 
     def read(self, ids: Sequence[int]) -> list[Record | Skip]:
-        """The records of `ids`, in their order; a `Skip` where one is broken or has neither caption nor label."""
+        """The records of `ids` in order, with a `Skip` for each that is damaged or has neither caption nor label."""
         return [self._record(int(index)) for index in ids]
 
     def _record(self, index: int) -> Record | Skip:
         key = f"{self._text}[{self._split}]:{index}"
         try:
             data = self._records[index]
-        except Exception:  # array_record has no class of its own for what a damaged file makes it raise
+        except Exception:  # array_record has no exception class of its own for damaged files
             return Skip("unreadable record", key)
         return self._features.record(data, key)
 
@@ -83,20 +82,20 @@ class Tfds:
             missing = [path for path in builder.info.splits[self._split].filepaths if not path.exists()]
         except NotImplementedError:
             raise UserError(
-                f"{self._text} lies in {builder.data_path} as {builder.info.file_format.value}, which cannot be "
-                f"read by position: convert it with `python -m jaxclip.data.sources.tfds {builder.data_path}`"
+                f"{self._text} is stored in {builder.data_path} as {builder.info.file_format.value}, which cannot be "
+                f"read by position; convert it with `python -m jaxclip.data.sources.tfds {builder.data_path}`"
             ) from None
         except (ValueError, KeyError, AssertionError):
-            found = ", ".join(builder.info.splits)
-            raise UserError(f"{self._text} has no split {self._split}: found {found}") from None
+            splits = ", ".join(builder.info.splits)
+            raise UserError(f"{self._text} has no split {self._split}; its splits are {splits}") from None
         if missing:
-            raise UserError(f"{self._text} is incomplete: {missing[0]} is not there, prepare the data set again")
+            raise UserError(f"{self._text} is incomplete: {missing[0]} does not exist; prepare the data set again")
         return records
 
     def _choose_features(self, features) -> Features:
-        """Decides which features are the picture, the captions and the label.
+        """Determines which features are the image, the captions and the label.
 
-        Parsing by the data set's own features, even with SkipDecoding, takes ten times as long: 0.1 ms a record.
+        Parsing with the data set's own features takes ten times as long, 0.1 ms per record, even with SkipDecoding.
         """
         import tensorflow_datasets as tfds
 
@@ -106,13 +105,13 @@ class Tfds:
         image, label = top.get("image"), top.get("label")
         self.class_names: Sequence[str] = label.names if isinstance(label, tfds.features.ClassLabel) else []
         if not isinstance(image, tfds.features.Image):
-            wanted = "for the picture: image"
+            expected = "an image under image"
         elif not captions and not self.class_names:
-            wanted = f"for captions: {', '.join(_CAPTION_FEATURES)} or, a class label, label"
+            expected = f"captions under {', '.join(_CAPTION_FEATURES)}, or a class label under label"
         else:
             labels = ("label",) if self.class_names else ()
             return Features(("image",), tuple(captions), labels, self.class_names)
-        raise UserError(f"{self._text} has the features {', '.join(sorted(stored))}: looked {wanted}")
+        raise UserError(f"{self._text} has the features {', '.join(sorted(stored))}: looked for {expected}")
 
 
 def _is_text(feature) -> bool:
@@ -121,20 +120,20 @@ def _is_text(feature) -> bool:
 
 
 def _folders(root: str) -> list[pathlib.Path]:
-    """The folders of TFDS data sets to look into, the first first."""
+    """The folders to search for TFDS data sets, in order."""
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return [pathlib.Path(folder).expanduser() for folder in dict.fromkeys((root, default)) if folder]
 
 
 def _prepared(name: str, root: str):
-    """The TFDS builder of a data set that lies prepared on disk."""
+    """The TFDS builder of a data set that is prepared on disk."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
 
     folders = _folders(root)
     for folder in folders:
         try:
-            # From the files alone: any version that is there will do, and the code that prepared it is not loaded.
+            # From the files alone: accepts any version, and does not load the code that prepared the data set.
             return read_only_builder.builder_from_files(name, data_dir=str(folder))
         except tfds.core.DatasetNotFoundError:
             continue
@@ -144,28 +143,28 @@ def _prepared(name: str, root: str):
     where = " or ".join(map(str, folders))
     known = tfds.list_builders(with_community_datasets=False)
     if re.split("[/:]", name)[0] not in known:
-        raise UserError(f"tfds:{name} is not a data set that TFDS knows, and none of that name is in {where}")
+        raise UserError(f"tfds:{name} is neither a data set of TFDS nor a folder in {where}; check the name")
     raise UserError(
-        f'tfds:{name} is not in {where}: prepare it with `python -c "import tensorflow_datasets as tfds; '
+        f'tfds:{name} is not in {where}; prepare it with `python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\"`, "
-        "or name other data with --config.data.train=..."
+        "or choose other data with --config.data.train=..."
     )
 
 
 def convert(folder: str) -> int:
-    """Adds ArrayRecord files to a data set prepared as TFRecord, beside what is there.
+    """Adds ArrayRecord files to a data set prepared as TFRecord, beside the existing files.
 
-    The work of `tfds convert_format`, which cannot even start without apache-beam. Each file appears when it is whole,
-    and `dataset_info.json` names the format when all are, so after an interruption the command can be run again.
+    This replaces `tfds convert_format`, which does not start without apache-beam. Each file is written under a
+    temporary name first, and `dataset_info.json` is updated last, so an interrupted command can be run again.
 
     Args:
-      folder: where the data set's `dataset_info.json` lies (NAME/CONFIG/VERSION).
+      folder: the folder of the data set's `dataset_info.json` (NAME/CONFIG/VERSION).
 
     Returns:
-      How many records the data set holds.
+      The number of records in the data set.
 
     Raises:
-      UserError: the folder holds no prepared data set, or one of another format than TFRecord.
+      UserError: the folder does not contain a data set prepared as TFRecord.
     """
     import tensorflow_datasets as tfds
     from array_record.python import array_record_module
@@ -174,12 +173,12 @@ def convert(folder: str) -> int:
         builder = tfds.builder_from_directory(folder)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder} holds no data set prepared by TFDS: name the folder of its dataset_info.json"
+            f"{folder} does not contain a data set prepared by TFDS; give the folder of its dataset_info.json"
         ) from error
     formats = builder.info.available_file_formats()
     if tfds.core.FileFormat.TFRECORD not in formats:
-        found = ", ".join(sorted(known.value for known in formats))
-        raise UserError(f"{folder} is prepared as {found}: only TFRecord is converted")
+        names = ", ".join(sorted(known.value for known in formats))
+        raise UserError(f"{folder} is prepared as {names}; only TFRecord can be converted")
     import tensorflow as tf
 
     converted = 0
@@ -187,7 +186,7 @@ def convert(folder: str) -> int:
         for path in split.filepaths:
             target = path.with_name(path.name.replace(".tfrecord-", ".array_record-"))
             unfinished = path.with_name(f"incomplete.{target.name}")
-            # One record in a group: what TFDS writes, for reading at random.
+            # One record per group, as TFDS writes it, for random access.
             writer = array_record_module.ArrayRecordWriter(os.fspath(unfinished), "group_size:1")
             for record in tf.data.TFRecordDataset(os.fspath(path)).as_numpy_iterator():
                 writer.write(record)
@@ -204,7 +203,7 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m jaxclip.data.sources.tfds FOLDER")
     try:
-        print(f"{convert(sys.argv[1])} records are now there as ArrayRecord too")
+        print(f"wrote {convert(sys.argv[1])} records as ArrayRecord")
     except UserError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

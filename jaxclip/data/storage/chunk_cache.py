@@ -1,4 +1,4 @@
-"""What is dear to read, kept in memory while it is still wanted, and read once however many threads ask."""
+"""Thread-safe LRU cache for expensive reads; concurrent requests for a chunk share one read."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ T = TypeVar("T")
 
 
 class ChunkCache(Generic[T]):
-    """The chunks used last, up to a number of bytes; safe to use from several threads.
+    """The most recently used chunks, up to a number of bytes.
 
-    A thread that asks for a chunk which another one is reading waits for that one's result. A chunk larger than the
-    limit is kept alone.
+    A thread that requests a chunk which another thread is reading waits for its result. A chunk larger than the limit
+    is cached alone.
     """
 
-    def __init__(self, most_bytes: int):
-        self._most_bytes = most_bytes
+    def __init__(self, max_bytes: int):
+        self._max_bytes = max_bytes
         self._chunks: collections.OrderedDict[Hashable, concurrent.futures.Future[tuple[T, int]]]
         self._chunks = collections.OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
     def get(self, name: Hashable, read: Callable[[], tuple[T, int]]) -> T:
-        """The chunk of that name; `read` returns it with its size in bytes where it is not kept.
+        """The chunk of a name, from the cache or from `read`, which returns it with its size in bytes.
 
-        Whatever `read` raises is raised in every thread that waits for it, and the next call tries again.
+        An exception of `read` is raised in every thread that waits for the chunk. The next call tries again.
         """
         with self._lock:
             future = self._chunks.get(name)
-            if mine := future is None:
+            if is_missing := future is None:
                 future = self._chunks[name] = concurrent.futures.Future()
             else:
                 self._chunks.move_to_end(name)
-        if mine:
+        if is_missing:
             self._fill(name, future, read)
         return future.result()[0]
 
@@ -51,12 +51,12 @@ class ChunkCache(Generic[T]):
         with self._lock:
             future.set_result((chunk, size))
             self._bytes += size
-            excess, dropped = self._bytes - self._most_bytes, []
-            for old, kept in self._chunks.items():
+            excess, evicted = self._bytes - self._max_bytes, []
+            for old, cached in self._chunks.items():
                 if excess <= 0:
                     break
-                if kept.done() and kept is not future:
-                    excess -= kept.result()[1]
-                    dropped.append(old)
-            for old in dropped:
+                if cached.done() and cached is not future:
+                    excess -= cached.result()[1]
+                    evicted.append(old)
+            for old in evicted:
                 self._bytes -= self._chunks.pop(old).result()[1]

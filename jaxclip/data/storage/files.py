@@ -1,4 +1,4 @@
-"""Files read by position, on a local disk or, as gs://, s3:// and the like, through fsspec."""
+"""Random-access reads of local files and, through fsspec, of remote ones (gs://, s3://, ...)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import NoReturn
 from jaxclip.data.storage.chunk_cache import ChunkCache
 from jaxclip.errors import UserError
 
-# What one request to remote storage fetches: long enough that the request's delay is small beside the transfer.
+# Bytes fetched by one request to remote storage: enough that the transfer takes longer than the request's latency.
 REMOTE_BLOCK = 4 << 20
-# A shuffling window of 4,096 records of 500 kB, so that each block of it is fetched once.
+# Bytes. Holds a shuffling window of 4,096 records of 500 kB, so that each of its blocks is fetched once.
 _REMOTE_CACHE = 2 << 30
 _OPEN_FILES = 128  # kept open between reads; the usual limit for a process is 1024
 
@@ -30,7 +30,7 @@ class File:
     Attributes:
       path: local, or with a scheme (`gs://bucket/a.tar`).
       size: in bytes.
-      stamp: changes when the content does: the time of the last change in ns, or what remote storage gives instead.
+      stamp: changes when the content does: the modification time in ns, or remote storage's equivalent.
     """
 
     path: str
@@ -49,7 +49,7 @@ def is_remote(path: str) -> bool:
 
 
 def resolve(path: str, root: str) -> str:
-    """A path of a config: relative ones start from `root`, or from the working directory where that is empty."""
+    """Resolves a path of a config: relative paths start from `root`, or from the working directory if it is empty."""
     if is_remote(path):
         return path
     if is_remote(root) and not path.startswith(("/", "~")):
@@ -57,30 +57,32 @@ def resolve(path: str, root: str) -> str:
     try:
         return str(pathlib.Path(root).expanduser() / pathlib.Path(path).expanduser())
     except RuntimeError as error:
-        raise UserError(f"{path} (from {root or 'the working directory'}): there is no such user's folder") from error
+        raise UserError(
+            f"{path} (from {root or 'the working directory'}): no home folder for this user; write the full path"
+        ) from error
 
 
 def cache_folder(kind: str) -> pathlib.Path:
-    """Where things of a kind are kept between runs: in `$JAXCLIP_CACHE`, by default `~/.cache/jaxclip`."""
+    """The folder for cached data of a kind, in `$JAXCLIP_CACHE` (default: `~/.cache/jaxclip`)."""
     return pathlib.Path(os.environ.get("JAXCLIP_CACHE") or "~/.cache/jaxclip").expanduser() / kind
 
 
 def list_files(pattern: str) -> list[File]:
-    """The files that a pattern names: one path, a glob (`data/*.tar`) or numeric ranges (`data/{00000..00099}.tar`).
+    """The files of a pattern: one path, a glob (`data/*.tar`) or numeric ranges (`data/{00000..00099}.tar`).
 
     Raises:
-      UserError: a file that is named is not there, a glob matches nothing, or remote storage cannot be asked.
+      UserError: a named file does not exist, a glob matches no file, or remote storage cannot be listed.
     """
     files = _list_remote(pattern) if is_remote(pattern) else list(_list_local(pattern))
     if not files:
-        raise UserError(f"{pattern} matches no file: its range ends before it begins")
+        raise UserError(f"{pattern} matches no file: its range ends before it begins; write the smaller number first")
     return files
 
 
 class Files(Sequence[File]):
-    """Reads the given files by position, from any number of threads.
+    """Random-access reads of a list of files; thread-safe.
 
-    Local files stay open between reads, a number of them; of remote ones the blocks read last are kept.
+    A limited number of local files stay open between reads. For remote files, the most recently read blocks are cached.
     """
 
     def __init__(self, files: Sequence[File]):
@@ -95,20 +97,20 @@ class Files(Sequence[File]):
         return self._files[number]
 
     def read(self, number: int, start: int, size: int) -> bytes:
-        """Exactly `size` bytes of file `number` from byte `start`.
+        """Exactly `size` bytes of file `number`, starting at byte `start`.
 
         Raises:
-          OSError: the file cannot be read, or ends before.
+          OSError: the file cannot be read or is too short.
         """
         return self._read(number, start, size, self._read_blocks)
 
     def read_once(self, number: int, start: int, size: int) -> bytes:
-        """As `read`, for what is not wanted again: of a remote file just these bytes are fetched, and not kept."""
+        """As `read`, for bytes that are needed only once: a remote read fetches just these bytes and caches nothing."""
         return self._read(number, start, size, _fetch)
 
     def _read(self, number: int, start: int, size: int, read_remote: Callable[[File, int, int], bytes]) -> bytes:
         file = self._files[number]
-        # A size may come from a damaged file: no memory is taken for what cannot be there.
+        # The size may come from a damaged file: allocate no memory for bytes that cannot exist.
         if start < 0 or size < 0 or start + size > file.size:
             raise OSError(f"bytes {start} to {start + size} are not within the file")
         if not size:
@@ -129,15 +131,15 @@ class Files(Sequence[File]):
 
 
 class OpenFile:
-    """A local file, open until nobody holds it: leaving a cache never closes it under a reader in another thread."""
+    """An open local file, closed with its last reference: evicting it from a cache cannot interrupt another thread."""
 
     def __init__(self, path: str):
-        """Raises OSError where the file cannot be opened."""
+        """Raises OSError if the file cannot be opened."""
         self.descriptor = -1
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, start: int, size: int) -> bytes:
-        """`size` bytes, or less at the end of the file; raises OSError where it cannot be read."""
+        """`size` bytes, or fewer at the end of the file; raises OSError if it cannot be read."""
         return os.pread(self.descriptor, size, start)
 
     def __del__(self):
@@ -146,7 +148,7 @@ class OpenFile:
 
 
 def fingerprint(files: Sequence[File]) -> str:
-    """A name for the content of these files, which changes when one of them does."""
+    """A hash of the files' paths, sizes and stamps; it changes when a file does."""
     digest = hashlib.sha256()
     for file in files:
         path = file.path if is_remote(file.path) else os.path.abspath(file.path)
@@ -158,7 +160,7 @@ def filesystem(path: str):
     """The fsspec file system of a remote path.
 
     Raises:
-      UserError: its scheme is unknown, or the package for it is not installed.
+      UserError: the scheme is unknown, or its package is not installed.
     """
     import fsspec
 
@@ -166,9 +168,9 @@ def filesystem(path: str):
     try:
         return fsspec.filesystem(scheme)
     except ImportError as error:
-        raise UserError(f"{path}: a package for {scheme}:// storage is not installed: {error}") from error
+        raise UserError(f"{path}: the package for {scheme}:// storage is not installed: {error}") from error
     except ValueError as error:
-        raise UserError(f"{path}: fsspec knows no {scheme}:// storage") from error
+        raise UserError(f"{path}: fsspec does not support {scheme}://; check the scheme") from error
     except Exception as error:  # each storage library has errors of its own
         raise UserError(f"{path}: {scheme}:// storage cannot be used: {error}") from error
 
@@ -180,7 +182,7 @@ def _fetch_block(file: File, block: int) -> tuple[bytes, int]:
 
 
 def _fetch(file: File, start: int, size: int) -> bytes:
-    """One request; raises OSError where it fails."""
+    """One request; raises OSError if it fails."""
     try:
         return filesystem(file.path).cat_file(file.path, start, start + size)
     except OSError:
@@ -191,24 +193,24 @@ def _fetch(file: File, start: int, size: int) -> bytes:
 
 def _list_local(pattern: str) -> Iterator[File]:
     for text in expand_ranges(pattern):
-        if file := _local_file(text):  # before globbing: a name may hold brackets
+        if file := _local_file(text):  # before globbing: a name may contain brackets
             yield file
         elif glob.has_magic(text):
-            found = [file for path in sorted(glob.glob(text)) if (file := _local_file(path))]
-            yield from found or _nothing(text, pattern)
+            matches = [file for path in sorted(glob.glob(text)) if (file := _local_file(path))]
+            yield from matches or _fail_missing(text, pattern)
         else:
-            _nothing(text, pattern)
+            _fail_missing(text, pattern)
 
 
-def _nothing(text: str, pattern: str) -> NoReturn:
-    """Ends the listing of a pattern at the first of its paths that names nothing: its ranges may be mistyped."""
+def _fail_missing(text: str, pattern: str) -> NoReturn:
+    """Raises UserError for a path without a file. Listing stops there, because a mistyped range can be huge."""
     within = f" (of {pattern})" if text != pattern else ""
-    wrong = "matches no file" if glob.has_magic(text) else "is not there or is no file"
-    raise UserError(f"{text}{within} {wrong}: check the path")
+    problem = "matches no file" if glob.has_magic(text) else "does not exist or is not a file"
+    raise UserError(f"{text}{within} {problem}; check the path")
 
 
 def _local_file(path: str) -> File | None:
-    """The regular file of that path; None where there is none, but a folder or a pipe perhaps."""
+    """The regular file at a path; None if there is none, or a folder or a pipe instead."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # ValueError: a zero byte in the path
@@ -217,16 +219,16 @@ def _local_file(path: str) -> File | None:
 
 
 def _list_remote(pattern: str) -> list[File]:
-    """As `_list_local`, with one request for each folder, not for each file."""
+    """As `_list_local`, with one request per folder instead of one per file."""
     folders: dict[str, dict[str, dict]] = {}
     files: list[File] = []
     try:
         storage = filesystem(pattern)
-        storage.invalidate_cache()  # or a changed file would look as it did when its folder was first listed
+        storage.invalidate_cache()  # otherwise files changed since the folder was first listed would look unchanged
         for text in expand_ranges(pattern):
             if glob.has_magic(text):
                 infos = [info for _, info in sorted(storage.glob(text, detail=True).items()) if info["type"] == "file"]
-                files += [_remote_file(storage, info) for info in infos or _nothing(text, pattern)]
+                files += [_remote_file(storage, info) for info in infos or _fail_missing(text, pattern)]
                 continue
             folder, _, name = text.rpartition("/")
             if text == pattern:
@@ -237,12 +239,12 @@ def _list_remote(pattern: str) -> list[File]:
                     folders[folder] = {info["name"].rpartition("/")[2]: info for info in listed}
                 info = folders[folder].get(name, {})
             if info.get("type") != "file":
-                _nothing(text, pattern)
+                _fail_missing(text, pattern)
             files.append(_remote_file(storage, info))
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{pattern} is not there: check the path") from error
+        raise UserError(f"{pattern} does not exist; check the path") from error
     except Exception as error:  # as in _fetch
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"{pattern} cannot be listed: {reason}") from error
@@ -252,13 +254,13 @@ def _list_remote(pattern: str) -> list[File]:
 def _remote_file(storage, info: dict) -> File:
     path, size = storage.unstrip_protocol(info["name"]), info.get("size")
     if size is None:
-        raise UserError(f"{path}: the storage does not say how long it is, so it cannot be read by position: copy it")
+        raise UserError(f"{path}: the storage does not report its size, so it cannot be read by position; copy it")
     stamps = ("etag", "ETag", "md5Hash", "mtime", "LastModified", "created")
     return File(path, size, str(next((info[key] for key in stamps if info.get(key)), "")))
 
 
 def expand_ranges(pattern: str) -> Iterator[str]:
-    """Expands every {first..last}, keeping leading zeros; lazily, for a range may be mistyped to be huge."""
+    """Expands every {first..last}, keeping leading zeros. Lazy, because a mistyped range can be huge."""
     match = re.search(r"\{(\d{1,18})\.\.(\d{1,18})\}", pattern)
     if not match:
         yield pattern

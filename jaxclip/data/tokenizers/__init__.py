@@ -1,6 +1,7 @@
-"""Captions in, token ids of a fixed length out; one file per kind of vocabulary.
+"""Tokenizers from text to token ids of a fixed length, one module per kind of vocabulary.
 
-`load` opens a published one, `train` makes one of a run's own captions, and `from_json` restores what a run saved.
+`load` opens a published vocabulary, `train` trains one on a run's captions, and `from_json` restores one that a run
+saved.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from jaxclip.data.tokenizers.clip import train
 from jaxclip.data.tokenizers.files import from_json, load
 from jaxclip.data.tokenizers.tokenizer import Tokenizer
 
-# The loader calls from several threads: a pool of threads inside every call would only compete with those, and earlier
-# releases of the library warn in each fork of a process that has used it. Read at each call; the user's own wins.
+# The loader calls from several threads, with which a thread pool inside every call would only compete. Earlier releases
+# of the library also warn in each fork of a process that has used it. The user's own setting takes precedence.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 __all__ = ["Tokenizer", "from_json", "load", "train"]

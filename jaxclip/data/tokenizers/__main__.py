@@ -1,4 +1,4 @@
-"""python -m jaxclip.data.tokenizers SOURCE --out=tokenizer.json: trains a vocabulary from a source's captions."""
+"""python -m jaxclip.data.tokenizers SOURCE --out=tokenizer.json: trains a vocabulary on a source's captions."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from jaxclip.data.tokenizers import Tokenizer, clip, wordpiece
 from jaxclip.errors import UserError
 
 _TRAIN: dict[str, Callable[[Iterable[str], int], Tokenizer]] = {"clip": clip.train, "wordpiece": wordpiece.train}
-_BLOCK = 1024  # records read, and captions counted, at a time
+_BLOCK = 1024  # records read, and captions tokenized, at a time
 _CONTEXT = 77  # CLIP's
-_LONGEST = 1024  # a caption of more tokens counts as one of so many
+_LONGEST = 1024  # longer captions are counted as this many tokens
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m jaxclip.data.tokenizers", description=__doc__)
-    parser.add_argument("source", help="as in a recipe's data.train, such as shapes or 'train-{00000..00099}.tar'")
+    parser.add_argument("source", help="as in a config's data.train, such as shapes or 'train-{00000..00099}.tar'")
     parser.add_argument("--out", required=True, type=pathlib.Path, help="the file to write, for data.vocabulary")
-    parser.add_argument("--size", default=32768, type=int, help="ids at most (default: 32768)")
+    parser.add_argument("--size", default=32768, type=int, help="maximum size of the vocabulary (default: 32768)")
     parser.add_argument(
         "--kind", default="clip", choices=_TRAIN, help="clip: CLIP's BPE; wordpiece: BERT's, with [MASK]"
     )
-    parser.add_argument("--limit", type=int, help="records to read, spread over the source (default: all)")
+    parser.add_argument("--limit", type=int, help="number of records to read, spread over the source (default: all)")
     parser.add_argument("--root", default="", help="the folder that relative paths start from")
     arguments = parser.parse_args(argv)
     try:
@@ -45,14 +45,14 @@ def main(argv: list[str] | None = None) -> int:
 def _train(arguments: argparse.Namespace) -> None:
     out: pathlib.Path = arguments.out
     if not out.absolute().parent.is_dir():
-        raise UserError(f"--out={out}: there is no folder {out.absolute().parent}")
+        raise UserError(f"--out={out}: the folder {out.absolute().parent} does not exist; create it")
     if arguments.limit is not None and arguments.limit < 1:
-        raise UserError(f"--limit={arguments.limit}: at least one record must be read")
+        raise UserError(f"--limit={arguments.limit} must be at least 1")
     source = open_source(arguments.source, root=arguments.root)
     captions: list[str] = []
-    tokenizer = _TRAIN[arguments.kind](_kept(_captions(source, arguments.limit), captions), arguments.size)
+    tokenizer = _TRAIN[arguments.kind](_collect(_captions(source, arguments.limit), captions), arguments.size)
     if not captions:
-        raise UserError(f"{arguments.source}: none of the records read has a caption")
+        raise UserError(f"{arguments.source}: no record has a caption; choose another source")
     try:
         out.write_text(tokenizer.to_json(), encoding="utf-8")
     except OSError as error:
@@ -63,15 +63,15 @@ def _train(arguments: argparse.Namespace) -> None:
     print(f"captions of more than {_CONTEXT} tokens: {(lengths > _CONTEXT).sum():,} of {len(captions):,}")
 
 
-def _kept(captions: Iterator[str], kept: list[str]) -> Iterator[str]:
-    """The captions as they come, each put into a list on its way."""
+def _collect(captions: Iterator[str], into: list[str]) -> Iterator[str]:
+    """Yields the captions and appends each to a list."""
     for caption in captions:
-        kept.append(caption)
+        into.append(caption)
         yield caption
 
 
 def _captions(source: Source, limit: int | None) -> Iterator[str]:
-    """The captions of a source's readable records, in the order of their ids; shows how far it has got."""
+    """The captions of a source's usable records, in the order of their ids; shows a progress bar."""
     count = len(source) if limit is None else min(limit, len(source))
     ids = range(len(source)) if count == len(source) else spread(source, count)
     with tqdm(total=len(ids), unit=" records", file=sys.stderr) as progress:
@@ -84,7 +84,7 @@ def _captions(source: Source, limit: int | None) -> Iterator[str]:
 
 
 def _lengths(tokenizer: Tokenizer, captions: Sequence[str]) -> np.ndarray:
-    """Tokens of each caption, int64 [captions]."""
+    """The number of tokens of each caption, int64 [captions]."""
     blocks = (captions[start : start + _BLOCK] for start in range(0, len(captions), _BLOCK))
     return np.concatenate([tokenizer(block, _LONGEST)[1] for block in blocks]).astype(int) + 1
 

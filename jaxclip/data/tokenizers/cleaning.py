@@ -1,4 +1,4 @@
-"""What becomes of a text before it is cut into tokens."""
+"""Text cleaning before tokenization: encoding repair, canonical forms, truncation."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ import string
 
 import ftfy
 
-# CLIP's longest token is 24 characters, so this reaches past `context_length` tokens of any text but one that is mostly
-# white space, markup or control characters. Other vocabularies have few longer tokens, if any.
+# CLIP's longest token has 24 characters, so this covers `context_length` tokens of any text that is not mostly white
+# space, markup or control characters. Other vocabularies have few longer tokens, if any.
 _CHARACTERS_PER_TOKEN = 32
 
-# Text in which ftfy finds nothing to mend but curly quotes, and html nothing to unescape; ftfy costs ten times as much
-# as all the rest. ASCII but for "&" and the control characters that are not white space; and among it, each alone, the
-# characters below. Two in a row may be one that was decoded wrongly, and so may Â or Ã before a space.
+# Text in which ftfy would change only curly quotes, and html.unescape nothing. ftfy takes ten times as long as all
+# other steps. Such text is ASCII without "&" and control characters other than white space, mixed with single
+# characters of the list below. Two of them in a row may be one wrongly decoded character, and so may Â or Ã before a
+# space.
 _ASCII = r"[\t\n\f\r -%'-~]"
 _ALONE = r"[\xa9\xae\xb0\xb7\xc0\xc1\xc4-\xff\u2013\u2014\u2018\u2019\u201c\u201d\u2022\u2026\u2122]"
 _PLAIN = re.compile(rf"{_ASCII}*(?:{_ALONE}{_ASCII}+)*{_ALONE}?")
 _STRAIGHT = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
-# Ampersands escaped over and over ("&amp;amp;amp;..."): ftfy takes a pass over the text for each level. More than 64
-# levels are made 64, which gives the same: "&" where ftfy unescapes, and over a hundred tokens where it does not (it
-# leaves text with a "<" alone).
+# Repeatedly escaped ampersands ("&amp;amp;amp;..."): ftfy needs one pass over the text per level. More than 64 levels
+# are reduced to 64, with the same result: "&" if ftfy unescapes, and over a hundred tokens if it does not (it does not
+# unescape text that contains "<").
 _NESTED = re.compile(r"((?:(?:amp|AMP|#0*38|#[xX]0*26);){64})(?:(?:amp|AMP|#0*38|#[xX]0*26);)+")
 _NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 
 
 def beginning(text: str, context_length: int) -> str:
-    """As much of a text as a row of `context_length` tokens can hold, whatever its length: bounds the time."""
+    """Truncates a text to what can fit into `context_length` tokens, which bounds the time for very long texts."""
     return text[: _CHARACTERS_PER_TOKEN * context_length]
 
 
-def mended(text: str) -> str:
-    """Text as OpenAI's tokenizer reads it, but for its case and its white space: mended and unescaped."""
+def repaired(text: str) -> str:
+    """Repairs and unescapes a text as OpenAI's tokenizer does; case and white space do not change."""
     if not _PLAIN.fullmatch(text):
         text = ftfy.fix_text(_NESTED.sub(r"\1", text))
         text = _unescape(_unescape(text))
@@ -41,13 +42,13 @@ def mended(text: str) -> str:
     return text
 
 
-def mended_pieces(text: str) -> list[str]:
-    """The space-separated pieces of text as OpenAI's tokenizer cleans it: mended, unescaped, in lower case."""
-    return mended(text).lower().split()
+def repaired_pieces(text: str) -> list[str]:
+    """The space-separated pieces of a text cleaned as by OpenAI's tokenizer: repaired, unescaped, in lower case."""
+    return repaired(text).lower().split()
 
 
 def _unescape(text: str) -> str:
-    """`html.unescape`, also where Python refuses the number of a "&#111..." for its length (from 640 digits)."""
+    """`html.unescape` that also accepts "&#111..." with 640 digits or more, for which Python raises ValueError."""
     try:
         return html.unescape(text)
     except ValueError:
@@ -55,16 +56,16 @@ def _unescape(text: str) -> str:
 
 
 def canonical(text: str) -> str:
-    """Lower case without ASCII punctuation, single spaces; an underscore counts as a space.
+    """Lower-case text without ASCII punctuation and with single spaces; underscores become spaces.
 
-    SigLIP's form of texts: `canonicalize_text` of google-research/big_vision,
+    This is SigLIP's form: `canonicalize_text` in google-research/big_vision,
     big_vision/evaluators/proj/image_text/prompt_engineering.py.
     """
     return " ".join(text.translate(_NO_PUNCTUATION).lower().split())
 
 
 def encodable(text: str) -> str:
-    """Text that UTF-8 can spell: surrogates are joined to the character of their pair, or replaced where alone."""
+    """Text that UTF-8 can encode: surrogate pairs are joined, lone surrogates replaced."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The files in which CLIP's vocabulary is published. What is wrong with one is a ValueError that says it."""
+"""Parsers of the published forms of CLIP's vocabulary. They raise ValueError with the reason for invalid content."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxclip.data.tokenizers.clip import END, START, SYMBOLS, WORD_END, ClipTokenizer
 
-_OPENAI_MERGES = 49152 - 256 - 2  # OpenAI's file holds 262,144 merges, of which its tokenizer takes the first ones
+_OPENAI_MERGES = 49152 - 256 - 2  # OpenAI's file contains 262,144 merges, of which its tokenizer uses the first ones
 
 
 def is_clip(content: dict[str, Any]) -> bool:
@@ -19,7 +19,7 @@ def is_clip(content: dict[str, Any]) -> bool:
 
 
 def from_content(content: dict[str, Any]) -> ClipTokenizer:
-    """From Hugging Face's parsed tokenizer.json. Its words are split as CLIP's, whatever it says of that."""
+    """From Hugging Face's parsed tokenizer.json. Words are split as in CLIP, whatever the file's own rule."""
     model = content["model"]
     added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
@@ -32,17 +32,17 @@ def from_pair(vocabulary: str, merges: str) -> ClipTokenizer:
 
 
 def from_merges(text: str) -> ClipTokenizer:
-    """From OpenAI's list of merges, of which the ids follow."""
+    """From OpenAI's list of merges, which determines the ids."""
     merges = _merges(text.rstrip().split("\n")[: 1 + _OPENAI_MERGES])
     tokens = [*SYMBOLS, *map("".join, merges), START, END]
     return ClipTokenizer({token: i for i, token in enumerate(tokens)}, merges)
 
 
 def _merges(lines: list[str]) -> list[tuple[str, str]]:
-    """The merges of a file's lines: one that names the version, then one merge of two symbols a line."""
+    """The merges in a file's lines: a version line, then one merge of two symbols per line."""
     header, *lines = lines
     if "#version" not in header:
-        raise ValueError("its first line has no '#version', and no line is '[UNK]'")
+        raise ValueError("its first line does not contain '#version', and no line is '[UNK]'")
     merges = []
     for number, line in enumerate(lines, start=2):
         pair = tuple(line.split())

@@ -1,4 +1,4 @@
-"""Tokenizers from files: which kind one is, and one line on what is wrong with it."""
+"""Loading of published and saved tokenizers, with one-line errors for invalid files."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import zlib
 from collections.abc import Callable
 
 from jaxclip.data.storage import is_remote
-from jaxclip.data.tokenizers import clip_files, normalising, sentence_piece, wordpiece
+from jaxclip.data.tokenizers import clip_files, normalizing, sentence_piece, wordpiece
 from jaxclip.data.tokenizers.clip import ClipTokenizer
 from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from jaxclip.data.tokenizers.sentence_piece import Clean, SentencePieceTokenizer
 from jaxclip.data.tokenizers.tokenizer import Tokenizer
 from jaxclip.errors import UserError
 
-_MOST_BYTES = 64 << 20  # of an unpacked vocabulary file; OpenAI's has 3 million, Gemma's tokenizer.json 34
+_MAX_BYTES = 64 << 20  # of an uncompressed vocabulary file; OpenAI's has 3 million, Gemma's tokenizer.json 34
 _ACCEPTED = (
     "accepted are CLIP's merges (OpenAI's are the file bpe_simple_vocab_16e6.txt.gz in the openai/CLIP repository on "
     "GitHub), vocab.json with merges.txt, any Hugging Face tokenizer.json, BERT's vocab.txt and a SentencePiece .model"
 )
-# What transformers (5.23) does to texts by a tokenizer_config.json's tokenizer_class, where the vocabulary is a .model.
+# How transformers (5.23) cleans texts for a .model, by the tokenizer_class of tokenizer_config.json.
 _CLEAN_OF: dict[str, Clean] = {"Siglip2Tokenizer": "lower", "GemmaTokenizer": "none"}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Settings:
-    """What a tokenizer_config.json says of the vocabulary beside it.
+    """Settings in a tokenizer_config.json for the vocabulary beside it.
 
     Attributes:
-      kind: its tokenizer_class, without the Fast that older ones end with.
-      pad_token: None where it names none.
+      kind: the tokenizer_class, without the suffix Fast of older files.
+      pad_token: the padding token; None if not given.
     """
 
     kind: str | None = None
@@ -42,37 +42,40 @@ class _Settings:
 
 
 def load(path: str | os.PathLike[str], *, clean: str | None = None) -> Tokenizer:
-    """A published tokenizer, or one that `to_json` wrote.
+    """Loads a published tokenizer, or one saved by `to_json`.
 
-    A tokenizer_config.json beside a tokenizer.json or a .model is taken at its word: for the padding, and for what
-    transformers' SiglipTokenizer and Siglip2Tokenizer do to texts.
+    A tokenizer_config.json beside a tokenizer.json or a .model determines the padding token, and the text cleaning of
+    transformers' SiglipTokenizer and Siglip2Tokenizer.
 
     Args:
-      path: OpenAI's bpe_simple_vocab_16e6.txt.gz, gzipped or not; or CLIP's vocab.json or merges.txt with the other
-        beside it; or a Hugging Face tokenizer.json; or the vocab.txt of an uncased BERT; or a SentencePiece .model; or
-        a folder that holds one of these.
-      clean: what open_clip does to texts before any of that: "whitespace", "lower" or "canonicalize".
+      path: OpenAI's bpe_simple_vocab_16e6.txt.gz, compressed or not; CLIP's vocab.json or merges.txt with the other
+        beside it; a Hugging Face tokenizer.json; the vocab.txt of an uncased BERT; a SentencePiece .model; or a folder
+        that contains one of these.
+      clean: open_clip's text cleaning before tokenization: "whitespace", "lower" or "canonicalize".
 
     Raises:
-      UserError: there is no such file, or it is damaged, or it is none of these, or its texts are cleaned otherwise.
+      UserError: the file does not exist, is damaged, has another format, or does not support this cleaning.
     """
-    tokenizer = _opened(path, clean)
-    # The other two come to the same: CLIP's texts are mended and in lower case here.
+    tokenizer = _open(path, clean)
+    # "whitespace" and "lower" make no difference, because CLIP's texts are repaired and in lower case anyway.
     if isinstance(tokenizer, ClipTokenizer) and clean == "canonicalize":
-        raise UserError(f"{path} is a vocabulary of CLIP's form, which jaxclip has only for texts with punctuation")
+        raise UserError(
+            f"{path} is a vocabulary of CLIP's form, which jaxclip supports only for texts with punctuation; "
+            "remove clean='canonicalize'"
+        )
     return tokenizer
 
 
-def _opened(path: str | os.PathLike[str], clean: str | None) -> Tokenizer:
+def _open(path: str | os.PathLike[str], clean: str | None) -> Tokenizer:
     if is_remote(os.fspath(path)):
-        raise UserError(f"{path}: copy the vocabulary to a local file and name that")
+        raise UserError(f"{path} is remote; copy the vocabulary to a local file")
     path = pathlib.Path(os.fspath(path)).expanduser()
     if not os.path.exists(path):
-        raise UserError(f"no tokenizer vocabulary at {path}; {_ACCEPTED}")
+        raise UserError(f"{path} does not exist; {_ACCEPTED}")
     folder = path if path.is_dir() else path.parent
     pair = folder / "vocab.json", folder / "merges.txt"
     if path.is_dir() and (path / "tokenizer.json").is_file():
-        # transformers' SiglipTokenizer reads nothing but this.
+        # transformers' SiglipTokenizer reads only this file.
         own = path / "spiece.model"
         path = own if own.is_file() and _settings(folder).kind == "SiglipTokenizer" else path / "tokenizer.json"
     if path in (folder, *pair) and all(part.is_file() for part in pair):
@@ -80,8 +83,8 @@ def _opened(path: str | os.PathLike[str], clean: str | None) -> Tokenizer:
     if path.is_dir():
         others = [*folder.glob("*.model"), *folder.glob("vocab.txt")]
         if len(others) != 1:
-            found = "several vocabularies: name one of them" if others else "no tokenizer's files"
-            raise UserError(f"{path} holds {found}; {_ACCEPTED}")
+            content = "several vocabularies; choose one of them" if others else "no tokenizer files"
+            raise UserError(f"{path} contains {content}; {_ACCEPTED}")
         (path,) = others
     if path.suffix == ".model":
         return _parsed(_from_model, str(path), _bytes(path), _settings(folder), clean)
@@ -94,7 +97,7 @@ def _opened(path: str | os.PathLike[str], clean: str | None) -> Tokenizer:
 
 
 def from_json(text: str) -> Tokenizer:
-    """The tokenizer whose `to_json` gave this text. Raises UserError for anything else."""
+    """Restores a tokenizer from the text of `to_json`. Raises UserError for any other text."""
     return _parsed(_from_json, "the stored tokenizer", text)
 
 
@@ -103,11 +106,11 @@ def _from_json(text: str, settings: _Settings = _Settings(), clean: str | None =
     if "sentencepiece" in content:
         return sentence_piece.from_content(content)
     if "model" not in content:
-        raise ValueError("no 'model' in it; a vocab.json needs its merges.txt beside it")
+        raise ValueError("it has no 'model'; a vocab.json needs its merges.txt beside it")
     if clip_files.is_clip(content):
         return clip_files.from_content(content)
     if settings.kind == "Siglip2Tokenizer":
-        text = json.dumps(normalising.lowered(content))
+        text = json.dumps(normalizing.lowered(content))
     if settings.kind == "SiglipTokenizer" and clean in (None, "whitespace", "lower"):
         clean = "siglip"
     return HuggingFaceTokenizer(text, settings.pad_token, clean)
@@ -126,7 +129,7 @@ def _from_vocabulary(text: str, clean: str | None) -> HuggingFaceTokenizer:
 
 
 def _settings(folder: pathlib.Path) -> _Settings:
-    """What the tokenizer_config.json of a folder says, if there is one."""
+    """The settings in a folder's tokenizer_config.json, if there is one."""
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return _Settings()
@@ -135,23 +138,23 @@ def _settings(folder: pathlib.Path) -> _Settings:
         kind, pad = content.get("tokenizer_class"), content.get("pad_token")
         pad = pad["content"] if isinstance(pad, dict) else pad
         if not all(isinstance(value, str | None) for value in (kind, pad)):
-            raise ValueError("its tokenizer_class or its pad_token is no text")
+            raise ValueError("its tokenizer_class or its pad_token is not a string")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = str(error).partition("\n")[0][:200] if isinstance(error, ValueError) else "not of its form"
+        reason = str(error).partition("\n")[0][:200] if isinstance(error, ValueError) else "invalid structure"
         raise UserError(f"{path} cannot be used ({reason}); copy it again") from error
     return _Settings(kind and kind.removesuffix("Fast"), pad)
 
 
 def _bytes(path: pathlib.Path) -> bytes:
-    """What is in a vocabulary file, unpacked if it is gzipped."""
+    """The content of a vocabulary file, uncompressed if it is gzipped."""
     try:
         with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
+            is_gzip = file.read(2) == b"\x1f\x8b"
             file.seek(0)
-            data = (gzip.GzipFile(fileobj=file) if packed else file).read(_MOST_BYTES + 1)
-        if len(data) <= _MOST_BYTES:
+            data = (gzip.GzipFile(fileobj=file) if is_gzip else file).read(_MAX_BYTES + 1)
+        if len(data) <= _MAX_BYTES:
             return data
-        reason = f"more than {_MOST_BYTES >> 20} MiB"
+        reason = f"more than {_MAX_BYTES >> 20} MiB"
     except (OSError, EOFError, zlib.error) as error:
         reason = f"cannot be read, copy it again: {error}"
     raise UserError(f"{path} is not a tokenizer vocabulary ({reason}); {_ACCEPTED}")
@@ -165,9 +168,9 @@ def _text(path: pathlib.Path) -> str:
 
 
 def _parsed(parse: Callable[..., Tokenizer], where: str, *contents: object) -> Tokenizer:
-    """parse(*contents), with the errors that foreign content can cause as a UserError that names where it stands."""
+    """Returns parse(*contents); converts the exceptions that invalid content can cause to a UserError with its path."""
     try:
         return parse(*contents)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = str(error).partition("\n")[0][:200] if isinstance(error, ValueError) else "not of its form"
+        reason = str(error).partition("\n")[0][:200] if isinstance(error, ValueError) else "invalid structure"
         raise UserError(f"{where} is not a tokenizer vocabulary ({reason}); {_ACCEPTED}") from error

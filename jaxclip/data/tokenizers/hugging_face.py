@@ -1,4 +1,4 @@
-"""Any vocabulary that comes as a Hugging Face tokenizer.json: BPE, Unigram, WordPiece, WordLevel."""
+"""Tokenizers in Hugging Face's tokenizer.json form: BPE, Unigram, WordPiece, WordLevel."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ import numpy as np
 import tokenizers
 from tokenizers import models
 
-from jaxclip.data.tokenizers import cleaning, growth, normalising
+from jaxclip.data.tokenizers import cleaning, growth, normalizing
 from jaxclip.data.tokenizers.layout import lay_out
 from jaxclip.quiet import quiet_stderr
 
-# Letters that hardly any vocabulary has: a hieroglyph alone and in a word, and the last one for private use. A model
-# that has no token for what it does not know fails on these, and would on some caption.
-_UNHEARD_OF = "\U00013000 a\U00013000 \U0010fffd"
-_MOST_IDS = 1 << 24  # the largest vocabularies have a million
-_AT_ONCE = 1 << 22  # characters, as long as the file's steps make them, that are encoded together: some 400 MB
+# Characters in hardly any vocabulary: a hieroglyph alone and in a word, and the last one for private use. A model
+# without an unknown token fails on these, and would fail on some caption.
+_RARE_TEXT = "\U00013000 a\U00013000 \U0010fffd"
+_MAX_IDS = 1 << 24  # the largest vocabularies have a million
+_MAX_BATCH = 1 << 22  # characters encoded together, after the file's steps have lengthened them: about 400 MB
 
 
 class HuggingFaceTokenizer:
-    """The Tokenizer that a tokenizer.json describes, with its own normalisation and its own special tokens.
+    """The `Tokenizer` of a tokenizer.json, with its normalization and special tokens.
 
-    Its texts are padded and cut on the right, whatever the file says of that; the positions returned are those of the
-    last token, which is the last special one where the vocabulary ends texts with one.
+    Texts are padded and truncated on the right, whatever the file's settings. The positions returned are those of the
+    last token, which is the end token if the vocabulary has one.
 
     Attributes:
-      clean: which of `normalising.CLEANINGS` texts go through before; None where nothing is done to them.
+      clean: the one of `normalizing.CLEANINGS` that is applied to texts first; None for none.
     """
 
     def __init__(self, text: str, pad_token: str | None = None, clean: str | None = None):
         """Reads the text of a tokenizer.json.
 
         Args:
-          text: what is in the file.
-          pad_token: what to pad with, whatever the file says of that. By default what the file says, or else the token
-            whose letters spell "pad", or else the one that ends every text, or else the only special one.
-          clean: of `normalising.CLEANINGS`, what is done to texts besides what the file says.
+          text: the content of the file.
+          pad_token: the padding token. Defaults to the file's, or else the token whose letters spell "pad", or else the
+            end token, or else the only special token.
+          clean: the one of `normalizing.CLEANINGS` to apply in addition to the file's normalization.
 
         Raises:
-          ValueError: it is no such file, or nothing says what to pad with, or some texts have no ids, or it makes
-            texts so long that they would fill the memory.
+          ValueError: the file is invalid, the padding token is unknown, some texts cannot be encoded, or the file's
+            steps could lengthen texts so much that they exhaust memory.
         """
         with _failures():
             self._read(text, pad_token, clean)
@@ -53,19 +53,19 @@ class HuggingFaceTokenizer:
         self._growth = growth.check(text)
         backend = tokenizers.Tokenizer.from_str(text)
         backend.no_truncation()
-        self.clean, normalizer = normalising.split(backend.normalizer)
-        # Mended and with single spaces they are by all of open_clip's ways; what else the file says is done after.
+        self.clean, normalizer = normalizing.split(backend.normalizer)
+        # All of open_clip's cleanings repair text and collapse spaces. The file's other steps come after them.
         if clean is not None and (self.clean is None or clean not in (self.clean, "whitespace")):
             self.clean, normalizer = clean, backend.normalizer
         if self.clean is not None:
-            backend.normalizer = normalising.join(self.clean, normalizer)
+            backend.normalizer = normalizing.join(self.clean, normalizer)
         self._before, self._after = _around(backend)
         self._known = frozenset(backend.get_vocab(with_added_tokens=True).values())
         if not self._known.issuperset(self._before + self._after):
             raise ValueError("its post-processor adds ids that are not in its vocabulary")
         self.vocab_size = max(self._known, default=-1) + 1
-        if self.vocab_size > _MOST_IDS:
-            raise ValueError(f"it has the id {self.vocab_size - 1}, and no vocabulary has so many tokens")
+        if self.vocab_size > _MAX_IDS:
+            raise ValueError(f"it has the id {self.vocab_size - 1}, more than any real vocabulary")
         self.start_id = self._before[0] if self._before else None
         self.end_id = self._after[-1] if self._after else None
         special = {token.content: i for i, token in backend.get_added_tokens_decoder().items() if token.special}
@@ -73,47 +73,47 @@ class HuggingFaceTokenizer:
         self.pad_id = _pad_id(backend, special, self.end_id, pad_token)
         if self.pad_id not in self._known:
             raise ValueError(f"it pads with id {self.pad_id}, which is not in its vocabulary")
-        # The padding is stored with the rest, but it is not the backend that pads.
+        # Stored in the JSON text; the padding itself is not done by the backend.
         backend.enable_padding(pad_id=self.pad_id, pad_token=backend.id_to_token(self.pad_id))
         self._json = backend.to_str()
         backend.no_padding()
         if self.clean is not None:
-            growth.check(self._json)  # so that what is stored can be read again
-            # Before the library looks for special tokens in a text, as it does before it normalises.
+            growth.check(self._json)  # so that the stored text can be read again
+            # Cleaning happens in Python, before the library splits off special tokens and normalizes.
             backend.normalizer = normalizer
         self._backend = backend
         try:
-            backend.encode(_UNHEARD_OF, add_special_tokens=False)
+            backend.encode(_RARE_TEXT, add_special_tokens=False)
         except Exception as error:
-            raise ValueError(f"it has no token for what it does not know: {error}") from error
+            raise ValueError(f"it has no token for unknown text: {error}") from error
 
     def __call__(self, texts: Sequence[str], context_length: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `Tokenizer` has it. A text that the library fails on, as an expression of the file's own can make it, is
-        taken for an empty one.
+        """As `Tokenizer.__call__`.
 
-        Raises UserError where context_length has no room for the special tokens.
+        A text on which the library fails, which a regular expression in the file can cause, is treated as empty. Raises
+        UserError if the special tokens do not fit into `context_length`.
         """
         if isinstance(texts, str):
             raise TypeError("texts must be a sequence of strings, not one string")
-        read = [cleaning.encodable(cleaning.beginning(text, context_length)) for text in texts]
+        cleaned = [cleaning.encodable(cleaning.beginning(text, context_length)) for text in texts]
         if self.clean is not None:
-            read = list(map(normalising.CLEANINGS[self.clean].apply, read))
+            cleaned = list(map(normalizing.CLEANINGS[self.clean].apply, cleaned))
         ids: list[list[int]] = []
-        for some in _portions(read, _AT_ONCE // self._growth):
-            ids += (found[:context_length] for found in self._ids(some))
-        return lay_out(ids, context_length, self.pad_id, self._before, self._after)
+        for batch in _batches(cleaned, _MAX_BATCH // self._growth):
+            ids += (text_ids[:context_length] for text_ids in self._ids(batch))
+        return lay_out(ids, context_length, self.pad_id, before=self._before, after=self._after)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
-        """The ids of texts; none of one that the library fails on."""
+        """The ids of texts; empty for a text on which the library fails."""
         try:
-            return [found.ids for found in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+            return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException:  # a panic in Rust is no Exception
+        except BaseException:  # a panic in Rust is not an Exception
             return [[]] if len(texts) == 1 else [ids for text in texts for ids in self._ids([text])]
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """The text of token ids [length] as the file's decoder spells it, without padding and what is put around it.
+        """The text of token ids [length] by the file's decoder, without padding and the special tokens around the text.
 
         Raises KeyError for an id that is not in the vocabulary.
         """
@@ -123,7 +123,7 @@ class HuggingFaceTokenizer:
             raise KeyError(unknown)
         while ids[-1:] == [self.pad_id]:
             ids.pop()
-        # Where the end token pads, it is gone by now.
+        # If the end token is the padding too, it has been removed already.
         after = self._after[:-1] if self.pad_id == self.end_id else self._after
         if after and ids[-len(after) :] == after:
             ids = ids[: -len(after)]
@@ -132,15 +132,15 @@ class HuggingFaceTokenizer:
         return self._backend.decode(ids, skip_special_tokens=False)
 
     def to_json(self) -> str:
-        """All there is to it, as the text of a tokenizer.json."""
+        """The tokenizer as the text of a tokenizer.json."""
         return self._json
 
 
 @contextlib.contextmanager
 def _failures() -> Iterator[None]:
-    """Makes a ValueError of whatever fails inside.
+    """Converts any exception to a ValueError.
 
-    Where a damaged file makes the library panic in Rust, it says so on stderr, and what it raises is no Exception.
+    For some damaged files the library panics in Rust: it prints to stderr and raises a BaseException.
     """
     with quiet_stderr():
         try:
@@ -150,34 +150,34 @@ def _failures() -> Iterator[None]:
             raise
         except BaseException as error:
             known = isinstance(error, ValueError) or type(error) is Exception or not isinstance(error, Exception)
-            reason = str(error) if known else "not of its form"
+            reason = str(error) if known else "invalid structure"
     raise ValueError(reason)
 
 
-def _portions(texts: list[str], most: int) -> Iterator[list[str]]:
-    """Texts in order, together up to so many characters, or one longer than that."""
-    some: list[str] = []
+def _batches(texts: list[str], max_length: int) -> Iterator[list[str]]:
+    """Splits texts into batches of at most `max_length` characters, or of one longer text."""
+    batch: list[str] = []
     length = 0
     for text in texts:
-        if some and length + len(text) > most:
-            yield some
-            some, length = [], 0
-        some.append(text)
+        if batch and length + len(text) > max_length:
+            yield batch
+            batch, length = [], 0
+        batch.append(text)
         length += len(text)
-    if some:
-        yield some
+    if batch:
+        yield batch
 
 
 def _around(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
-    """The ids that the file's post-processor puts before and after a text: it is shown a text of one token."""
+    """The ids that the file's post-processor adds before and after a text, from its output for a single token."""
     if backend.post_processor is None:
         return [], []
     token = tokenizers.Tokenizer(models.WordLevel({"x": 0}, unk_token="x")).encode("x")
-    shown = backend.post_processor.process(token, None, True)
-    if shown.special_tokens_mask.count(0) != 1:
+    processed = backend.post_processor.process(token, None, True)
+    if processed.special_tokens_mask.count(0) != 1:
         raise ValueError("its post-processor does not keep a text in one piece")
-    place = shown.special_tokens_mask.index(0)
-    return shown.ids[:place], shown.ids[place + 1 :]
+    position = processed.special_tokens_mask.index(0)
+    return processed.ids[:position], processed.ids[position + 1 :]
 
 
 def _spelled(word: str, special: dict[str, int]) -> int | None:
@@ -193,7 +193,7 @@ def _pad_id(backend: tokenizers.Tokenizer, special: dict[str, int], end_id: int 
         return known
     padding: dict[str, Any] | None = backend.padding
     if padding is not None:
-        # The token says more than the number, which is 0 where whoever wrote the file gave none.
+        # The token is more reliable than the id, which is 0 if the file's writer gave none.
         known = backend.token_to_id(padding["pad_token"])
         return padding["pad_id"] if known is None else known
     only = next(iter(special.values())) if len(special) == 1 else None
@@ -201,4 +201,4 @@ def _pad_id(backend: tokenizers.Tokenizer, special: dict[str, int], end_id: int 
         if choice is not None:
             return choice
     example = json.dumps({"pad_token": "</s>"})
-    raise ValueError(f"nothing says what to pad with: put a tokenizer_config.json such as {example} beside it")
+    raise ValueError(f"its padding token is unknown; put a tokenizer_config.json such as {example} beside it")

@@ -1,4 +1,4 @@
-"""Token ids of any number, laid out in rows of one length."""
+"""Layout of token ids in rows of fixed length, with special tokens and padding."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ def lay_out(
     before: Sequence[int] = (),
     after: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of `before`, as many of a text's ids as fit, `after`, padding.
+    """Builds rows of `before`, the text's ids (truncated to fit), `after` and padding.
 
     Args:
       texts: the ids of n texts.
-      context_length: of a row.
-      pad_id: what fills the places after the last id.
+      context_length: the length of a row.
+      pad_id: the padding id.
       before, after: the special ids around every text.
 
     Returns:
-      int32 [n, context_length], and int32 [n]: where the last id before the padding is, 0 in a row of nothing else.
+      int32 [n, context_length], and int32 [n], the position of the last id before the padding (0 in an empty row).
 
     Raises:
-      UserError: the special ids alone are longer than a row.
+      UserError: the special ids do not fit into a row.
     """
     room = context_length - len(before) - len(after)
     if room < 0:
         raise UserError(
-            f"context_length={context_length} has no room for the {len(before) + len(after)} special tokens that this "
-            "vocabulary puts around a text; make it longer"
+            f"context_length={context_length} is too short for the {len(before) + len(after)} special tokens that this "
+            "vocabulary adds to a text; increase it"
         )
     tokens = np.full((len(texts), context_length), pad_id, np.int32)
     ends = np.empty(len(texts), np.int32)

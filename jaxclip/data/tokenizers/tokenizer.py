@@ -1,4 +1,4 @@
-"""What a tokenizer is."""
+"""The protocol of tokenizers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Strings to fixed-length token ids. Safe to call from several threads.
+    """A thread-safe function from strings to token ids of a fixed length.
 
     Attributes:
-      vocab_size: how many rows an embedding of its ids needs; every id is below it.
-      start_id: the id that starts every text, None where texts start with their own first token.
-      end_id: the id that ends every text, None where texts end with their own last token.
-      pad_id: what fills the places after the end.
-      mask_id: the id that stands for a token hidden from the model, None where the vocabulary has none.
+      vocab_size: the number of rows of an embedding table; every id is below it.
+      start_id: the id that starts every text; None if there is no start token.
+      end_id: the id that ends every text; None if there is no end token.
+      pad_id: the id of padding after the end.
+      mask_id: the id of a masked token; None if the vocabulary has none.
     """
 
     @property
@@ -36,28 +36,28 @@ class Tokenizer(Protocol):
     def mask_id(self) -> int | None: ...
 
     def __call__(self, texts: Sequence[str], context_length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids of texts. No string fails.
+        """The token ids of texts. Any string is valid.
 
-        A text too long for `context_length` loses its last tokens, not the end token. Of a text longer than
-        32 * context_length characters the rest is not read, which bounds the time.
+        Texts longer than `context_length` are truncated; the end token is kept. Only the first 32 * context_length
+        characters of a text are read, which bounds the time.
 
         Args:
           texts: n strings.
-          context_length: tokens of a row, at least 2.
+          context_length: tokens per row, at least 2.
 
         Returns:
           int32 [n, context_length]: start, the text, end, padding; and
-          int32 [n]: the position in each row whose state stands for the whole text.
+          int32 [n]: the position in each row whose state represents the text.
         """
         ...
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
-        """The text of token ids [length], as far as the vocabulary keeps it, without start, end and padding.
+        """The text of token ids [length] without start, end and padding; not always the original text.
 
         Raises KeyError for an id that is not in the vocabulary.
         """
         ...
 
     def to_json(self) -> str:
-        """All there is to it, as JSON text, from which `from_json` makes the same one."""
+        """The tokenizer as JSON text, from which `from_json` restores it."""
         ...

@@ -1,4 +1,4 @@
-"""BERT's WordPiece, uncased (Devlin et al. 2019, section 4.1; google-research/bert, tokenization.py)."""
+"""BERT's uncased WordPiece tokenizer (Devlin et al. 2019, section 4.1; google-research/bert, tokenization.py)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from jaxclip.errors import UserError
 
 PAD, UNKNOWN, START, END, MASK = _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_INSIDE = "##"  # before a piece that does not begin a word
+_INSIDE = "##"  # prefix of a piece that does not start a word
 _TRAINING_CONTEXT = 77
-_MOST_LETTERS = 1000  # letters that are rarer than the thousandth are unknown, as in any vocabulary of this kind
+_MAX_LETTERS = 1000  # rarer letters are unknown, as in any WordPiece vocabulary
 
 
 def from_vocabulary(text: str) -> HuggingFaceTokenizer:
-    """From a vocab.txt, one token a line in the order of ids.
+    """From a vocab.txt, one token per line in the order of ids.
 
     Raises:
-      ValueError: one of [PAD], [UNK], [CLS] and [SEP] is missing, a token is there twice, or it is not uncased.
+      ValueError: one of [PAD], [UNK], [CLS] and [SEP] is missing, a token occurs twice, or the vocabulary is cased.
     """
     lines = text.removesuffix("\n").split("\n")
     tokens = {line.removesuffix("\r"): number for number, line in enumerate(lines)}
     if len(tokens) != len(lines):
-        twice = collections.Counter(line.removesuffix("\r") for line in lines).most_common(1)[0][0]
-        raise ValueError(f"the token {twice!r} is there more than once")
+        duplicate = collections.Counter(line.removesuffix("\r") for line in lines).most_common(1)[0][0]
+        raise ValueError(f"the token {duplicate!r} occurs more than once")
     missing = next((token for token in (PAD, UNKNOWN, START, END) if token not in tokens), None)
     if missing is not None:
         raise ValueError(f"it has no {missing}")
@@ -38,34 +38,34 @@ def from_vocabulary(text: str) -> HuggingFaceTokenizer:
         (token for token in tokens if re.search("[A-Z]", token) and not re.fullmatch(r"\[.*\]", token)), None
     )
     if capital is not None:
-        raise ValueError(f"it is cased (it has {capital!r}); give the tokenizer.json of the same model")
+        raise ValueError(f"it is cased (it has {capital!r}); use the tokenizer.json of the same model")
     return _assembled(tokens)
 
 
 def train(captions: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
-    """A vocabulary of the captions' own with BERT's five special tokens; the same captions in any order give the same.
+    """Trains a vocabulary with BERT's five special tokens. The result does not depend on the order of the captions.
 
-    It has fewer than `vocab_size` ids where no two neighbouring pieces are left that occur together twice.
+    It has fewer than `vocab_size` ids if no pair of adjacent pieces is left that occurs twice.
 
     Raises:
-      UserError: vocab_size does not hold the special tokens and the letters, each as a word's first and inside one.
+      UserError: vocab_size is too small for the special tokens and the letters, each at the start of and inside a word.
     """
     words: collections.Counter[str] = collections.Counter()
     normalizer, pre_tokenizer = _normalizer(), pre_tokenizers.BertPreTokenizer()
     for caption in captions:
-        read = cleaning.encodable(cleaning.beginning(caption, _TRAINING_CONTEXT))
-        words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(read)))
+        text = cleaning.encodable(cleaning.beginning(caption, _TRAINING_CONTEXT))
+        words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)))
     counts: collections.Counter[str] = collections.Counter()
     for word, count in words.items():
         for letter in word:
             counts[letter] += count
-    letters = sorted(sorted(counts, key=lambda letter: (-counts[letter], letter))[:_MOST_LETTERS])
+    letters = sorted(sorted(counts, key=lambda letter: (-counts[letter], letter))[:_MAX_LETTERS])
     symbols = [*_SPECIAL, *letters, *(_INSIDE + letter for letter in letters)]
     if vocab_size < len(symbols):
         raise UserError(
             f"a WordPiece vocabulary of these captions must have at least {len(symbols)} tokens, not {vocab_size}"
         )
-    # As special tokens the letters get their ids in this order, and not as the trainer meets them (see `clip.train`).
+    # As special tokens, the letters get ids in this order, not in the order of occurrence (see `clip.train`).
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -81,7 +81,7 @@ def train(captions: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
 
 
 def _repeated(words: dict[str, int]) -> Iterator[str]:
-    """Text in which each word occurs as often as it is counted, in parts of no great length."""
+    """Texts of bounded length in which each word occurs as often as counted."""
     for word, count in sorted(words.items()):
         for start in range(0, count, 1000):
             yield f"{word} " * min(1000, count - start)

@@ -71,7 +71,7 @@ def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """The tensors of the encoder under BertModel's names.
 
     The prefix "bert." of models with a head goes, and so do the heads, the pooler and numbers from 0. Layer
-    normalisations have a gamma and a beta where the file was made of Google's, as bert-base-uncased's was.
+    normalizations have a gamma and a beta where the file was made of Google's, as bert-base-uncased's was.
     """
     short = {re.sub(r"^bert\.", "", name): tensor for name, tensor in tensors.items()}
     short = {re.sub(r"\.gamma$", ".weight", name): tensor for name, tensor in short.items()}
@@ -80,11 +80,12 @@ def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 
 
 def pieces(config: BertConfig) -> list[Piece]:
-    """Where the tensors of a BertModel go: all of the text tower but its projection."""
+    """Where the tensors of a BertModel go: all of the text tower, in its two halves."""
     return [
         Piece("embeddings.word_embeddings.weight", "text/token_embedding"),
         Piece("embeddings.position_embeddings.weight", "text/positions"),
         Piece("embeddings.token_type_embeddings.weight", "text/segments"),
         *layer_norm("embeddings.LayerNorm", "text/ln_embedding"),
-        *blocks("encoder.layer", "text", config, _LAYERS),
+        *blocks("encoder.layer", "text/lower", config.width, range(config.lower_layers), _LAYERS),
+        *blocks("encoder.layer", "text/upper", config.width, range(config.lower_layers, config.layers), _LAYERS),
     ]

@@ -62,7 +62,6 @@ def describe(source: str, tensors: Mapping[str, Stored], questions: Questions) -
             "pool": "map",
             "ln_pre": False,
             "patch_bias": True,
-            "projection": False,
         },
         "text": {
             "name": "text",
@@ -71,9 +70,10 @@ def describe(source: str, tensors: Mapping[str, Stored], questions: Questions) -
             **shapes.blocks(_TEXT, text_width),
             "causal": False,
             "pool": "last",
-            "projection_bias": True,
         },
         "embed_dim": width,
+        "image_projection": False,
+        "text_projection_bias": True,
         "pixels": questions.pixels(),
     }
 
@@ -131,8 +131,8 @@ def pieces(method: Method, tensors: Mapping[str, Stored]) -> list[Piece]:
         Piece("txt/pos_embedding", "text/positions", (), ONE_ROW),
         *_blocks(_TEXT, "text", text.width, text.heads, text.layers, tensors),
         *_norm(f"{_TEXT}/encoder_norm", "text/ln_final"),
-        Piece("txt/head/kernel", "text/projection"),
-        Piece("txt/head/bias", "text/projection_bias"),
+        Piece("txt/head/kernel", "text_projection/kernel"),
+        Piece("txt/head/bias", "text_projection/bias"),
         Piece("t", "logit_scale", (), ONE_ROW),
         Piece("b", "logit_bias", (), ONE_ROW),
     ]

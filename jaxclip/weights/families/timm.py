@@ -9,7 +9,7 @@ from jaxclip.towers.layers import Activation
 from jaxclip.towers.vit import ViTConfig
 from jaxclip.weights.tensor_map import LINEAR, ONE_ROW, PATCHES, TWO_ROWS, Piece, layer_norm, linear
 
-EPS = 1e-6  # of timm's own layer normalisation
+EPS = 1e-6  # of timm's own layer normalization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ TRUNKS: dict[str, Trunk] = {
 
 
 def keys(trunk: Trunk) -> dict[str, Any]:
-    """The image tower's keys, but for its projection."""
+    """The image tower's keys."""
     return {
         "name": "vit",
         **dataclasses.asdict(trunk),
@@ -58,7 +58,7 @@ def keys(trunk: Trunk) -> dict[str, Any]:
 
 
 def trunk_name(config: ViTConfig) -> str | None:
-    """The name of timm's model that a tower is but for its projection, None where it is none."""
+    """The name of timm's model that a tower is; None if it is none."""
     hidden = 0 if config.mlp_width == 4 * config.width else config.mlp_width
     own = dataclasses.asdict(config) | {"mlp_width": hidden}
     return next((name for name, trunk in TRUNKS.items() if keys(trunk).items() <= own.items()), None)
@@ -70,7 +70,7 @@ def heads(width: int) -> int | None:
 
 
 def trunk_pieces(config: ViTConfig, prefix: str) -> list[Piece]:
-    """The pieces of a tower pooled by attention, but for its projection.
+    """The pieces of a tower pooled by attention.
 
     Args:
       config: of the tower.

@@ -57,7 +57,7 @@ def count(tensors: Mapping[str, Stored], prefix: str) -> int:
 
 
 def pieces(config: ResNetConfig) -> list[Piece]:
-    """The pieces of an image tower but for its projection, which these weights do not have."""
+    """The pieces of an image tower."""
     return [
         Piece("conv1.weight", "image/conv1_kernel", layout=CONVOLUTION),
         *batch_norm("bn1", "image/bn1"),

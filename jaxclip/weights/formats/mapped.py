@@ -1,4 +1,4 @@
-"""Files of weights mapped into memory, the tensors that are views of them, and what is said of a file that is none."""
+"""Memory-mapped weights files, tensors that are views of them, and errors for files of other kinds."""
 
 from __future__ import annotations
 
@@ -65,9 +65,3 @@ def pytorch(path: pathlib.Path) -> UserError:
         f"{path} is a PyTorch file, which can run code when opened; convert it where torch is installed: "
         f"python tools/torch_to_safetensors.py {path} DST.safetensors, or take the model's .safetensors"
     )
-
-
-def some(names: list[str]) -> str:
-    """The first few of many names, for a message."""
-    shown = ", ".join(name if len(name) <= 80 else f"{name[:80]}..." for name in names[:5])
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown

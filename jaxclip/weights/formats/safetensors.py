@@ -1,8 +1,8 @@
-"""Tensors from files: safetensors, safetensors in shards, and npz, none of which can hold code.
+"""Tensors from safetensors files, safetensors in shards, and npz files, none of which can hold code.
 
 The format (https://github.com/huggingface/safetensors, "Format") is the length of a header in 8 bytes, the header in
-JSON, and the values. The header is read here rather than by the safetensors library, which copies what it gives to
-NumPy, knows no bfloat16 there, and takes headers of 100 MB, which as Python objects would be gigabytes.
+JSON, and the values. The safetensors library reads and checks the header. The values are views of the mapped file: the
+library would copy them, and gives NumPy none of the 8-bit floats.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
+import safetensors
 
 from jaxclip.errors import UserError
+from jaxclip.io import first_few, printable
 from jaxclip.weights.formats import npz
-from jaxclip.weights.formats.mapped import COPY_AGAIN, MOST_DIMENSIONS, Mapped, map_file, pytorch, some
+from jaxclip.weights.formats.mapped import COPY_AGAIN, MOST_DIMENSIONS, Mapped, map_file, pytorch
 
 # Types of the format that memory can hold one by one; it also has some of 4 and 6 bits.
 DTYPES: dict[str, np.dtype] = {
@@ -40,14 +42,14 @@ DTYPES: dict[str, np.dtype] = {
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
 
-_MOST_JSON = 8 << 20  # bytes of a header or an index; 1,500 tensors take a quarter of a million
+_MOST_HEADER = 8 << 20  # bytes of a header or an index; 1,500 tensors take a quarter of a million
 _LONGEST_NAME = 500
 _TORCH_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _ACCEPTED = "accepted are .safetensors, model.safetensors.index.json with its shards beside it, and .npz"
 
 
 class Stored(Protocol):
-    """One tensor in a file, not read yet."""
+    """A tensor in a file, not yet read."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -64,10 +66,10 @@ class Stored(Protocol):
 
 
 def open_tensors(path: pathlib.Path) -> dict[str, Stored]:
-    """The tensors of a file by name, in the file's order.
+    """The tensors of a file by name.
 
-    What the file is, is told by its content. Nothing of the values is read: everything that the file says of their
-    types, shapes and places is checked against its size.
+    The content says which format the file has, not its name. No values are read. Everything that the file says of
+    their types, shapes and places is checked against its size.
 
     Args:
       path: a .safetensors file, or the model.safetensors.index.json of one in shards, or an .npz.
@@ -86,15 +88,31 @@ def open_tensors(path: pathlib.Path) -> dict[str, Stored]:
 
 def _open_safetensors(path: pathlib.Path, content: mmap.mmap) -> dict[str, Mapped]:
     _refuse_others(path, content)
-    length = int.from_bytes(content[:8], "little")
-    if length > _MOST_JSON:
-        raise UserError(f"{path} gives its header {length:,} bytes, more than {_MOST_JSON:,}; {COPY_AGAIN}")
-    if 8 + length > len(content):
-        raise UserError(f"{path} is cut short, within its header; {COPY_AGAIN}")
+    start = 8 + int.from_bytes(content[:8], "little")
+    # The library takes 100 MB of JSON, which need gigabytes once parsed.
+    if start > _MOST_HEADER:
+        raise UserError(f"{path} has a header of {start:,} bytes, which is no model's; {COPY_AGAIN}")
+    tensors = {}
     try:
-        return _tensors(path, _json(content[8 : 8 + length]), content, 8 + length)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}; {COPY_AGAIN}") from None
+        with safetensors.safe_open(path, framework="numpy") as file:
+            # The library has checked that the tensors fill the file, in this order and without gaps.
+            for name in file.offset_keys():
+                _check_name(name)
+                entry = file.get_slice(name)
+                shape, kind = tuple(entry.get_shape()), entry.get_dtype()
+                if kind not in DTYPES:
+                    raise UserError(
+                        f"{path} holds {name} as {kind}, which is not read; take the model in F32, F16 or BF16"
+                    )
+                if len(shape) > MOST_DIMENSIONS or math.prod(size or 1 for size in shape) >= 1 << 59:
+                    raise ValueError(f"{name} has the shape {printable(str(shape), 80)}")
+                tensors[name] = Mapped(content, start, shape, DTYPES[kind])
+                start += math.prod(shape) * DTYPES[kind].itemsize
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise UserError(f"{path} is damaged: {printable(str(error), 200)}; {COPY_AGAIN}") from None
+    if not tensors or start != len(content):
+        raise UserError(f"{path} holds no tensors, or changed while it was opened; {COPY_AGAIN}")
+    return tensors
 
 
 def _refuse_others(path: pathlib.Path, content: mmap.mmap) -> None:
@@ -115,58 +133,15 @@ def _refuse_others(path: pathlib.Path, content: mmap.mmap) -> None:
     raise UserError(f"{path} is not a file of weights; {_ACCEPTED}")
 
 
-def _tensors(path: pathlib.Path, header: Any, content: mmap.mmap, base: int) -> dict[str, Mapped]:
-    """The tensors that a header describes, whose values fill the content from `base` on.
-
-    Raises ValueError, with what is wrong; UserError for a type that is not read.
-    """
-    metadata = header.pop("__metadata__", None) if isinstance(header, dict) else None
-    if not isinstance(header, dict) or not isinstance(metadata, dict | None):
-        raise ValueError("its header is no table of tensors")
-    if not header:
-        raise ValueError("it holds no tensors")
-    places = {}
-    for name, entry in header.items():
-        _check_name(name)
-        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"{name} does not have a dtype, a shape and data_offsets")
-        dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
-        if dtype is None:
-            kind = _shown(entry["dtype"])
-            raise UserError(f"{path} holds {name} as {kind}, which is not read; take the model in F32, F16 or BF16")
-        shape, place = entry["shape"], entry["data_offsets"]
-        if not _are_sizes(shape) or len(shape) > MOST_DIMENSIONS:
-            raise ValueError(f"{name} has the shape {_shown(shape)}")
-        if not _are_sizes(place) or len(place) != 2:
-            raise ValueError(f"{name} has the data_offsets {_shown(place)}")
-        # NumPy wants the product of the sizes other than 0 to fit, even where there are no values.
-        if math.prod(size or 1 for size in shape) * dtype.itemsize > np.iinfo(np.int64).max:
-            raise ValueError(f"{name} has the shape {_shown(shape)}")
-        if place[1] - place[0] != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"{name} does not have as many bytes as its shape {_shown(shape)} takes")
-        places[name] = (place[0], place[1], tuple(shape), dtype)
-    end = 0
-    # Empty tensors before the one that begins where they do.
-    for name, (start, stop, _, _) in sorted(places.items(), key=lambda item: item[1][:2]):
-        if start != end:
-            raise ValueError(f"{name} {'overlaps' if start < end else 'leaves a gap after'} the tensor before it")
-        end = stop
-    if base + end != len(content):
-        less = base + end > len(content)
-        raise ValueError(
-            f"it has {len(content):,} bytes, {'less' if less else 'more'} than the {base + end:,} it needs"
-        )
-    return {name: Mapped(content, base + start, shape, dtype) for name, (start, _, shape, dtype) in places.items()}
-
-
 def _open_shards(path: pathlib.Path, content: mmap.mmap) -> dict[str, Stored]:
     """The tensors of a model in shards, from Hugging Face's index {"weight_map": {tensor: file}}."""
-    if len(content) > _MOST_JSON:
-        raise UserError(f"{path} is text of more than {_MOST_JSON:,} bytes, no index of shards; {_ACCEPTED}")
+    if len(content) > _MOST_HEADER:
+        raise UserError(f"{path} is text of more than {_MOST_HEADER:,} bytes, no index of shards; {_ACCEPTED}")
     try:
-        listed = _weight_map(_json(content[:]))
-    except ValueError as error:
-        raise UserError(f"{path} is not an index of shards: {error}; {_ACCEPTED}") from None
+        listed = _weight_map(json.loads(content[:]))
+    except (ValueError, RecursionError) as error:
+        reason = printable(str(error), 200)
+        raise UserError(f"{path} is not an index of shards: {reason}; {_ACCEPTED}") from None
     names = sorted(set(listed.values()))
     # A name leads to nothing outside the folder, but the file may be a link: whoever has the folder made it, and
     # Hugging Face's cache has nothing but links, to ../../blobs.
@@ -174,14 +149,14 @@ def _open_shards(path: pathlib.Path, content: mmap.mmap) -> dict[str, Stored]:
     missing = [name for name in names if not os.path.exists(shards[name])]
     if missing:
         raise UserError(
-            f"{path} lists {len(missing)} of {len(names)} shards that are not beside it: {some(missing)}; get them"
+            f"{path} lists {len(missing)} of {len(names)} shards that are not beside it: {first_few(missing)}; get them"
         )
     tensors = {name: _open_safetensors(shard, map_file(shard)) for name, shard in shards.items()}
     absent = [f"{name} ({shard})" for name, shard in listed.items() if name not in tensors[shard]]
     extra = [f"{name} ({shard})" for shard in names for name in tensors[shard] if listed.get(name) != shard]
     wrong = [
-        *([f"tensors that are not in the shards it names for them: {some(absent)}"] if absent else []),
-        *([f"tensors in its shards that it does not list there: {some(extra)}"] if extra else []),
+        *([f"tensors that are not in the shards it names for them: {first_few(absent)}"] if absent else []),
+        *([f"tensors in its shards that it does not list there: {first_few(extra)}"] if extra else []),
     ]
     if wrong:
         raise UserError(f"{path} does not fit its shards: {'; '.join(wrong)}; take index and shards of one model")
@@ -201,58 +176,11 @@ def _weight_map(index: Any) -> dict[str, str]:
             or set(shard) & set("/\\:")
             or not shard.isprintable()
         ):
-            raise ValueError(f"{_shown(shard)}, said to hold {name}, is not the name of a file beside it")
+            raise ValueError(f"{printable(str(shard), 80)!r}, said to hold {name}, is not the name of a file beside it")
     return listed
-
-
-def _json(text: bytes) -> Any:
-    """JSON, of which no object may give a key twice. Raises ValueError."""
-    try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_object, parse_int=_whole, parse_constant=_none)
-    except UnicodeDecodeError:
-        raise ValueError("its JSON is not text") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"its JSON is wrong ({error.msg} at character {error.pos})") from None
-    except RecursionError:
-        raise ValueError("its JSON is nested too deeply") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError("its JSON gives a name twice")
-    return content
-
-
-def _whole(digits: str) -> int:
-    # Python takes quadratic time over long ones, or an error of its own.
-    if len(digits) > 20:
-        raise ValueError(f"its JSON has a number of {len(digits)} digits")
-    return int(digits)
-
-
-def _none(word: str) -> None:
-    raise ValueError(f"its JSON has {word} where a number belongs")
 
 
 def _check_name(name: str) -> None:
     """Raises ValueError for what could not be printed in a message or be the name of a parameter."""
     if not name or len(name) > _LONGEST_NAME or not name.isprintable():
-        raise ValueError(f"{_shown(name)} is not the name of a tensor")
-
-
-def _are_sizes(values: Any) -> bool:
-    # A bool is an int to Python.
-    return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
-
-
-def _shown(value: Any) -> str:
-    """A foreign value in a message: with what cannot be printed escaped, and not long."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_shown_briefly, value[:8]))}{', ...' if len(value) > 8 else ''}]"
-    return _shown_briefly(value)
-
-
-def _shown_briefly(value: Any) -> str:
-    text = json.dumps(value if isinstance(value, str | int | float | None) else type(value).__name__)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+        raise ValueError(f"{printable(name, 80)!r} is not the name of a tensor")

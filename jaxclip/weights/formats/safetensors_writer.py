@@ -1,4 +1,4 @@
-"""Tensors to safetensors files, one tensor in memory at a time.
+"""Writer of safetensors files that holds one tensor in memory at a time.
 
 The safetensors library's own save wants all of them at once. What it checks on reading is what is written here: a
 header in JSON padded with spaces to a multiple of eight bytes, and the values without gaps, those of the widest types
@@ -7,16 +7,19 @@ first, so that each stands at a multiple of its own width.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import BinaryIO
 
 import numpy as np
 
 from jaxclip.errors import UserError
+from jaxclip.io import atomic_write
 from jaxclip.weights.formats.safetensors import DTYPES
 
 LIMIT = 5 << 30  # bytes of values in a file
@@ -69,8 +72,6 @@ def write_tensors(
     count = len(shards)
     numbered = [f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
     contents = dict(zip(numbered if count > 1 else [f"{stem}.safetensors"], shards, strict=True))
-    # (the name until all is written, the name from then on)
-    files = [(folder / f".{name}.{os.getpid()}", folder / name) for name in contents]
     index = folder / f"{stem}.safetensors.index.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,21 +79,15 @@ def write_tensors(
         there = [*folder.glob(f"{stem}.safetensors*"), *folder.glob(f"{stem}-*-of-*.safetensors")]
         if there:
             raise UserError(f"{there[0]} exists; name another folder, or remove the weights in this one")
-        try:
-            for (path, _), shard in zip(files, shards, strict=True):
-                _write(path, _parts(shard, {"format": "pt"} | (metadata or {})))
+        with contextlib.ExitStack() as files:  # closed from the last to the first: the index gets its name last
             if count > 1:
-                files.append((folder / f".{index.name}.{os.getpid()}", index))
-                _write(files[-1][0], [_index(contents)])
-            for path, name in files:
-                path.replace(name)
-        except BaseException:
-            for path in (path for pair in files for path in pair):
-                path.unlink(missing_ok=True)
-            raise
+                _write(files.enter_context(atomic_write(index)), [_index(contents)])
+            for name, shard in contents.items():
+                parts = _parts(shard, {"format": "pt"} | (metadata or {}))
+                _write(files.enter_context(atomic_write(folder / name)), parts)
     except OSError as error:
         raise UserError(f"cannot write {folder / stem}: {error.strerror}; make room or name another folder") from None
-    return files[-1][1]
+    return index if count > 1 else folder / next(iter(contents))
 
 
 def _shards(tensors: Sequence[_Tensor], limit: int) -> list[list[_Tensor]]:
@@ -148,11 +143,10 @@ def _index(contents: dict[str, list[_Tensor]]) -> bytes:
     return (json.dumps(index, indent=2) + "\n").encode()
 
 
-def _write(path: pathlib.Path, parts: Iterable[bytes | memoryview]) -> None:
-    """A file whose parts are on the disk when this returns."""
-    with path.open("wb") as file:
-        for part in parts:
-            file.write(part)
-            del part  # before the next one is made
-        file.flush()
-        os.fsync(file.fileno())
+def _write(file: BinaryIO, parts: Iterable[bytes | memoryview]) -> None:
+    """Writes the parts, which are on the disk when this returns."""
+    for part in parts:
+        file.write(part)
+        del part  # before the next one is made
+    file.flush()
+    os.fsync(file.fileno())

@@ -54,19 +54,19 @@ def test_saturation_multiplies_differences_from_the_luma(factor):
     assert_within(adjust.saturation(noise(), factor), luma + factor * (pixels - luma), 0.5 + 1e-3)
 
 
-def test_grey_is_the_luma_in_every_channel():
+def test_gray_is_the_luma_in_every_channel():
     luma = np.repeat((floats(noise()) @ LUMA)[..., None], 3, axis=-1)
-    assert_within(adjust.grey(noise()), luma, 0.5 + 1e-2)  # Pillow's weights have 16 bits
+    assert_within(adjust.gray(noise()), luma, 0.5 + 1e-2)  # Pillow's weights have 16 bits
 
 
 @pytest.mark.parametrize("turn", [-0.5, -0.1, 0.0, 0.02, 0.1, 1 / 3, 0.5])
-def test_hue_turns_the_colour_circle(turn):
+def test_hue_turns_the_color_circle(turn):
     pixels = floats(noise()) / 255
     exact = np.empty_like(pixels)
     for place in np.ndindex(pixels.shape[:2]):
         hue, saturation, value = colorsys.rgb_to_hsv(*pixels[place])
         exact[place] = colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)
-    # A colour changes by 6 levels from one of the 255 hues to the next; a hue is cut off, the turn rounded: 9 levels.
+    # A color changes by 6 levels from one of the 255 hues to the next; a hue is cut off, the turn rounded: 9 levels.
     # One of saturation and the last rounding are one each.
     assert_within(adjust.hue(noise(), turn), 255 * exact, 11 if turn else 1e-9)
 
@@ -78,7 +78,7 @@ def test_a_third_of_the_circle_takes_red_to_green_and_green_to_blue():
 
 
 @pytest.mark.parametrize("factor", [0, 0.37, 1, 1.6, 3])
-def test_sharpness_multiplies_differences_from_a_smoothed_picture(factor):
+def test_sharpness_multiplies_differences_from_a_smoothed_image(factor):
     pixels = floats(noise())
     padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)))
     height, width = pixels.shape[:2]
@@ -86,7 +86,7 @@ def test_sharpness_multiplies_differences_from_a_smoothed_picture(factor):
     smoothed = (around + 4 * pixels) / 13
     exact = smoothed + factor * (pixels - smoothed)
     exact[[0, -1]], exact[:, [0, -1]] = pixels[[0, -1]], pixels[:, [0, -1]]
-    # The smoothed picture is rounded, and the result cut off.
+    # The smoothed image is rounded, and the result cut off.
     assert_within(adjust.sharpness(noise(), factor), exact, 1 + 0.5 * abs(1 - factor))
 
 
@@ -100,9 +100,9 @@ def exact_blur(pixels: np.ndarray, sigma: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 0.5, 1.0, 2.0, 3.0, 10.0])
-@pytest.mark.parametrize("picture", [noise, smooth])
-def test_a_blur_is_within_two_levels_of_the_exact_gaussian(picture, sigma):
-    blurred, exact = adjust.blur(picture(), sigma), exact_blur(floats(picture()), sigma)
+@pytest.mark.parametrize("image", [noise, smooth])
+def test_a_blur_is_within_two_levels_of_the_exact_gaussian(image, sigma):
+    blurred, exact = adjust.blur(image(), sigma), exact_blur(floats(image()), sigma)
     assert_within(blurred, exact, 2)
     # Rounding twice costs 0.3 levels in the mean; a bias, as of cutting off, would cost half a level and more.
     assert abs((floats(blurred) - exact).mean()) < 0.1
@@ -110,7 +110,7 @@ def test_a_blur_is_within_two_levels_of_the_exact_gaussian(picture, sigma):
 
 @pytest.mark.parametrize("sigma", [0.1, 1.3, 3.0, 40.0])
 @pytest.mark.parametrize("level", [0, 1, 127, 255])
-def test_a_blur_leaves_an_even_picture_as_it_is(level, sigma):
+def test_a_blur_leaves_an_even_image_as_it_is(level, sigma):
     even = Image.new("RGB", (30, 20), (level, 0, 255))
     assert adjust.blur(even, sigma).tobytes() == even.tobytes()
 

@@ -1,4 +1,4 @@
-"""What random changes to pictures draw, that nothing but the rng decides, and how a config names them."""
+"""What random changes to images draw, that nothing but the rng decides, and how a config names them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ NEUTRAL = [
 ]
 
 
-def picture(height: int = 20, width: int = 30) -> Image.Image:
+def random_image(height: int = 20, width: int = 30) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def watch(monkeypatch, *names: str) -> list[tuple]:
-    """The calls of functions of `adjust` from now on: the name, and the arguments after the picture. They still run."""
+    """The calls of functions of `adjust` from now on: the name, and the arguments after the image. They still run."""
     calls: list[tuple] = []
 
     def watched(name: str, function):
@@ -57,7 +57,7 @@ def assert_uniform(values, low: float, high: float) -> None:
 
 @pytest.mark.parametrize("augmentation", STRONG, ids=repr)
 def test_the_rng_alone_decides(augmentation):
-    image = picture()
+    image = random_image()
     before = image.tobytes()
     results = [augmentation(image, np.random.default_rng(seed)) for seed in (1, 1, 2, 3, 4)]
     assert image.tobytes() == before
@@ -70,7 +70,7 @@ def test_the_rng_alone_decides(augmentation):
 @pytest.mark.parametrize("augmentation", NEUTRAL, ids=repr)
 def test_no_strength_changes_nothing(augmentation):
     rng = np.random.default_rng(0)
-    assert all(augmentation(picture(), rng).tobytes() == picture().tobytes() for _ in range(10))
+    assert all(augmentation(random_image(), rng).tobytes() == random_image().tobytes() for _ in range(10))
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_no_strength_changes_nothing(augmentation):
     [ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8), Grayscale(0.2), GaussianBlur(0.5, (1.0, 2.0))],
     ids=repr,
 )
-def test_a_share_p_of_the_pictures_is_changed(augmentation):
-    image, rng = picture(4, 4), np.random.default_rng(0)
+def test_a_share_p_of_the_images_is_changed(augmentation):
+    image, rng = random_image(4, 4), np.random.default_rng(0)
     changed = sum(augmentation(image, rng) is not image for _ in range(1000))
     # A binomial count; five of its standard deviations.
     assert abs(changed - 1000 * augmentation.p) < 5 * (1000 * augmentation.p * (1 - augmentation.p)) ** 0.5
@@ -95,7 +95,7 @@ def test_a_share_p_of_the_pictures_is_changed(augmentation):
     ],
 )
 def test_jitter_is_uniform(monkeypatch, name, jitter, low, high):
-    calls, image, rng = watch(monkeypatch, name), picture(2, 2), np.random.default_rng(0)
+    calls, image, rng = watch(monkeypatch, name), random_image(2, 2), np.random.default_rng(0)
     for _ in range(1000):
         jitter(image, rng)
     assert_uniform([amount for _, amount in calls], low, high)
@@ -103,7 +103,7 @@ def test_jitter_is_uniform(monkeypatch, name, jitter, low, high):
 
 def test_jitter_comes_in_every_order(monkeypatch):
     calls = watch(monkeypatch, "brightness", "contrast", "saturation", "hue")
-    image, rng = picture(2, 2), np.random.default_rng(0)
+    image, rng = random_image(2, 2), np.random.default_rng(0)
     for _ in range(1200):
         ColorJitter(0.4, 0.4, 0.4, 0.1)(image, rng)
     orders = collections.Counter(tuple(name for name, _ in calls[start : start + 4]) for start in range(0, 4800, 4))
@@ -113,14 +113,14 @@ def test_jitter_comes_in_every_order(monkeypatch):
 
 
 def test_the_sigma_of_a_blur_is_uniform(monkeypatch):
-    calls, image, rng = watch(monkeypatch, "blur"), picture(2, 2), np.random.default_rng(0)
+    calls, image, rng = watch(monkeypatch, "blur"), random_image(2, 2), np.random.default_rng(0)
     for _ in range(1000):
         GaussianBlur(1.0)(image, rng)
     assert_uniform([sigma for _, sigma in calls], 0.1, 2.0)
 
 
 def test_affine_draws_angle_scale_and_both_shifts_uniformly(monkeypatch):
-    calls, image, rng = watch(monkeypatch, "affine"), picture(4, 8), np.random.default_rng(0)
+    calls, image, rng = watch(monkeypatch, "affine"), random_image(4, 8), np.random.default_rng(0)
     for _ in range(1000):
         Affine(20, 0.1, (0.95, 1.05))(image, rng)
     _, angles, scales, shifts, fills = zip(*calls, strict=True)
@@ -140,11 +140,14 @@ def test_affine_draws_angle_scale_and_both_shifts_uniformly(monkeypatch):
         (lambda: ColorJitter(0, 0, 0, 0, p=1.1), "p=1.1 must be from 0 to 1"),
         (lambda: Grayscale(-1), "p=-1 must be from 0 to 1"),
         (lambda: GaussianBlur(2), "p=2 must be from 0 to 1"),
-        (lambda: GaussianBlur(0.5, (0.0, 2.0)), r"sigma=\(0.0, 2.0\) must be two numbers of pixels, 0 < from <= to"),
+        (
+            lambda: GaussianBlur(0.5, (0.0, 2.0)),
+            r"sigma=\(0.0, 2.0\) must be two numbers of pixels with 0 < min <= max",
+        ),
         (lambda: GaussianBlur(0.5, (2.0, 0.1)), r"sigma=\(2.0, 0.1\) must be"),
         (lambda: Affine(190), "degrees=190 must be from 0 to 180"),
         (lambda: Affine(0, 1.5), "translate=1.5 must be from 0 to 1"),
-        (lambda: Affine(0, 0, (1.0, 0.9)), r"scale=\(1.0, 0.9\) must be two sizes, 0 < from <= to"),
+        (lambda: Affine(0, 0, (1.0, 0.9)), r"scale=\(1.0, 0.9\) must be two factors with 0 < min <= max"),
         (lambda: RandAugment(-1), "operations=-1 must not be negative"),
         (lambda: RandAugment(2, 11), "magnitude=11 must be from 0 to 10"),
         (lambda: RandAugment(2, 7, 1.5), "p=1.5 must be from 0 to 1"),
@@ -202,7 +205,7 @@ def test_augmentations_come_in_one_order():
     ("config", "message"),
     [
         (AugmentConfig(gray=1.5), r"data.augment.gray: p=1.5 must be from 0 to 1"),
-        (AugmentConfig(affine=(0, 0, 1.1, 0.9)), r"data.augment.affine: scale=\(1.1, 0.9\) must be two sizes"),
+        (AugmentConfig(affine=(0, 0, 1.1, 0.9)), r"data.augment.affine: scale=\(1.1, 0.9\) must be two factors"),
         (AugmentConfig(color_jitter=(0, 0, 0, 1)), r"data.augment.color_jitter: hue=1 must be from 0 to 0.5"),
         (AugmentConfig(rand_augment=(2, 12)), r"data.augment.rand_augment: magnitude=12 must be from 0 to 10"),
     ],

@@ -13,7 +13,7 @@ from jaxclip.data.images import crops
 from jaxclip.data.images import decode as images
 
 
-def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+def random_image(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -24,7 +24,7 @@ def encode(image: Image.Image, form: str, **options) -> bytes:
 
 
 def torchvision_center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """torchvision 0.20's Resize(size, BICUBIC) and CenterCrop(size) on a PIL picture, line for line."""
+    """torchvision 0.20's Resize(size, BICUBIC) and CenterCrop(size) on a PIL image, line for line."""
     w, h = image.size
     short, long = (w, h) if w <= h else (h, w)
     new_short, new_long = size, int(size * long / short)
@@ -41,7 +41,7 @@ def torchvision_center_crop(image: Image.Image, size: int) -> np.ndarray:
     [(32, 32), (224, 224), (375, 500), (500, 375), (333, 334), (224, 301), (33, 97), (7, 200), (1, 1)],
 )
 def test_center_crop_equals_torchvision(height, width, size):
-    image = picture(height, width)
+    image = random_image(height, width)
     np.testing.assert_array_equal(crops.center_crop(image, size), torchvision_center_crop(image, size))
 
 
@@ -57,8 +57,8 @@ def test_center_crop_of_a_strip_is_cut_before_it_is_resized(height, width, monke
     assert crop.shape == (224, 224, 3) and crop.min() == 255
 
 
-def test_crops_of_the_very_size_are_the_picture_itself():
-    image = picture(32, 32)
+def test_crops_of_the_very_size_are_the_image_itself():
+    image = random_image(32, 32)
     whole = crops.random_resized_crop(
         np.asarray(image), 32, np.random.default_rng(0), scale=(1.0, 1.0), ratio=(1.0, 1.0)
     )
@@ -68,7 +68,7 @@ def test_crops_of_the_very_size_are_the_picture_itself():
 
 def boxes(width: int, height: int, scale, ratio=(3 / 4, 4 / 3), count: int = 4000) -> np.ndarray:
     rng = np.random.default_rng(0)
-    return np.array([crops._random_box(width, height, rng, scale, ratio) for _ in range(count)])
+    return np.array([crops.random_box(width, height, rng, scale, ratio) for _ in range(count)])
 
 
 def test_random_boxes_have_torchvisions_distribution():
@@ -100,7 +100,7 @@ def test_a_box_that_never_fits_falls_back_to_the_centre(width, height, box):
 def test_random_crop_resizes_the_box_it_draws():
     # A ramp: the crop's corners tell where the box was.
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3))
-    left, _, right, _ = crops._random_box(256, 256, np.random.default_rng(5), (0.2, 0.3), (1.0, 1.0))
+    left, _, right, _ = crops.random_box(256, 256, np.random.default_rng(5), (0.2, 0.3), (1.0, 1.0))
     crop = np.asarray(crops.random_resized_crop(ramp, 64, np.random.default_rng(5), (0.2, 0.3), (1.0, 1.0)))
     step = (right - left) / 64
     expected = left + (np.arange(64) + 0.5) * step - 0.5
@@ -128,7 +128,7 @@ def test_a_jpeg_is_decoded_no_larger_than_needed_and_looks_the_same(size, shrink
     crop = crops.random_resized_crop(data, size, np.random.default_rng(3), (0.9, 1.0))
     assert sizes == [(480 // shrink, 640 // shrink)]
     upright = images.decode(data)
-    box = crops._random_box(*upright.size, np.random.default_rng(3), (0.9, 1.0), (3 / 4, 4 / 3))
+    box = crops.random_box(*upright.size, np.random.default_rng(3), (0.9, 1.0), (3 / 4, 4 / 3))
     expected = upright.resize((size, size), Image.Resampling.HAMMING, box=box)
     difference = np.abs(np.asarray(crop).astype(int) - np.asarray(expected).astype(int))
     assert difference.mean() < 1.5 and np.percentile(difference, 99) <= 8
@@ -147,11 +147,13 @@ def test_a_large_png_is_averaged_before_anything_else(mode, monkeypatch):
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF"])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 900), (2000, 7), (31, 33)])
 def test_no_shape_is_too_odd(form, height, width):
-    data = encode(picture(height, width), form)
+    data = encode(random_image(height, width), form)
     for seed in range(20):
         assert crops.random_resized_crop(data, 16, np.random.default_rng(seed), (0.08, 1.0)).size == (16, 16)
 
 
-def test_a_picture_over_the_limit_is_refused():
+def test_an_image_over_the_limit_is_refused():
     with pytest.raises(images.Unreadable, match="too many pixels"):
-        crops.random_resized_crop(encode(picture(10, 11), "PNG"), 4, np.random.default_rng(0), (1, 1), max_pixels=109)
+        crops.random_resized_crop(
+            encode(random_image(10, 11), "PNG"), 4, np.random.default_rng(0), (1, 1), max_pixels=109
+        )

@@ -15,7 +15,7 @@ from jaxclip.data.images import decode as images
 from jaxclip.data.record import Record
 from jaxclip.data.sources import open_source
 
-# Undoes the last two steps of open_clip's transform, which make floats of the pixels and normalise them.
+# Undoes the last two steps of open_clip's transform, which make floats of the pixels and normalize them.
 PROGRAM = """
 import sys
 import numpy as np
@@ -23,10 +23,10 @@ from PIL import Image
 from open_clip.transform import image_transform
 resize_and_crop = image_transform(224, is_train=False).transforms[:-2]
 for number in range(int(sys.argv[2])):
-    picture = Image.open(f"{sys.argv[1]}/{number}.jpg")
+    image = Image.open(f"{sys.argv[1]}/{number}.jpg")
     for change in resize_and_crop:
-        picture = change(picture)
-    np.save(f"{sys.argv[1]}/{number}.npy", np.asarray(picture))
+        image = change(image)
+    np.save(f"{sys.argv[1]}/{number}.npy", np.asarray(image))
 """
 
 
@@ -41,6 +41,6 @@ def test_evaluation_sees_the_pixels_that_open_clip_sees(shared_data, tmp_path):
         (tmp_path / f"{number}.jpg").write_bytes(record.image)
     subprocess.run([python, "-c", PROGRAM, str(tmp_path), str(len(records))], check=True, capture_output=True)
     for number, record in enumerate(records):
-        ours = crops.center_crop(images.open_picture(record.image), 224)
+        ours = crops.center_crop(images.open_image(record.image), 224)
         np.testing.assert_array_equal(ours, np.load(tmp_path / f"{number}.npy"), err_msg=record.key)
     assert len(records) >= 256

@@ -1,4 +1,4 @@
-"""Every kind of picture becomes upright RGB; crops equal torchvision's."""
+"""Every kind of image becomes upright RGB; crops equal torchvision's."""
 
 import io
 import struct
@@ -20,22 +20,22 @@ def encode(image: Image.Image, form: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+def random_image(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def solid(mode: str, colour) -> Image.Image:
-    return Image.new(mode, (8, 8), colour)
+def solid(mode: str, color) -> Image.Image:
+    return Image.new(mode, (8, 8), color)
 
 
 def palette(transparency=None) -> bytes:
-    """A png whose whole picture is colour 1 of its palette, blue."""
+    """A png whose whole image is color 1 of its palette, blue."""
     image = solid("P", 1)
     image.putpalette([255, 0, 0, 0, 0, 255])
     return encode(image, "PNG", **({} if transparency is None else {"transparency": transparency}))
 
 
-def grey_16_bit(value: int, **options) -> bytes:
+def gray_16_bit(value: int, **options) -> bytes:
     return encode(Image.fromarray(np.full((8, 8), value, np.uint16)), "PNG", **options)
 
 
@@ -56,14 +56,14 @@ def animation(form: str) -> bytes:
     return encode(frames[0], form, save_all=True, append_images=frames[1:], duration=100, **options)
 
 
-def with_alpha(mode: str, colour) -> Image.Image:
-    image = solid(mode, colour)
+def with_alpha(mode: str, color) -> Image.Image:
+    image = solid(mode, color)
     image.putalpha(HALF)
     return image
 
 
 @pytest.mark.parametrize(
-    ("data", "colour"),
+    ("data", "color"),
     [
         pytest.param(encode(solid("RGB", (200, 100, 50)), "PNG"), (200, 100, 50), id="rgb-png"),
         pytest.param(encode(solid("RGB", (200, 100, 50)), "JPEG", quality=100), (200, 100, 50), id="rgb-jpeg"),
@@ -74,17 +74,17 @@ def with_alpha(mode: str, colour) -> Image.Image:
         pytest.param(encode(with_alpha("RGB", (255, 0, 0)), "PNG"), (255, 127, 127), id="rgba-png"),
         pytest.param(encode(with_alpha("RGB", (255, 0, 0)), "WEBP", lossless=True), (255, 127, 127), id="rgba-webp"),
         pytest.param(encode(solid("RGBA", (0, 0, 0, 0)), "PNG"), (255, 255, 255), id="nothing-but-transparent"),
-        pytest.param(encode(with_alpha("L", 0), "PNG"), (127, 127, 127), id="grey-with-alpha"),
+        pytest.param(encode(with_alpha("L", 0), "PNG"), (127, 127, 127), id="gray-with-alpha"),
         pytest.param(palette(), (0, 0, 255), id="palette"),
         pytest.param(palette(b"\xff\x80"), (127, 127, 255), id="palette-with-alpha"),
-        pytest.param(palette(1), (255, 255, 255), id="palette-with-transparent-colour"),
-        pytest.param(encode(solid("L", 90), "PNG"), (90, 90, 90), id="grey"),
-        pytest.param(encode(solid("L", 90), "PNG", transparency=90), (255, 255, 255), id="grey-all-transparent"),
+        pytest.param(palette(1), (255, 255, 255), id="palette-with-transparent-color"),
+        pytest.param(encode(solid("L", 90), "PNG"), (90, 90, 90), id="gray"),
+        pytest.param(encode(solid("L", 90), "PNG", transparency=90), (255, 255, 255), id="gray-all-transparent"),
         pytest.param(encode(solid("1", 1), "PNG"), (255, 255, 255), id="one-bit"),
-        pytest.param(grey_16_bit(25_700), (100, 100, 100), id="16-bit-grey"),
-        pytest.param(grey_16_bit(65_535), (255, 255, 255), id="16-bit-white"),
-        pytest.param(grey_16_bit(65_300), (254, 254, 254), id="16-bit-rounded"),
-        pytest.param(grey_16_bit(300, transparency=300), (255, 255, 255), id="16-bit-all-transparent"),
+        pytest.param(gray_16_bit(25_700), (100, 100, 100), id="16-bit-gray"),
+        pytest.param(gray_16_bit(65_535), (255, 255, 255), id="16-bit-white"),
+        pytest.param(gray_16_bit(65_300), (254, 254, 254), id="16-bit-rounded"),
+        pytest.param(gray_16_bit(300, transparency=300), (255, 255, 255), id="16-bit-all-transparent"),
         pytest.param(cmyk_jpeg(adobe=True), (0, 204, 204), id="adobe-cmyk-jpeg"),
         pytest.param(cmyk_jpeg(adobe=False), (0, 204, 204), id="plain-cmyk-jpeg"),
         pytest.param(encode(solid("CMYK", (255, 0, 0, 51)), "TIFF"), (0, 204, 204), id="cmyk-tiff"),
@@ -93,12 +93,12 @@ def with_alpha(mode: str, colour) -> Image.Image:
         pytest.param(animation("WEBP"), (255, 0, 0), id="first-frame-of-webp"),
     ],
 )
-def test_every_kind_of_picture_becomes_rgb(data, colour):
+def test_every_kind_of_image_becomes_rgb(data, color):
     image = images.decode(data)
     assert image.mode == "RGB"
     pixels = np.asarray(image).astype(int)
     assert pixels.shape == (8, 8, 3)
-    assert np.abs(pixels - colour).max() <= (3 if data.startswith(b"\xff\xd8") else 0)  # JPEG rounds in YCbCr
+    assert np.abs(pixels - color).max() <= (3 if data.startswith(b"\xff\xd8") else 0)  # JPEG rounds in YCbCr
 
 
 UPRIGHT = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
@@ -129,8 +129,8 @@ def test_exif_orientation_is_applied(orientation, form):
     assert np.abs(seen - UPRIGHT).max() <= 8  # jpeg
 
 
-def test_broken_exif_does_not_lose_the_picture():
-    data = encode(picture(16, 24), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+def test_broken_exif_does_not_lose_the_image():
+    data = encode(random_image(16, 24), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of a corrupt EXIF block
         assert images.decode(data).size == (24, 16)
@@ -147,13 +147,13 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        pytest.param(b"", "not a picture", id="nothing"),
-        pytest.param(b"<html>404</html>", "not a picture", id="html"),
-        pytest.param(bytes(4096), "not a picture", id="zeros"),
-        pytest.param(b"P6 2 2 255 " + bytes(12), "not a picture", id="format-not-opened"),
-        pytest.param(encode(picture(64, 64), "JPEG")[:2000], "truncated picture", id="cut-jpeg"),
-        pytest.param(encode(picture(64, 64), "PNG")[:2000], "truncated picture", id="cut-png"),
-        pytest.param(encode(picture(64, 64), "WEBP")[:500], "broken picture", id="cut-webp"),
+        pytest.param(b"", "not an image", id="nothing"),
+        pytest.param(b"<html>404</html>", "not an image", id="html"),
+        pytest.param(bytes(4096), "not an image", id="zeros"),
+        pytest.param(b"P6 2 2 255 " + bytes(12), "not an image", id="format-not-opened"),
+        pytest.param(encode(random_image(64, 64), "JPEG")[:2000], "truncated image", id="cut-jpeg"),
+        pytest.param(encode(random_image(64, 64), "PNG")[:2000], "truncated image", id="cut-png"),
+        pytest.param(encode(random_image(64, 64), "WEBP")[:500], "broken image", id="cut-webp"),
         pytest.param(png_header(8_001, 8_000), "too many pixels", id="large"),
         pytest.param(png_header(100_000, 100_000), "too many pixels", id="bomb"),
         pytest.param(encode(Image.new("F", (4, 4)), "TIFF"), "32-bit pixels", id="float"),
@@ -166,7 +166,7 @@ def test_bad_bytes_are_unreadable_for_a_reason(data, reason):
 
 
 def test_the_limit_of_pixels_is_the_callers():
-    data = encode(picture(10, 10), "PNG")
+    data = encode(random_image(10, 10), "PNG")
     assert images.decode(data, max_pixels=100).size == (10, 10)
     with pytest.raises(images.Unreadable, match="too many pixels"):
         images.decode(data, max_pixels=99)
@@ -175,7 +175,7 @@ def test_the_limit_of_pixels_is_the_callers():
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of much of this
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_damaged_bytes_raise_nothing_but_unreadable(form):
-    data = encode(with_alpha("RGB", (9, 8, 7)) if form in ("PNG", "WEBP") else picture(8, 8), form)
+    data = encode(with_alpha("RGB", (9, 8, 7)) if form in ("PNG", "WEBP") else random_image(8, 8), form)
     rng = np.random.default_rng(0)
     for _ in range(300):
         damaged = np.frombuffer(data, np.uint8).copy()
@@ -188,15 +188,15 @@ def test_damaged_bytes_raise_nothing_but_unreadable(form):
         assert image.mode == "RGB" and min(image.size) > 0
 
 
-def test_open_picture_takes_bytes_and_pixels():
-    image = picture(5, 7)
+def test_open_image_takes_bytes_and_pixels():
+    image = random_image(5, 7)
     for form in (encode(image, "PNG"), np.asarray(image)):
-        np.testing.assert_array_equal(np.asarray(images.open_picture(form)), np.asarray(image))
+        np.testing.assert_array_equal(np.asarray(images.open_image(form)), np.asarray(image))
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 4), (0, 7, 3), (1, 5, 7, 3)])
-def test_open_picture_refuses_other_arrays(shape):
+def test_open_image_refuses_other_arrays(shape):
     with pytest.raises(images.Unreadable, match="not RGB pixels"):
-        images.open_picture(np.zeros(shape, np.uint8))
+        images.open_image(np.zeros(shape, np.uint8))
     with pytest.raises(images.Unreadable, match="not RGB pixels"):
-        images.open_picture(np.zeros((5, 7, 3), np.float32))
+        images.open_image(np.zeros((5, 7, 3), np.float32))

@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxclip import inputs
 from jaxclip.config import DataConfig
 from jaxclip.data import order, tokenizers
 from jaxclip.data.images import decode as images
 from jaxclip.data.loader import TrainingLoader
 from jaxclip.data.sources import open_source
+from jaxclip.data.views import Views
 
 # Pillow warns of much of this, once for each kind.
-pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
+pytestmark = [pytest.mark.hostile, pytest.mark.filterwarnings("ignore:::PIL")]
 
 
 @pytest.mark.parametrize("kind", hostile.PICTURES)
-def test_a_bad_picture_has_its_reason(kind):
+def test_a_bad_image_has_its_reason(kind):
     make, reason = hostile.PICTURES[kind]
     for seed in range(5):
         with pytest.raises(images.Unreadable) as raised:
@@ -31,21 +33,21 @@ def test_a_bad_picture_has_its_reason(kind):
 
 
 @pytest.mark.parametrize("kind", hostile.SOUND)
-def test_an_odd_picture_is_decoded(kind):
+def test_an_odd_image_is_decoded(kind):
     assert images.decode(hostile.SOUND[kind](np.random.default_rng(0))).mode == "RGB"
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_damaged_pictures_are_refused_or_decoded(form):
+def test_damaged_images_are_refused_or_decoded(form):
     rng = np.random.default_rng(0)
     for number in range(100):
         data = hostile.flip(hostile.encode(hostile.noise(rng), form), rng, 0 if number % 2 else 30, 1 + number % 9)
         try:
-            picture = images.decode(data)
+            image = images.decode(data)
         except images.Unreadable as error:
             assert re.fullmatch("[a-z0-9 -]+", str(error))
         else:
-            assert isinstance(picture, Image.Image) and picture.mode == "RGB"
+            assert isinstance(image, Image.Image) and image.mode == "RGB"
 
 
 def expected_counts(reasons: list[str | None], seed: int, rows: int) -> tuple[collections.Counter, list[int]]:
@@ -71,7 +73,8 @@ def deliver(folder, kinds: int, good: int) -> None:
     batch = 64
     rows = -(-len(reasons) // batch) * batch
     config = DataConfig(train=pattern, train_vocabulary=600, max_skip_rate=1.0)
-    loader = TrainingLoader(open_source(pattern), tokenizer, config, 8, 16, batch, 0)
+    views = Views({"image": inputs.Image(8), "text": inputs.Text(16)}, config, tokenizer)
+    loader = TrainingLoader(open_source(pattern), views, config, batch, 0)
     found: list[int] = []
     for loaded in loader.batches(0, rows // batch):
         assert loaded["image"].shape == (batch, 8, 8, 3)

@@ -227,7 +227,7 @@ def test_an_index_with_wrong_bytes_gives_records_or_skips(tmp_path, cache, seed)
     source = TarShards(pattern)
     for record in source.read(range(6)):
         if not isinstance(record, Record):
-            assert record.reason in ("unreadable shard", "picture file too large", "caption too large", "no caption")
+            assert record.reason in ("unreadable shard", "image file too large", "caption too large", "no caption")
 
 
 def test_the_bare_index_of_a_billion_records_is_opened_and_looked_up(tmp_path):

@@ -104,7 +104,7 @@ def test_a_cut_tar_gives_its_whole_members_and_is_reported(tmp_path, caplog, end
         caplog.clear()
         source = TarShards(str(path))
         assert [record.key.partition(":")[2] for record in source.read(range(len(source)))] == keys
-        assert caplog.messages == [f"{path} is cut short: only the {members} whole members before are used"]
+        assert caplog.messages == [f"{path} is cut short: only the {members} complete members before that are used"]
     assert isinstance(source.read([0])[0], Record)
 
 
@@ -112,7 +112,7 @@ def test_a_tar_without_padding_after_its_last_member_loses_nothing(tmp_path, cap
     path = tmp_path / "cut.tar"
     path.write_bytes(whole(tmp_path)[: 3 * 2048 - 500])
     assert len(TarShards(str(path))) == 3
-    assert caplog.messages == [f"{path} is cut short: only the 6 whole members before are used"]
+    assert caplog.messages == [f"{path} is cut short: only the 6 complete members before that are used"]
 
 
 def test_a_damaged_header_is_reported_and_ends_the_tar(tmp_path, caplog):
@@ -121,4 +121,6 @@ def test_a_damaged_header_is_reported_and_ends_the_tar(tmp_path, caplog):
     path = tmp_path / "damaged.tar"
     path.write_bytes(data)
     assert [record.key for record in TarShards(str(path)).read([0])] == ["damaged.tar:000"]
-    assert caplog.messages == [f"{path} has a damaged header at byte 2048: only the 2 whole members before are used"]
+    assert caplog.messages == [
+        f"{path} has a damaged header at byte 2048: only the 2 complete members before that are used"
+    ]

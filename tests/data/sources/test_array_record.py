@@ -22,9 +22,9 @@ def serialized(**features: bytes) -> bytes:
 
 
 def numbered(first: int, count: int) -> list[bytes]:
-    """Examples with the captions 0, 1, ... and pictures that do not compress."""
-    pictures = np.random.default_rng(first).bytes(1000 * count)
-    return [serialized(image=pictures[1000 * n :][:1000], caption=b"%d" % (first + n)) for n in range(count)]
+    """Examples with the captions 0, 1, ... and images that do not compress."""
+    images = np.random.default_rng(first).bytes(1000 * count)
+    return [serialized(image=images[1000 * n :][:1000], caption=b"%d" % (first + n)) for n in range(count)]
 
 
 def write(path: pathlib.Path, examples: list[bytes], options: str = "group_size:1") -> pathlib.Path:
@@ -81,7 +81,7 @@ def test_records_that_cannot_be_used_are_skipped(tmp_path):
     assert ArrayRecords(str(write(tmp_path / "x.array_record", examples))).read(range(4)) == [
         Record(b"!", ("a cat",), "x.array_record:0"),
         Skip("unreadable record", "x.array_record:1"),
-        Skip("no picture", "x.array_record:2"),
+        Skip("no image", "x.array_record:2"),
         Skip("no caption", "x.array_record:3"),
     ]
 
@@ -112,14 +112,14 @@ def test_a_file_that_is_damaged_after_it_was_opened_is_skipped_not_raised(tmp_pa
 @pytest.mark.parametrize(
     ("content", "name", "said"),
     [
-        pytest.param(None, "x.array_record", ["is not there"], id="missing"),
+        pytest.param(None, "x.array_record", ["does not exist"], id="missing"),
         pytest.param(None, "*.array_record", ["matches no file"], id="glob-of-nothing"),
         pytest.param(b"", "x.array_record", ["cannot be read as an ArrayRecord file"], id="no-bytes"),
         pytest.param(b"text\n" * 40_000, "x.array_record", ["cannot be read as an ArrayRecord file"], id="text"),
         pytest.param(bytes(200_000), "x.array_record", ["cannot be read as an ArrayRecord file"], id="zeros"),
-        pytest.param([], "x.array_record", ["holds no records"], id="no-records"),
+        pytest.param([], "x.array_record", ["contains no records"], id="no-records"),
         pytest.param([b"\xff" * 9], "x.array_record", ["no tf.train.Example"], id="no-example"),
-        pytest.param([serialized(url=b"u")], "x.array_record", ["features url", "a picture under"], id="no-picture"),
+        pytest.param([serialized(url=b"u")], "x.array_record", ["features url", "an image under"], id="no-image"),
     ],
 )
 def test_unusable_files_are_one_line_naming_the_culprit(tmp_path, content, name, said):

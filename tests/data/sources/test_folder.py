@@ -1,4 +1,4 @@
-"""Folders of pictures, with classes and with texts."""
+"""Folders of images, with classes and with texts."""
 
 import os
 import pathlib
@@ -51,9 +51,9 @@ def test_classes_are_numbered_by_their_bare_names(tmp_path):
     )
 
 
-def test_a_text_beside_a_picture_is_its_caption(tmp_path):
+def test_a_text_beside_an_image_is_its_caption(tmp_path):
     fill(tmp_path, a_dot_jpg=b"A", a_dot_txt=b" a cat\n", b_dot_jpg=b"B", c_dot_jpg=b"C", c_dot_txt=b"\n")
-    fill(tmp_path, a_dot_b_dot_jpg=b"D", a_dot_b_dot_txt=b"caf\xe9", e_dot_txt=b"no picture")
+    fill(tmp_path, a_dot_b_dot_jpg=b"D", a_dot_b_dot_txt=b"caf\xe9", e_dot_txt=b"no image")
     (tmp_path / "empty").mkdir()
     assert [(getattr(one, "captions", None), one.key.partition(":")[2]) for one in read(tmp_path)] == [
         (("caf\ufffd",), "a.b.jpg"),
@@ -75,7 +75,7 @@ def test_a_text_goes_before_the_class(tmp_path):
     ]
 
 
-def test_pictures_are_known_by_their_extensions(tmp_path):
+def test_images_are_known_by_their_extensions(tmp_path):
     names = ["a.jpg", "b.JPEG", "c.Png", "d.webp", "e.gif", "f.bmp", "g.tif", "h.TIFF"]
     others = ["i.json", "j.mp4", "jpg", ".jpg", ".hidden.jpg", "._a.jpg", "k.jpg.part", "l.jpg~"]
     for name in names + others:
@@ -84,7 +84,7 @@ def test_pictures_are_known_by_their_extensions(tmp_path):
     assert [one.key.rpartition("/")[2] for one in read(tmp_path)] == names
 
 
-def test_links_to_pictures_and_to_classes_are_followed_but_not_in_circles(tmp_path):
+def test_links_to_images_and_to_classes_are_followed_but_not_in_circles(tmp_path):
     fill(tmp_path / "elsewhere", a_dot_jpg=b"A", sub__b_dot_jpg=b"B")
     folder = tmp_path / "set"
     fill(folder, cat__c_dot_jpg=b"C")
@@ -132,14 +132,14 @@ def test_files_that_cannot_be_used_are_skipped(tmp_path, monkeypatch):
     fill(tmp_path, **dict.fromkeys(["cat/a.jpg", "cat/b.jpg", "cat/c.jpg", "cat/d.jpg", "cat/e.jpg"], b"12345"))
     fill(tmp_path, **{"cat/c.txt": b"123456789", "cat/d.txt": b"1"})
     source = Folder(str(tmp_path))
-    monkeypatch.setattr(single_file, "LARGEST_PICTURE", 5)
+    monkeypatch.setattr(single_file, "LARGEST_IMAGE", 5)
     monkeypatch.setattr(single_file, "LARGEST_CAPTION", 8)
     fill(tmp_path, **{"cat/a.jpg": b"123456"})
     for name in ("b.jpg", "d.txt", "e.jpg"):
         (tmp_path / "cat" / name).unlink()
     (tmp_path / "cat" / "e.jpg").mkdir()
     assert [one.reason for one in source.read(range(5)) if isinstance(one, Skip)] == [
-        "picture file too large",
+        "image file too large",
         "missing file",
         "caption too large",
         "missing file",
@@ -148,7 +148,7 @@ def test_files_that_cannot_be_used_are_skipped(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("none", "No such file"), ("file", "Not a directory"), ("empty", "holds no pictures")]
+    ("name", "said"), [("none", "No such file"), ("file", "Not a directory"), ("empty", "contains no images")]
 )
 def test_an_unusable_folder_is_one_line_naming_it(tmp_path, name, said):
     (tmp_path / "file").write_bytes(b"!")

@@ -30,14 +30,14 @@ def write(path: pathlib.Path, columns, *, names: list[str] | None = None, rows: 
     return path
 
 
-def pictures(*contents: bytes | None) -> pa.Array:
-    """A column of pictures as Hugging Face data sets have it."""
+def images(*contents: bytes | None) -> pa.Array:
+    """A column of images as Hugging Face data sets have it."""
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     return pa.array([None if content is None else {"bytes": content, "path": "x"} for content in contents], kind)
 
 
 def numbered(first: int, count: int) -> dict:
-    """Columns with the captions 0, 1, ... and pictures of different lengths."""
+    """Columns with the captions 0, 1, ... and images of different lengths."""
     numbers = range(first, first + count)
     return {"jpg": [b"%d" % n * (n + 1) for n in numbers], "caption": [str(n) for n in numbers]}
 
@@ -65,21 +65,21 @@ def test_what_img2dataset_writes_is_read(tmp_path):
     }
     assert read(write(tmp_path / "00000.parquet", columns)) == [
         Record(b"A", ("a cat",), "00000.parquet:0"),
-        Skip("no picture", "00000.parquet:1"),
+        Skip("no image", "00000.parquet:1"),
         Skip("no caption", "00000.parquet:2"),
     ]
 
 
 def test_what_hugging_face_writes_is_read(tmp_path):
-    columns = {"image": pictures(b"A", None, b"C", b"D", b""), "label": [1, 0, -1, 7, 0]}
+    columns = {"image": images(b"A", None, b"C", b"D", b""), "label": [1, 0, -1, 7, 0]}
     path = write(tmp_path / "x.parquet", columns, names=["cat", "dog"])
     assert Parquet(str(path)).class_names == ("cat", "dog")
     assert read(path) == [
         Record(b"A", ("dog",), "x.parquet:0", 1),
-        Skip("no picture", "x.parquet:1"),
+        Skip("no image", "x.parquet:1"),
         Skip("no caption", "x.parquet:2"),
         Skip("no caption", "x.parquet:3"),
-        Skip("no picture", "x.parquet:4"),
+        Skip("no image", "x.parquet:4"),
     ]
 
 
@@ -89,7 +89,7 @@ def test_what_hugging_face_writes_is_read(tmp_path):
         pytest.param({"image": [b"!"], "text": ["a cat"]}, ("a cat",), None, id="bytes-and-text"),
         pytest.param({"png": [b"!"], "captions": [["x", " ", None, "y "]]}, ("x", "y"), None, id="list"),
         pytest.param({"webp": [b"!"], "caption": [["x"]], "text": ["no"]}, ("x",), None, id="list-called-caption"),
-        pytest.param({"img": pictures(b"!"), "caption": ["a"], "label": [3]}, ("a",), 3, id="structure-and-label"),
+        pytest.param({"img": images(b"!"), "caption": ["a"], "label": [3]}, ("a",), 3, id="structure-and-label"),
         pytest.param({"image": [b"!"], "label": [3]}, (), 3, id="label-alone"),
         pytest.param({"image": ["a.jpg"], "jpg": [b"!"], "caption": ["a"]}, ("a",), None, id="image-is-a-path"),
         pytest.param({"jpg": [b"!"], "caption": [3], "title": ["a"]}, ("a",), None, id="caption-is-a-number"),
@@ -145,11 +145,11 @@ def test_rows_come_by_file_and_group_and_in_the_order_asked_for(tmp_path):
 
 
 def test_cells_that_are_too_large_are_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "LARGEST_PICTURE", 100)
+    monkeypatch.setattr(parquet, "LARGEST_IMAGE", 100)
     monkeypatch.setattr(parquet, "LARGEST_CAPTION", 10)
     columns = {"jpg": [b"!" * 101, b"!", b"!", b"!"], "caption": [["a"], ["a" * 11], ["a" * 6] * 2, ["a" * 10]]}
     assert [getattr(one, "reason", "read") for one in read(write(tmp_path / "x.parquet", columns))] == [
-        "picture file too large",
+        "image file too large",
         "caption too large",
         "caption too large",
         "read",
@@ -170,7 +170,7 @@ def test_a_row_group_is_decoded_once_while_it_is_wanted(tmp_path, monkeypatch):
 
 
 def noise(megabytes: int) -> list[bytes]:
-    """Pictures of a megabyte each that do not compress."""
+    """Images of a megabyte each that do not compress."""
     return [np.random.default_rng(n).bytes(1 << 20) for n in range(megabytes)]
 
 
@@ -180,7 +180,7 @@ def test_large_row_groups_are_told_in_one_line(tmp_path, monkeypatch, caplog):
     assert not caplog.messages
     monkeypatch.setattr(parquet, "_CACHE", 3 << 19)
     Parquet(str(path))
-    assert [message.partition(",")[0] for message in caplog.messages] == [
+    assert [message.partition(" (")[0] for message in caplog.messages] == [
         f"{path}: 1 of 2 row groups are larger than 1 MiB"
     ]
     monkeypatch.setattr(parquet_index, "LARGEST_GROUP", 2 << 20)
@@ -203,7 +203,7 @@ def test_a_small_file_that_decodes_to_a_huge_one_is_not_decoded_to_the_end(tmp_p
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        pytest.param(None, ["is not there"], id="missing"),
+        pytest.param(None, ["does not exist"], id="missing"),
         pytest.param(b"", ["cannot be read as a Parquet file"], id="no-bytes"),
         pytest.param(b"text\n" * 1000, ["cannot be read as a Parquet file", "magic bytes"], id="text"),
         pytest.param(
@@ -215,7 +215,7 @@ def test_a_small_file_that_decodes_to_a_huge_one_is_not_decoded_to_the_end(tmp_p
             {"jpg": pa.array([], pa.binary()), "caption": pa.array([], pa.string())}, ["holds no rows"], id="no-rows"
         ),
         pytest.param({"url": ["http://a"], "caption": ["a"]}, ["urls", "img2dataset"], id="urls"),
-        pytest.param({"picture_id": [3], "caption": ["a"]}, ["found picture_id, caption", "jpg"], id="no-picture"),
+        pytest.param({"picture_id": [3], "caption": ["a"]}, ["found picture_id, caption", "jpg"], id="no-image"),
         pytest.param({"jpg": [b"!"], "words": ["a"]}, ["found jpg, words", "title"], id="no-caption"),
     ],
 )
@@ -251,8 +251,8 @@ def test_files_with_other_columns_are_an_error_naming_one(tmp_path):
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
 def test_a_damaged_row_group_is_skipped_not_raised(tmp_path, compression):
-    pictures = [np.random.default_rng(n).bytes(500) for n in range(40)]
-    columns = {"jpg": pictures, "caption": [str(n) for n in range(40)]}
+    images = [np.random.default_rng(n).bytes(500) for n in range(40)]
+    columns = {"jpg": images, "caption": [str(n) for n in range(40)]}
     path = write(tmp_path / "x.parquet", columns, rows=10, compression=compression, write_page_checksum=False)
     whole = path.read_bytes()
     start = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset

@@ -19,28 +19,28 @@ from jaxclip.data.sources.shapes import (
     render,
     sample_scene,
 )
-from jaxclip.data.sources.shapes_drawing import COLOURS, PATTERNS, SHAPES, TONES, Background, Figure, Scene
+from jaxclip.data.sources.shapes_drawing import COLORS, PATTERNS, SHAPES, TONES, Background, Figure, Scene
 from jaxclip.errors import UserError
 
 LENGTHS = {"train": 20_000, "validation": 1_000, "seen": 960, "unseen": 320}
-HOLLOW = ("ring", "crescent")  # their centre shows the background
+HOLLOW = ("ring", "crescent")  # their center shows the background
 
 
 def scenes(split, count):
     return [sample_scene(split, i) for i in range(count)]
 
 
-def test_classes_are_every_colour_with_every_shape():
+def test_classes_are_every_color_with_every_shape():
     assert len(CLASS_NAMES) == len(set(CLASS_NAMES)) == 80
-    assert set(CLASS_NAMES) == {f"{colour} {shape}" for colour in COLOURS for shape in SHAPES}
+    assert set(CLASS_NAMES) == {f"{color} {shape}" for color in COLORS for shape in SHAPES}
 
 
 def test_a_fifth_of_the_classes_is_held_out_evenly():
     assert len(set(HELD_OUT)) == len(HELD_OUT) == 16
     assert sorted(HELD_OUT + TRAINED_ON) == list(range(80))
-    colours, shapes = zip(*(CLASS_NAMES[index].split() for index in HELD_OUT), strict=True)
+    colors, shapes = zip(*(CLASS_NAMES[index].split() for index in HELD_OUT), strict=True)
     assert set(collections.Counter(shapes).values()) == {2} and set(shapes) == set(SHAPES)
-    assert set(collections.Counter(colours).values()) == {1, 2} and set(colours) == set(COLOURS)
+    assert set(collections.Counter(colors).values()) == {1, 2} and set(colors) == set(COLORS)
 
 
 @pytest.mark.parametrize(("split", "length"), LENGTHS.items())
@@ -73,12 +73,12 @@ def test_threads_read_the_same_records():
 
 
 def test_records_differ_between_ids_and_splits():
-    pictures = {record.image.tobytes() for split in SPLITS for record in Shapes(split, 32).read(range(100))}
-    assert len(pictures) == 100 * len(SPLITS)
+    images = {record.image.tobytes() for split in SPLITS for record in Shapes(split, 32).read(range(100))}
+    assert len(images) == 100 * len(SPLITS)
 
 
 @pytest.mark.parametrize("size", [16, 64, 97])
-def test_pictures_are_uint8_rgb_of_the_size_asked_for(size):
+def test_images_are_uint8_rgb_of_the_size_asked_for(size):
     (record,) = Shapes("train", size).read([5])
     assert record.image.shape == (size, size, 3)
     assert record.image.dtype == np.uint8
@@ -102,10 +102,10 @@ def test_every_training_class_appears_alone_and_in_pairs():
         assert names == {CLASS_NAMES[index] for index in TRAINED_ON}
 
 
-def test_every_colour_and_shape_is_trained_on_with_several_partners():
-    colours, shapes = zip(*(CLASS_NAMES[index].split() for index in TRAINED_ON), strict=True)
-    assert min(collections.Counter(colours).values()) >= 6  # of 8 shapes
-    assert min(collections.Counter(shapes).values()) >= 8  # of 10 colours
+def test_every_color_and_shape_is_trained_on_with_several_partners():
+    colors, shapes = zip(*(CLASS_NAMES[index].split() for index in TRAINED_ON), strict=True)
+    assert min(collections.Counter(colors).values()) >= 6  # of 8 shapes
+    assert min(collections.Counter(shapes).values()) >= 8  # of 10 colors
 
 
 @pytest.mark.parametrize(("split", "classes", "each"), [("seen", TRAINED_ON, 15), ("unseen", HELD_OUT, 20)])
@@ -138,7 +138,7 @@ def test_every_background_size_and_relation_appears():
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_objects_lie_inside_the_picture_apart_and_of_distinct_sizes(split):
+def test_objects_lie_inside_the_image_apart_and_of_distinct_sizes(split):
     for scene in scenes(split, 300):
         for figure in scene.figures:
             assert figure.radius < min(figure.x, figure.y, 1 - figure.x, 1 - figure.y)
@@ -167,16 +167,16 @@ def test_every_polygon_lies_in_the_unit_circle():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("tone", TONES)
-def test_drawn_pixels_stay_in_the_object_and_have_its_colour(shape, tone):
+def test_drawn_pixels_stay_in_the_object_and_have_its_color(shape, tone):
     background = Background("plain", tone, TONES[tone][0], 0.2, 0.0, bytes(25))
     empty = render(Scene((), background), 64).astype(int)
-    for colour, expected in COLOURS.items():
-        figure = Figure(colour, shape, "large", 0.42, 0.55, 0.25, 0.2)
-        picture = render(Scene((figure,), background), 64).astype(int)
-        rows, columns = np.nonzero((picture != empty).any(-1))
+    for color, expected in COLORS.items():
+        figure = Figure(color, shape, "large", 0.42, 0.55, 0.25, 0.2)
+        image = render(Scene((figure,), background), 64).astype(int)
+        rows, columns = np.nonzero((image != empty).any(-1))
         distances = np.hypot((columns + 0.5) / 64 - figure.x, (rows + 0.5) / 64 - figure.y)
         assert 0.8 * figure.radius < distances.max() < figure.radius + 1.5 / 64
-        exact = np.abs(picture - expected).max(-1) == 0
+        exact = np.abs(image - expected).max(-1) == 0
         assert exact.sum() > 0.2 * (math.pi * (figure.radius * 64) ** 2)
 
 
@@ -185,28 +185,28 @@ def test_rings_have_no_seam():
     around = np.linspace(0, 2 * math.pi, 200)
     for step in range(40):
         ring = Figure("yellow", "ring", "large", 0.5 + 0.003 * step, 0.5, 0.22 + 0.002 * step, 0.013 * (step - 20))
-        picture = render(Scene((ring,), background), 96)
+        image = render(Scene((ring,), background), 96)
         band = 0.64 * ring.radius * np.stack([np.sin(around), np.cos(around)])  # midway between hole and rim
         rows, columns = ((band + [[ring.y], [ring.x]]) * 96).astype(int)
-        assert (picture[rows, columns] == COLOURS["yellow"]).all()
+        assert (image[rows, columns] == COLORS["yellow"]).all()
 
 
 @pytest.mark.parametrize("size", [48, 96])
-def test_the_colour_named_is_the_colour_at_the_centre(size):
-    names, table = list(COLOURS), np.array(list(COLOURS.values()))
+def test_the_color_named_is_the_color_at_the_center(size):
+    names, table = list(COLORS), np.array(list(COLORS.values()))
     for split in SPLITS:
         for scene in scenes(split, 100):
-            picture = render(scene, size).astype(int)
+            image = render(scene, size).astype(int)
             for figure in scene.figures:
                 if figure.shape not in HOLLOW:
-                    pixel = picture[int(figure.y * size), int(figure.x * size)]
-                    assert names[np.abs(table - pixel).sum(-1).argmin()] == figure.colour
+                    pixel = image[int(figure.y * size), int(figure.x * size)]
+                    assert names[np.abs(table - pixel).sum(-1).argmin()] == figure.color
 
 
 def test_tones_of_backgrounds_are_desaturated_and_clearly_light_or_grey():
     for tone, pairs in TONES.items():
         for rgb in (rgb for pair in pairs for rgb in pair):
-            assert max(rgb) - min(rgb) <= 32  # the least colourful object, brown, has 84
+            assert max(rgb) - min(rgb) <= 32  # the least colorful object, brown, has 84
             assert min(rgb) >= 180 if tone == "light" else min(rgb) > 120 and max(rgb) < 175
 
 
@@ -214,10 +214,10 @@ def test_tones_of_backgrounds_are_desaturated_and_clearly_light_or_grey():
 def test_patterns_mix_both_tones_and_nothing_else(pattern):
     first, second = TONES["light"][0]
     noise = bytes(255 * (i % 2) for i in range(25))
-    picture = render(Scene((), Background(pattern, "light", (first, second), 0.2, 0.7, noise)), 64)
+    image = render(Scene((), Background(pattern, "light", (first, second), 0.2, 0.7, noise)), 64)
     low, high = np.minimum(first, second), np.maximum(first, second)
-    assert ((picture >= low) & (picture <= high)).all()
-    assert (np.ptp(picture, axis=(0, 1)) > 0.8 * (high - low)).all() == (pattern != "plain")
+    assert ((image >= low) & (image <= high)).all()
+    assert (np.ptp(image, axis=(0, 1)) > 0.8 * (high - low)).all() == (pattern != "plain")
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -239,9 +239,9 @@ def test_single_objects_are_also_described_plainly():
 def test_captions_never_name_what_is_not_there():
     for split in SPLITS:
         for scene in scenes(split, 200):
-            true = {word for figure in scene.figures for word in (figure.colour, figure.shape, figure.size)}
+            true = {word for figure in scene.figures for word in (figure.color, figure.shape, figure.size)}
             true |= {scene.background.pattern, scene.background.tone}
-            false = {*COLOURS, *SHAPES, *PATTERNS, *TONES, "small", "large"} - true
+            false = {*COLORS, *SHAPES, *PATTERNS, *TONES, "small", "large"} - true
             for caption in describe(scene):
                 assert not false & set(caption.split())
 

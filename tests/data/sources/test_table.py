@@ -1,4 +1,4 @@
-"""Tables of picture paths and captions."""
+"""Tables of image paths and captions."""
 
 import os
 import pathlib
@@ -14,7 +14,7 @@ from jaxclip.errors import UserError
 
 @pytest.fixture
 def folder(tmp_path) -> pathlib.Path:
-    """A folder with the pictures a.jpg and sub/b c.png."""
+    """A folder with the images a.jpg and sub/b c.png."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.jpg").write_bytes(b"A")
     (tmp_path / "sub" / "b c.png").write_bytes(b"B")
@@ -130,12 +130,10 @@ def test_a_large_cell_is_read_and_a_larger_one_skipped(folder, monkeypatch):
     ]
 
 
-def test_a_picture_too_large_is_skipped_without_reading_it(folder):
+def test_an_image_too_large_is_skipped_without_reading_it(folder):
     with (folder / "large.jpg").open("wb") as file:
-        file.truncate(single_file.LARGEST_PICTURE + 1)  # a hole: it takes no room
-    assert read(folder / "t.csv", "path,caption\nlarge.jpg,a cat") == [
-        Skip("picture file too large", "t.csv:large.jpg")
-    ]
+        file.truncate(single_file.LARGEST_IMAGE + 1)  # a hole: it takes no room
+    assert read(folder / "t.csv", "path,caption\nlarge.jpg,a cat") == [Skip("image file too large", "t.csv:large.jpg")]
 
 
 def test_what_is_no_file_is_not_waited_for(folder):
@@ -149,7 +147,7 @@ def test_what_is_no_file_is_not_waited_for(folder):
     ]
 
 
-def test_the_table_and_its_pictures_may_be_remote(folder, monkeypatch):
+def test_the_table_and_its_images_may_be_remote(folder, monkeypatch):
     memory = fsspec.filesystem("memory")
     memory.pipe({"/set/sub/t.tsv": b"path\tcaption\nb.jpg\tone\nmemory://other/c.jpg\ttwo\ngone.jpg\tthree\n"})
     memory.pipe({"/set/sub/b.jpg": b"B", "/other/c.jpg": b"12345"})
@@ -159,8 +157,8 @@ def test_the_table_and_its_pictures_may_be_remote(folder, monkeypatch):
         Record(b"12345", ("two",), "t.tsv:memory://other/c.jpg"),
         Skip("missing file", "t.tsv:gone.jpg"),
     ]
-    monkeypatch.setattr(single_file, "LARGEST_PICTURE", 4)
-    assert source.read([1]) == [Skip("picture file too large", "t.tsv:memory://other/c.jpg")]
+    monkeypatch.setattr(single_file, "LARGEST_IMAGE", 4)
+    assert source.read([1]) == [Skip("image file too large", "t.tsv:memory://other/c.jpg")]
     local = read(folder / "t.csv", "path,caption\nmemory://other/c.jpg,a\na.jpg,b\n")
     assert [getattr(record, "image", None) for record in local] == [None, b"A"]
     with pytest.raises(UserError, match="memory://set/none.csv cannot be read"):

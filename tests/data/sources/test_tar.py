@@ -76,7 +76,7 @@ def test_members_make_a_record(tmp_path, members, captions, label):
         pytest.param([("b.cls", b"-1")], id="negative-label"),
     ],
 )
-def test_a_picture_without_caption_and_label_is_skipped(tmp_path, caption):
+def test_an_image_without_caption_and_label_is_skipped(tmp_path, caption):
     path = write_tar(tmp_path / "x.tar", [("a.jpg", b"!"), ("a.txt", b"a"), ("b.jpg", b"!"), *caption])
     assert TarShards(str(path)).read([1, 0]) == [Skip("no caption", "x.tar:b"), Record(b"!", ("a",), "x.tar:a")]
 
@@ -93,12 +93,12 @@ def test_links_devices_and_sparse_files_are_counted_and_ignored(tmp_path, caplog
     assert caplog.messages == [f"{path}: 6 links, devices or sparse files are ignored"]
 
 
-def test_records_without_a_picture_are_left_out_and_counted(tmp_path, caplog):
+def test_records_without_an_image_are_left_out_and_counted(tmp_path, caplog):
     path = write_tar(
         tmp_path / "x.tar", [("a.jpg", b"!"), ("a.txt", b"a"), ("b.txt", b"b"), ("c.json", b"{}"), (".jpg", b"?")]
     )
     assert only(path).key == "x.tar:a"
-    assert caplog.messages == [f"{path}: 2 records without a picture are left out"]
+    assert caplog.messages == [f"{path}: 2 records without an image are left out"]
 
 
 @pytest.mark.parametrize(
@@ -156,10 +156,10 @@ def test_an_empty_shard_among_others_is_reported(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("content", "pattern", "said"),
     [
-        pytest.param(None, "none.tar", ["none.tar", "is not there"], id="missing"),
+        pytest.param(None, "none.tar", ["none.tar", "does not exist"], id="missing"),
         pytest.param(None, "none-*.tar", ["none-*.tar", "matches no file"], id="glob-of-nothing"),
         pytest.param(
-            [("a.jpg", b"!"), ("a.txt", b"a")], "x-{0..1}.tar", ["x-1.tar", "is not there"], id="range-too-far"
+            [("a.jpg", b"!"), ("a.txt", b"a")], "x-{0..1}.tar", ["x-1.tar", "does not exist"], id="range-too-far"
         ),
         pytest.param([("a.jpg", b"!"), ("a.txt", b"a")], "x-{0..99999999999}.tar", ["x-1.tar"], id="huge-range"),
         pytest.param(None, "x-{5..3}.tar", ["x-{5..3}.tar", "matches no file"], id="range-backwards"),
@@ -169,7 +169,7 @@ def test_an_empty_shard_among_others_is_reported(tmp_path, caplog):
         pytest.param(b"short", "x-0.tar", ["x-0.tar", "is not a tar"], id="short-text"),
         pytest.param(b"\x1f\x8b" + bytes(range(256)) * 8, "x-0.tar", ["x-0.tar", "uncompressed"], id="gzip"),
         pytest.param(
-            [("a.txt", b"a"), ("a.gif", b"!")], "x-0.tar", ["picture", "found .gif, .txt", ".webp"], id="no-picture"
+            [("a.txt", b"a"), ("a.gif", b"!")], "x-0.tar", ["image", "found .gif, .txt", ".webp"], id="no-image"
         ),
         pytest.param(
             [("a.jpg", b"!"), ("a.cap", b"a")], "x-0.tar", ["caption", "found .cap, .jpg", ".txt"], id="no-caption"
@@ -195,7 +195,7 @@ def test_unusable_shards_are_one_line_naming_the_culprit(tmp_path, content, patt
 
 def test_a_folder_named_like_a_tar_is_an_error(tmp_path):
     (tmp_path / "x.tar").mkdir()
-    for pattern, said in (("x.tar", "is no file"), ("*.tar", "matches no file")):
+    for pattern, said in (("x.tar", "is not a file"), ("*.tar", "matches no file")):
         with pytest.raises(UserError, match=said):
             TarShards(str(tmp_path / pattern))
 
@@ -204,7 +204,7 @@ def test_a_pipe_named_like_a_tar_is_passed_over_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "a.tar")
     write_tar(tmp_path / "b.tar", numbered(0, 1))
     assert only(tmp_path / "*.tar").key == "b.tar:000"
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is not a file"):
         TarShards(str(tmp_path / "a.tar"))
 
 
@@ -212,7 +212,7 @@ def test_a_pipe_named_like_a_tar_is_passed_over_without_waiting(tmp_path):
     ("sizes", "expected"),
     [
         ((256 << 20, 16 << 20, 2), Record),
-        (((256 << 20) + 1, 1, 2), Skip("picture file too large", "x.tar:a")),
+        (((256 << 20) + 1, 1, 2), Skip("image file too large", "x.tar:a")),
         ((1, (16 << 20) + 1, 2), Skip("caption too large", "x.tar:a")),
         ((1, 0, 1 << 30), Skip("no caption", "x.tar:a")),
     ],
@@ -245,7 +245,7 @@ def test_of_many_damaged_shards_the_first_are_named_and_the_rest_counted(tmp_pat
     for shard in range(30):
         write_tar(tmp_path / f"{shard:02d}.tar", numbered(0, 1) if shard == 5 else [])
     only(tmp_path / "*.tar")
-    assert len(caplog.messages) == 21 and caplog.messages[-1].endswith("9 more shards are empty, cut or damaged")
+    assert len(caplog.messages) == 21 and caplog.messages[-1].endswith("9 more shards are empty, truncated or damaged")
 
 
 def test_a_shard_that_shrinks_or_goes_is_skipped_not_raised(tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def test_the_index_of_remote_tars_is_kept_and_opening_asks_for_nothing(tmp_path,
     assert [record.captions for record in TarShards(f"{remote}/s-*.tar").read([4, 5])] == [("50",), ("51",)]
 
 
-def test_a_chunk_is_a_run_of_neighbours_that_comes_with_few_requests(tmp_path, remote, requests):
+def test_a_chunk_is_a_run_of_neighbors_that_comes_with_few_requests(tmp_path, remote, requests):
     for shard in range(2):
         upload(tmp_path, remote, f"s-{shard}.tar", large(100 * shard, 60, 700_000))
     source = TarShards(f"{remote}/s-*.tar")

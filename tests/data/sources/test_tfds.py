@@ -25,7 +25,7 @@ def captions_of(number: int) -> tuple[str, str]:
     return (f"caption {number}", f"caf\u00e9 {number}")
 
 
-# Features besides the picture of each data set, and how one example fills them. What they are stands in FEATURES below.
+# Features besides the image of each data set, and how one example fills them. What they are stands in FEATURES below.
 EXAMPLES = {
     "like_coco": lambda n: {
         "captions": [{"id": n, "text": text} for text in captions_of(n)],
@@ -92,8 +92,8 @@ def no_other_data(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
 
 
-def by_picture(source) -> dict[int, Record | Skip]:
-    """The records of a source by the number of their picture (TFDS shuffles what it writes)."""
+def by_image(source) -> dict[int, Record | Skip]:
+    """The records of a source by the number of their image (TFDS shuffles what it writes)."""
     records = {}
     for record in source.read(range(len(source))):
         assert isinstance(record, Record)
@@ -113,7 +113,7 @@ def by_picture(source) -> dict[int, Record | Skip]:
     ],
 )
 def test_captions_are_found_by_the_known_names(folder, name, captions, label):
-    records = by_picture(Tfds(f"tfds:{name}", root=str(folder)))
+    records = by_image(Tfds(f"tfds:{name}", root=str(folder)))
     assert {n: (record.captions, record.label) for n, record in records.items()} == {
         n: (captions(n), label(n)) for n in range(4)
     }
@@ -148,7 +148,7 @@ def test_records_are_read_in_the_order_asked_for(folder):
     ],
 )
 def test_versions_and_splits_can_be_named(folder, text, numbers):
-    assert set(by_picture(Tfds(text, root=str(folder)))) == numbers
+    assert set(by_image(Tfds(text, root=str(folder)))) == numbers
 
 
 def test_a_slice_is_a_part_of_its_split(folder):
@@ -169,16 +169,14 @@ def test_the_folder_is_the_root_or_that_of_tfds(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        pytest.param("tfds:", ["not of the form"], id="no-name"),
-        pytest.param("tfds:huggingface:coco", ["not of the form"], id="another-registry"),
-        pytest.param("tfds:no_such_set", ["no_such_set", "not a data set that TFDS knows"], id="unknown"),
+        pytest.param("tfds:", ["write tfds:NAME"], id="no-name"),
+        pytest.param("tfds:huggingface:coco", ["write tfds:NAME"], id="another-registry"),
+        pytest.param("tfds:no_such_set", ["no_such_set", "neither a data set of TFDS"], id="unknown"),
         pytest.param("tfds:like_coco:9.9.9", ["like_coco:9.9.9"], id="no-such-version"),
-        pytest.param("tfds:like_coco[test]", ["no split test", "found train, val"], id="no-such-split"),
+        pytest.param("tfds:like_coco[test]", ["no split test", "its splits are train, val"], id="no-such-split"),
         pytest.param("tfds:like_coco[train[x]]", ["no split train[x]"], id="no-such-slice"),
         pytest.param("tfds:number", ["caption, image", "captions/text"], id="caption-is-no-text"),
-        pytest.param(
-            "tfds:no_picture", ["features caption, image", "for the picture: image"], id="image-is-no-picture"
-        ),
+        pytest.param("tfds:no_picture", ["features caption, image", "an image under image"], id="image-is-no-image"),
         pytest.param(
             "tfds:coco_captions",
             ["prepare it with", "tfds.builder('coco_captions', file_format='array_record')", "--config.data.train="],
@@ -235,7 +233,7 @@ def test_the_command_says_in_one_line_what_it_cannot_convert(tmp_path):
         cwd=ROOT,
     )
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith(f"{tmp_path} holds no data set prepared by TFDS")
+    assert done.stderr.strip().splitlines()[-1].startswith(f"{tmp_path} does not contain a data set prepared by TFDS")
 
 
 def test_array_record_needs_no_conversion(folder):

@@ -46,7 +46,7 @@ def write(path: pathlib.Path, examples: list[bytes], compression: str = "") -> p
 
 
 def numbered(first: int, count: int) -> list[bytes]:
-    """Examples with the captions 0, 1, ... and pictures of different lengths."""
+    """Examples with the captions 0, 1, ... and images of different lengths."""
     return [serialized(image=b"%d" % n * (300 * n + 1), caption=str(n)) for n in range(first, first + count)]
 
 
@@ -83,16 +83,16 @@ def test_features_are_found_by_the_known_names(tmp_path, features, found, label)
     [
         pytest.param(b"", "unreadable record", id="empty"),
         pytest.param(b"\xff" * 50, "unreadable record", id="no-example"),
-        pytest.param(lambda: serialized(caption="a cat"), "no picture", id="no-picture"),
-        pytest.param(lambda: serialized(image=b"", caption="a cat"), "no picture", id="empty-picture"),
+        pytest.param(lambda: serialized(caption="a cat"), "no image", id="no-image"),
+        pytest.param(lambda: serialized(image=b"", caption="a cat"), "no image", id="empty-image"),
         pytest.param(lambda: serialized(image="!", caption=" "), "no caption", id="blank-caption"),
-        pytest.param(lambda: serialized(image=b"!" * 300, caption="a"), "picture file too large", id="picture"),
+        pytest.param(lambda: serialized(image=b"!" * 300, caption="a"), "image file too large", id="image"),
         pytest.param(lambda: serialized(image=b"!", caption="a" * 60), "caption too large", id="caption"),
-        pytest.param(lambda: serialized(image=b"!" * 500, caption="a"), "picture file too large", id="record"),
+        pytest.param(lambda: serialized(image=b"!" * 500, caption="a"), "image file too large", id="record"),
     ],
 )
 def test_a_record_that_cannot_be_used_is_skipped(tmp_path, monkeypatch, data, reason):
-    monkeypatch.setattr(tf_example, "LARGEST_PICTURE", 200)
+    monkeypatch.setattr(tf_example, "LARGEST_IMAGE", 200)
     monkeypatch.setattr(tf_example, "LARGEST_CAPTION", 50)
     monkeypatch.setattr(tfrecord, "LARGEST_EXAMPLE", 400)
     good = serialized(image=b"!", caption="a cat")
@@ -129,7 +129,7 @@ def test_checksums_are_those_of_the_standard():
     np.testing.assert_array_equal(tfrecord_index.masked_crc32c(rows), masked)
 
 
-# Three examples of these pictures' sizes: the ends of the records are in a page, and far apart.
+# Three examples of these images' sizes: the ends of the records are in a page, and far apart.
 def whole(tmp_path, sizes=(10, 9000, 20)) -> tuple[bytes, list[int]]:
     """The content of a file of three records, and where each ends."""
     path = write(tmp_path / "whole.tfrecord", [serialized(image=b"!" * size, caption="a") for size in sizes])
@@ -147,7 +147,7 @@ def test_a_cut_file_gives_its_whole_records_and_is_reported(tmp_path, caplog, re
         caplog.clear()
         source = TfRecords(str(path))
         assert captions(source) == ["a"] * record
-        assert caplog.messages == [f"{path} is cut short: only the {record} whole records before are used"]
+        assert caplog.messages == [f"{path} is cut short: only the {record} complete records before that are used"]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_damaged_header_is_reported_and_ends_the_file(tmp_path, caplog, header
     path.write_bytes(content[: ends[0]] + header + content[ends[0] + 12 :])
     assert captions(TfRecords(str(path))) == ["a"]
     assert caplog.messages == [
-        f"{path} has a damaged header at byte {ends[0]}: only the 1 whole records before are used"
+        f"{path} has a damaged header at byte {ends[0]}: only the 1 complete records before that are used"
     ]
 
 
@@ -196,8 +196,8 @@ def test_a_flipped_bit_in_the_data_is_one_record_at_most(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        pytest.param(None, ["x.tfrecord", "is not there"], id="missing"),
-        pytest.param(b"", ["holds no records"], id="no-bytes"),
+        pytest.param(None, ["x.tfrecord", "does not exist"], id="missing"),
+        pytest.param(b"", ["contains no records"], id="no-bytes"),
         pytest.param(b"short", ["is not a TFRecord file"], id="short"),
         pytest.param(b"not a TFRecord\n" * 1000, ["is not a TFRecord file"], id="text"),
         pytest.param(bytes(100_000), ["is not a TFRecord file"], id="zeros"),
@@ -205,7 +205,7 @@ def test_a_flipped_bit_in_the_data_is_one_record_at_most(tmp_path):
         pytest.param("GZIP", ["compressed", "without compression"], id="gzip"),
         pytest.param("ZLIB", ["compressed", "without compression"], id="zlib"),
         pytest.param([b"\xff" * 30], ["no tf.train.Example"], id="no-example"),
-        pytest.param(lambda: [serialized(width=3, caption="a")], ["caption, width", "a picture under"], id="no-image"),
+        pytest.param(lambda: [serialized(width=3, caption="a")], ["caption, width", "an image under"], id="no-image"),
         pytest.param(lambda: [serialized(image="!", url="a")], ["image, url", "captions under"], id="no-caption"),
     ],
 )

@@ -135,12 +135,12 @@ WRONG = {
     "another byte-level BPE": (HEADER.encode() + b"\nt h\nh e\n", "</w>"),
     "a merge of nothing known": (HEADER.encode() + b"\nzz t</w>\n", "zz"),
     "broken JSON": (b'{"model": ', "line 1"),
-    "deep JSON": (b'{"model":' * 100_000, "not of its form"),
+    "deep JSON": (b'{"model":' * 100_000, "invalid structure"),
     "vocab.json alone": (json.dumps(ids_of([])).encode(), "merges.txt"),
     "a unigram with the vocabulary of a BPE": (bpe_json(type="Unigram"), "missing field"),
-    "no merges": (bpe_json(merges=None), "not of its form"),
+    "no merges": (bpe_json(merges=None), "invalid structure"),
     "merges of numbers": (bpe_json(merges=[[1, 2]]), "merge 1 2"),
-    "merges of lists": (bpe_json(merges=[[[], []]]), "not of its form"),
+    "merges of lists": (bpe_json(merges=[[[], []]]), "invalid structure"),
     "ids with a hole": (bpe_json(vocab={**ids_of([]), "zz": 10**12}), "ids are not"),
     "negative ids": (bpe_json(vocab={**ids_of([]), "a": -1}), "ids are not"),
     "ids of another type": (bpe_json(vocab={**ids_of([]), "a": "0"}), "ids are not"),
@@ -149,7 +149,7 @@ WRONG = {
         bpe_json(vocab={t.replace("b", "bb"): i for t, i in ids_of(merges_of(MERGES)).items()}),
         "no 'b'",
     ),
-    "model of another type": (b'{"model": 3}', "not of its form"),
+    "model of another type": (b'{"model": 3}', "invalid structure"),
 }
 
 

@@ -207,10 +207,11 @@ def run_all(place: str) -> None:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory) -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path_factory.mktemp("hostile"))],
-        cwd=ROOT / "tests",
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"},
+        cwd=pathlib.Path(__file__).parent,
+        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"},
         capture_output=True,
         text=True,
     )

@@ -152,7 +152,7 @@ def test_padding_may_be_named_in_the_settings_beside_the_file(tmp_path, token):
     backend = gpt2()
     backend.add_special_tokens(["<s>"])
     written(tmp_path, backend)
-    with pytest.raises(UserError, match="nothing says what to pad with"):
+    with pytest.raises(UserError, match="its padding token is unknown"):
         tokenizers.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": token}))
     tokenizer = tokenizers.load(tmp_path)
@@ -163,7 +163,7 @@ def test_padding_may_be_named_in_the_settings_beside_the_file(tmp_path, token):
 def test_special_tokens_that_do_not_fit_are_an_error(tmp_path):
     tokenizer = tokenizers.load(written(tmp_path, bert()))
     assert tokenizer(["cat"], 2)[0].tolist() == [[2, 3]]
-    with pytest.raises(UserError, match="context_length=1 has no room for the 2 special tokens"):
+    with pytest.raises(UserError, match="context_length=1 is too short for the 2 special tokens"):
         tokenizer(["cat"], 1)
 
 
@@ -192,13 +192,13 @@ def without(part: str, value: object = None) -> str:
 
 WRONG = {
     "a cased vocabulary": ("\n".join([*BERT, "Cat"]), "it is cased"),
-    "a token twice": ("\n".join([*BERT, "cat"]), "'cat' is there more than once"),
+    "a token twice": ("\n".join([*BERT, "cat"]), "'cat' occurs more than once"),
     "no end": ("\n".join(token for token in BERT if token != "[SEP]"), r"no \[SEP\]"),
     "no unknown token": (
         without("model", {"type": "WordLevel", "vocab": {token: i for i, token in enumerate(BERT)}, "unk_token": "?"}),
-        "no token for what it does not know",
+        "no token for unknown text",
     ),
-    "damaged normalisation": (
+    "damaged normalization": (
         without("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
         "charsmap",
     ),

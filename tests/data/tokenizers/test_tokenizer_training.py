@@ -79,7 +79,7 @@ def test_a_trained_wordpiece_vocabulary_has_berts_special_tokens():
 
 
 def spelled(caption: str) -> str:
-    """What BERT's normalisation leaves of one: no accents, and no spaces here."""
+    """What BERT's normalization leaves of one: no accents, and no spaces here."""
     return caption.replace(" ", "").replace("\u00e9", "e")
 
 
@@ -127,10 +127,10 @@ def test_the_command_reads_no_more_records_than_it_is_told_to(table, tmp_path, c
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nonsense"], "names no data"),
+        (["nonsense"], "is not a data source"),
         (["shapes", "--size=3"], "at least 514, not 3"),
         (["shapes", "--limit=0"], "--limit=0"),
-        (["shapes", "--out=nowhere/tokenizer.json"], "there is no folder"),
+        (["shapes", "--out=nowhere/tokenizer.json"], "does not exist; create it"),
     ],
 )
 def test_what_the_command_cannot_do_is_one_line_and_status_2(tmp_path, arguments, said):

@@ -140,7 +140,7 @@ def test_a_folder_with_one_vocabulary_is_that_vocabulary(tmp_path, name, write, 
 def test_of_several_vocabularies_one_has_to_be_named(tmp_path):
     shutil.copy(MODEL, tmp_path)
     write_vocabulary(tmp_path / "vocab.txt")
-    with pytest.raises(UserError, match="holds several vocabularies: name one"):
+    with pytest.raises(UserError, match="contains several vocabularies; choose one"):
         tokenizers.load(tmp_path)
     assert tokenizers.load(tmp_path / "vocab.txt").vocab_size == len(BERT)
 

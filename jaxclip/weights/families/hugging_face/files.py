@@ -14,7 +14,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, normalizers, processors
 
-from jaxclip.data.tokenizers import Tokenizer, normalising
+from jaxclip.data.tokenizers import Tokenizer, normalizing
 from jaxclip.data.tokenizers.clip import END, START, WORD_END, ClipTokenizer
 from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from jaxclip.data.tokenizers.sentence_piece import SentencePieceTokenizer
@@ -40,7 +40,7 @@ def write_files(folder: pathlib.Path, method: clip.Method, tokenizer: Tokenizer)
     """
     kind, _, _ = towers(method)
     _write_json(folder / "config.json", config_of(method, tokenizer))
-    _write_json(folder / "preprocessor_config.json", pixels_of(method.pixels, kind, method.image_size))
+    _write_json(folder / "preprocessor_config.json", pixels_of(method.pixels, kind, method.image.image_size))
     write_tokenizer(folder, method, tokenizer)
 
 
@@ -62,7 +62,7 @@ def write_tokenizer(folder: pathlib.Path, method: clip.Method, tokenizer: Tokeni
     Raises:
       UserError: a file cannot be written.
     """
-    length = method.context_length
+    length = method.text.context_length
     # Whether texts may be filled with anything.
     free = method.text.name == "text" and method.text.causal and method.text.pool == "end"
     settings: dict[str, Any] = {
@@ -96,7 +96,7 @@ def write_tokenizer(folder: pathlib.Path, method: clip.Method, tokenizer: Tokeni
         # A padding token that is also an ordinary one is to be that in texts. And the library looks for special tokens
         # before it normalises: texts without punctuation are to have none.
         clean = tokenizer.clean if isinstance(tokenizer, HuggingFaceTokenizer) else None
-        bare = clean is not None and not normalising.CLEANINGS[clean].punctuation
+        bare = clean is not None and not normalizing.CLEANINGS[clean].punctuation
         settings["split_special_tokens"] = bare or special["pad_token"] not in added
         _write(folder / "tokenizer.json", text.encode())
     _write_json(folder / "tokenizer_config.json", settings | special)
@@ -119,7 +119,7 @@ def _clip_json(text: str, tokenizer: ClipTokenizer, length: int) -> str:
     backend = tokenizers.Tokenizer.from_str(text)
     backend.normalizer = normalizers.Sequence(
         [
-            *normalising.MENDING,
+            *normalizing.REPAIRS,
             normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
             normalizers.Lowercase(),
         ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
-from jaxclip.methods import clip, siglip
+from jaxclip.methods import clip
 from jaxclip.towers.layers import Activation
 from jaxclip.towers.text import TextConfig
 from jaxclip.towers.vit import ViTConfig
@@ -51,16 +51,14 @@ _SIGLIP_BLOCK = _BLOCK | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1
 _SIGLIP_VISION = _SIGLIP_BLOCK | {"num_channels": 3, "image_size": 224, "patch_size": 16, "vision_use_head": True}
 _SIGLIP_TEXT = _SIGLIP_BLOCK | {"vocab_size": 32000, "max_position_embeddings": 64, "projection_size": None}
 
-# Our towers' keys that make them CLIPModel's and SiglipModel's, besides the sizes.
+# The keys of our towers and of our method that make them CLIPModel's and SiglipModel's, besides the sizes.
 _TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "clip": (
-        {"pool": "class", "ln_pre": True, "patch_bias": False, "projection": True},
-        {"causal": True, "pool": "end", "projection_bias": False},
-    ),
-    "siglip": (
-        {"pool": "map", "ln_pre": False, "patch_bias": True, "projection": False},
-        {"causal": False, "pool": "last", "projection_bias": True},
-    ),
+    "clip": ({"pool": "class", "ln_pre": True, "patch_bias": False}, {"causal": True, "pool": "end"}),
+    "siglip": ({"pool": "map", "ln_pre": False, "patch_bias": True}, {"causal": False, "pool": "last"}),
+}
+_PROJECTIONS: dict[str, dict[str, bool]] = {
+    "clip": {"image_projection": True, "image_projection_bias": False, "text_projection_bias": False},
+    "siglip": {"image_projection": False, "image_projection_bias": False, "text_projection_bias": True},
 }
 
 _ELSE = "write open_clip's form"
@@ -129,6 +127,7 @@ def describe(
             **text_keys,
         },
         "embed_dim": embed_dim,
+        **_PROJECTIONS[kind],
         "pixels": (
             questions.pixels()
             if preprocessor is None
@@ -218,11 +217,11 @@ def pieces(method: clip.Method) -> list[Piece]:
     found = [
         Piece("vision_model.embeddings.patch_embedding.weight", "image/patch_kernel", (), PATCHES),
         Piece("vision_model.embeddings.position_embedding.weight", "image/positions"),
-        *blocks("vision_model.encoder.layers", "image", image, _LAYERS),
+        *blocks("vision_model.encoder.layers", "image/transformer", image.width, range(image.layers), _LAYERS),
         *layer_norm("vision_model.post_layernorm", "image/ln_post"),
         Piece("text_model.embeddings.token_embedding.weight", "text/token_embedding"),
         Piece("text_model.embeddings.position_embedding.weight", "text/positions"),
-        *blocks("text_model.encoder.layers", "text", text, _LAYERS),
+        *blocks("text_model.encoder.layers", "text/transformer", text.width, range(text.layers), _LAYERS),
         *layer_norm("text_model.final_layer_norm", "text/ln_final"),
     ]
     if kind == "clip":
@@ -230,8 +229,8 @@ def pieces(method: clip.Method) -> list[Piece]:
             *found,
             Piece("vision_model.embeddings.class_embedding", "image/class_embedding"),
             *layer_norm("vision_model.pre_layrnorm", "image/ln_pre"),
-            Piece("visual_projection.weight", "image/projection", (), LINEAR),
-            Piece("text_projection.weight", "text/projection", (), LINEAR),
+            Piece("visual_projection.weight", "image_projection/kernel", (), LINEAR),
+            Piece("text_projection.weight", "text_projection/kernel", (), LINEAR),
             Piece("logit_scale", "logit_scale"),
         ]
     head, ours = "vision_model.head", "image/map_head"
@@ -245,29 +244,30 @@ def pieces(method: clip.Method) -> list[Piece]:
         *layer_norm(f"{head}.layernorm", f"{ours}/ln"),
         *linear(f"{head}.mlp.fc1", f"{ours}/mlp_in"),
         *linear(f"{head}.mlp.fc2", f"{ours}/mlp_out"),
-        Piece("text_model.head.weight", "text/projection", (), LINEAR),
-        Piece("text_model.head.bias", "text/projection_bias"),
+        Piece("text_model.head.weight", "text_projection/kernel", (), LINEAR),
+        Piece("text_model.head.bias", "text_projection/bias"),
         Piece("logit_scale", "logit_scale", (), ONE_ROW),
         Piece("logit_bias", "logit_bias", (), ONE_ROW),
     ]
 
 
-def blocks(theirs: str, tower: str, config: Any, layers: Mapping[str, str]) -> Iterator[Piece]:
-    """Those of a tower's stacked blocks.
+def blocks(theirs: str, transformer: str, width: int, numbers: range, layers: Mapping[str, str]) -> Iterator[Piece]:
+    """Those of the stacked blocks of one of our transformers.
 
     Args:
       theirs: the name before a block's number.
-      tower: our path to the tower.
-      config: the tower's, for its number of layers and its width.
+      transformer: our path to it.
+      width: of the blocks.
+      numbers: of their blocks, which ours has from 0.
       layers: the names in a block of "q", "k", "v", "ln_1", "attention_out", "ln_2", "mlp_in" and "mlp_out".
     """
-    ours = f"{tower}/transformer/blocks"
-    for number in range(config.layers):
-        named = {name: f"{theirs}.{number}.{layer}" for name, layer in layers.items()}
+    ours = f"{transformer}/blocks"
+    for number, their_number in enumerate(numbers):
+        named = {name: f"{theirs}.{their_number}.{layer}" for name, layer in layers.items()}
         at: tuple[int | slice, ...] = (number,)
         yield from layer_norm(named["ln_1"], f"{ours}/ln_1", at)
         for third, name in enumerate("qkv"):
-            columns = slice(third * config.width, (third + 1) * config.width)
+            columns = slice(third * width, (third + 1) * width)
             yield Piece(f"{named[name]}.weight", f"{ours}/qkv_kernel", (number, slice(None), columns), LINEAR)
             yield Piece(f"{named[name]}.bias", f"{ours}/qkv_bias", (number, columns))
         yield from linear(named["attention_out"], f"{ours}/attention_out", at)
@@ -282,7 +282,7 @@ def towers(method: clip.Method) -> tuple[str, ViTConfig, TextConfig]:
     Raises:
       UserError: it is neither, with the first key that is not as in either.
     """
-    kind = "siglip" if isinstance(method, siglip.Method) else "clip"
+    kind = "siglip" if "logit_bias" in method.scalars else "clip"
     model = "SiglipModel" if kind == "siglip" else "CLIPModel"
     image, text = method.image, method.text
     for tower, config, wanted in (("image", image, ViTConfig), ("text", text, TextConfig)):
@@ -291,12 +291,15 @@ def towers(method: clip.Method) -> tuple[str, ViTConfig, TextConfig]:
                 f"{tower}.name={config.name!r}: Hugging Face's {model} has no such tower; write open_clip's form"
             )
     assert isinstance(image, ViTConfig) and isinstance(text, TextConfig)
-    for tower, config, keys in (("image", image, _TOWERS[kind][0]), ("text", text, _TOWERS[kind][1])):
+    wanted_keys: tuple[tuple[str, Any, Mapping[str, Any]], ...] = (
+        ("image.", image, _TOWERS[kind][0]),
+        ("text.", text, _TOWERS[kind][1]),
+        ("", method, _PROJECTIONS[kind]),
+    )
+    for where, config, keys in wanted_keys:
         for key, value in keys.items():
             if getattr(config, key) != value:
-                raise UserError(
-                    f"{tower}.{key}={getattr(config, key)!r}: Hugging Face's {model} has {value!r}; {_ELSE}"
-                )
+                raise UserError(f"{where}{key}={getattr(config, key)!r}: Hugging Face's {model} has {value!r}; {_ELSE}")
     return kind, image, text
 
 

@@ -91,10 +91,13 @@ def describe_config(source: str, config: Mapping[str, Any], has_bias: bool, ques
     vision = _keys(source, "vision_cfg", model.get("vision_cfg"), _VISION, _PLAIN_VIT, _IGNORED_VISION)
     text = _keys(source, "text_cfg", model.get("text_cfg"), _TEXT, _PLAIN_TEXT, _IGNORED_TEXT)
     quick = model.choice("quick_gelu", _FLAG)
+    projections = {"image_projection": True, "image_projection_bias": False}
     if vision.get("timm_model_name"):
         image = _trunk(vision)
+        projections["image_projection"] = vision.choice("timm_proj", {"none": False, "linear": True})
     elif isinstance(vision.get("layers"), list | tuple):
         image = _modified_resnet(vision)
+        projections["image_projection_bias"] = True
     else:
         image = _vit(vision, quick)
     return {
@@ -102,6 +105,8 @@ def describe_config(source: str, config: Mapping[str, Any], has_bias: bool, ques
         "embed_dim": model.whole("embed_dim"),
         "image": image,
         "text": _text(text, quick),
+        **projections,
+        "text_projection_bias": text.choice("proj_bias", _FLAG),
         "pixels": _pixels(source, config.get("preprocess_cfg"), questions),
     }
 
@@ -236,10 +241,7 @@ def _trunk(vision: Keys) -> dict[str, Any]:
     _check_plain(vision, {"timm_pool": "map", "timm_proj_bias": False})
     if _side(vision, "image_size") != trunk.image_size:
         raise vision.wrong("image_size", f"{trunk.image_size}, that of timm_model_name={shown(name)}")
-    return timm.keys(trunk) | {
-        "projection": vision.choice("timm_proj", {"none": False, "linear": True}),
-        "patch_drop": _share(vision, "patch_dropout"),
-    }
+    return timm.keys(trunk) | {"patch_drop": _share(vision, "patch_dropout")}
 
 
 def _text(text: Keys, quick: bool) -> dict[str, Any]:
@@ -255,7 +257,6 @@ def _text(text: Keys, quick: bool) -> dict[str, Any]:
         "heads": heads,
         "causal": text.choice("no_causal_mask", {False: True, True: False}),
         "pool": text.choice("pool_type", {"argmax": "end", "eos": "end", "last": "last"}),
-        "projection_bias": text.choice("proj_bias", _FLAG),
         **blocks,
     }
 

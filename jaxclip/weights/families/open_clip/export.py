@@ -11,7 +11,6 @@ from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from jaxclip.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from jaxclip.data.tokenizers.tokenizer import Tokenizer
 from jaxclip.errors import UserError
-from jaxclip.methods import siglip
 from jaxclip.methods.clip import Method
 from jaxclip.towers.layers import Activation
 from jaxclip.towers.modified_resnet import ModifiedResNetConfig
@@ -45,13 +44,13 @@ def config_of(method: Method, tokenizer: Tokenizer) -> dict[str, Any]:
     model: dict[str, Any] = {"embed_dim": method.embed_dim}
     if "quick_gelu" in activations:
         model["quick_gelu"] = True
-    if text.projection_bias:
+    if method.text_projection_bias:
         model["custom_text"] = True  # as the prefix of the tensors' names has it
-    if isinstance(method, siglip.Method):
+    if "logit_bias" in method.scalars:
         # Without these the model has no bias to load.
         model |= {"init_logit_scale": math.log(10), "init_logit_bias": -10}
     return {
-        "model_cfg": model | {"vision_cfg": _vision(image), "text_cfg": _text(text, tokenizer)},
+        "model_cfg": model | {"vision_cfg": _vision(method, image), "text_cfg": _text(method, text, tokenizer)},
         "preprocess_cfg": {
             "mean": list(method.pixels.mean),
             "std": list(method.pixels.std),
@@ -67,7 +66,11 @@ def towers(method: Method) -> tuple[ViTConfig | ModifiedResNetConfig, TextConfig
     if not isinstance(text, TextConfig):
         raise _cannot(f"a {text.name} for its text tower")
     if isinstance(image, ModifiedResNetConfig):
+        if not method.image_projection_bias:
+            raise _cannot("a ModifiedResNet and image_projection_bias=False")
         return image, text
+    if method.image_projection_bias:
+        raise _cannot(f"image_projection_bias=True and a {image.name}")
     if not isinstance(image, ViTConfig):
         raise _cannot(f"a {image.name} for its image tower")
     if image.pool == "map" and timm.trunk_name(image) is None:
@@ -79,8 +82,8 @@ def towers(method: Method) -> tuple[ViTConfig | ModifiedResNetConfig, TextConfig
         raise _cannot(f"an image tower of {own}, which is none of timm's SigLIP models")
     if image.pool == "class" and image.patch_bias:
         raise _cannot("a class token and a patch_bias")
-    if image.pool == "class" and not image.projection:
-        raise _cannot("a class token and no projection")
+    if image.pool == "class" and not method.image_projection:
+        raise _cannot("a class token and no image_projection")
     return image, text
 
 
@@ -88,7 +91,7 @@ def _cannot(what: str) -> UserError:
     return UserError(f"the model has {what}, and open_clip no such model: keep it in jaxclip's own form")
 
 
-def _vision(image: ViTConfig | ModifiedResNetConfig) -> dict[str, Any]:
+def _vision(method: Method, image: ViTConfig | ModifiedResNetConfig) -> dict[str, Any]:
     if isinstance(image, ModifiedResNetConfig):
         return {"image_size": image.image_size, "layers": list(image.layers), "width": image.width, "patch_size": None}
     dropped = {"patch_dropout": image.patch_drop} if image.patch_drop else {}
@@ -98,7 +101,7 @@ def _vision(image: ViTConfig | ModifiedResNetConfig) -> dict[str, Any]:
             "timm_model_name": timm.trunk_name(image),
             "timm_model_pretrained": False,
             "timm_pool": "map",
-            "timm_proj": "linear" if image.projection else "none",
+            "timm_proj": "linear" if method.image_projection else "none",
             **dropped,
         }
     head_width = image.width // image.heads
@@ -112,13 +115,13 @@ def _vision(image: ViTConfig | ModifiedResNetConfig) -> dict[str, Any]:
     }
 
 
-def _text(text: TextConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+def _text(method: Method, text: TextConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "context_length": text.context_length,
         "vocab_size": text.vocab_size,
         "heads": text.heads,
         **({} if text.causal else {"no_causal_mask": True}),
-        **({"proj_bias": True} if text.projection_bias else {}),
+        **({"proj_bias": True} if method.text_projection_bias else {}),
         **({"pool_type": "last"} if text.pool == "last" else _end(tokenizer)),
         **_block(text),
         **_vocabulary(tokenizer),

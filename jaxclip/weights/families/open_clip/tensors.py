@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from jaxclip.errors import UserError
-from jaxclip.methods import siglip
 from jaxclip.methods.clip import Method
 from jaxclip.towers.modified_resnet import ModifiedResNetConfig
 from jaxclip.towers.text import TextConfig
@@ -41,6 +40,7 @@ _NO_PARAMETERS = {
 _VIT_HEADS = {384: 6, 512: 8, 768: 12, 896: 14, 1024: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}
 _TEXT_HEADS = {256: 4, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 20}
 _TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+_TEXT_HEAD = "text.text_projection.weight"  # of a projection with a bias
 _TRUNK = "visual.trunk."
 
 
@@ -100,16 +100,21 @@ class _Shapes:
 
     def describe(self, questions: Questions) -> dict[str, Any]:
         activations = questions.activations()
+        projections = {"image_projection": True, "image_projection_bias": False}
         if "visual.class_embedding" in self._tensors:
             image = self._vit(questions) | {"activation": activations[0]}
         elif "visual.attnpool.positional_embedding" in self._tensors:
             image = self._modified_resnet()
+            projections["image_projection_bias"] = True
         else:
             image = self._trunk(questions) | {"activation": activations[0]}
+            projections["image_projection"] = "visual.head.proj.weight" in self._tensors
         text, embed_dim = self._text(questions)
         return {
             "name": "siglip" if "logit_bias" in self._tensors else "clip",
             "embed_dim": embed_dim,
+            **projections,
+            "text_projection_bias": _TEXT_HEAD in self._tensors,
             "image": image,
             "text": text | {"activation": activations[1]},
             "pixels": questions.pixels(),
@@ -152,7 +157,6 @@ class _Shapes:
             "pool": "map",
             "ln_pre": False,
             "patch_bias": True,
-            "projection": "visual.head.proj.weight" in self._tensors,
             **self._blocks(width, f"{_TRUNK}blocks.", "mlp.fc1"),
         }
 
@@ -166,7 +170,7 @@ class _Shapes:
 
     def _text(self, questions: Questions) -> tuple[dict[str, Any], int]:
         """The text tower and the width of the embedding."""
-        custom = "text.text_projection.weight" in self._tensors
+        custom = _TEXT_HEAD in self._tensors
         prefix = "text." if custom else ""
         vocabulary, width = self._shape(f"{prefix}token_embedding.weight", 2)
         text = {
@@ -179,8 +183,8 @@ class _Shapes:
         if not custom:
             return text, self._shape("text_projection", 2)[1]
         # Of the published models SigLIP's alone have a bias there.
-        text |= {"causal": False, "pool": "last", "projection_bias": True, "eps": timm.EPS}
-        return text, self._shape("text.text_projection.weight", 2)[0]
+        text |= {"causal": False, "pool": "last", "eps": timm.EPS}
+        return text, self._shape(_TEXT_HEAD, 2)[0]
 
     def _blocks(self, width: int, prefix: str, mlp: str) -> dict[str, Any]:
         hidden = self._shape(f"{prefix}0.{mlp}.weight", 2)[0]
@@ -202,8 +206,9 @@ def pieces(method: Method) -> list[Piece]:
       UserError: open_clip has no such towers.
     """
     image, text = towers(method)
-    scalars = ["logit_scale", "logit_bias"] if isinstance(method, siglip.Method) else ["logit_scale"]
-    return [*_image(image), *_text(text), *(Piece(name, name) for name in scalars)]
+    projections = [*_image_projection(method, image), *_text_projection(method.text_projection_bias)]
+    scalars = [Piece(name, name) for name in method.scalars]
+    return [*_image(image), *_text(text, method.text_projection_bias), *projections, *scalars]
 
 
 def extras(method: Method) -> dict[str, np.ndarray]:
@@ -217,8 +222,27 @@ def _image(config: ViTConfig | ModifiedResNetConfig) -> list[Piece]:
         return _modified_resnet(config)
     if config.pool == "class":
         return _vit(config)
-    projection = [Piece("visual.head.proj.weight", "image/projection", layout=LINEAR)] if config.projection else []
-    return [*timm.trunk_pieces(config, _TRUNK), *projection]
+    return timm.trunk_pieces(config, _TRUNK)
+
+
+def _image_projection(method: Method, config: ViTConfig | ModifiedResNetConfig) -> list[Piece]:
+    kernel = "image_projection/kernel"
+    if isinstance(config, ModifiedResNetConfig):
+        # The last layer of its attention pool.
+        name = "visual.attnpool.c_proj"
+        return [Piece(f"{name}.weight", kernel, layout=LINEAR), Piece(f"{name}.bias", "image_projection/bias")]
+    if config.pool == "class":
+        return [Piece("visual.proj", kernel)]
+    return [Piece("visual.head.proj.weight", kernel, layout=LINEAR)] if method.image_projection else []
+
+
+def _text_projection(has_bias: bool) -> list[Piece]:
+    if not has_bias:
+        return [Piece("text_projection", "text_projection/kernel")]
+    return [
+        Piece(_TEXT_HEAD, "text_projection/kernel", layout=LINEAR),
+        Piece("text.text_projection.bias", "text_projection/bias"),
+    ]
 
 
 def _modified_resnet(config: ModifiedResNetConfig) -> list[Piece]:
@@ -227,8 +251,8 @@ def _modified_resnet(config: ModifiedResNetConfig) -> list[Piece]:
         pieces.append(Piece(f"visual.conv{conv}.weight", f"image/conv{conv}_kernel", layout=CONVOLUTION))
         pieces += batch_norm(f"visual.bn{conv}", f"image/bn{conv}")
     pieces.append(Piece("visual.attnpool.positional_embedding", "image/attention_pool/positions"))
-    for theirs, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("c", "out")):
-        pieces += linear(f"visual.attnpool.{theirs}_proj", f"image/attention_pool/{ours}")
+    for name in ("q", "k", "v"):
+        pieces += linear(f"visual.attnpool.{name}_proj", f"image/attention_pool/{name}")
     return pieces
 
 
@@ -240,25 +264,16 @@ def _vit(config: ViTConfig) -> list[Piece]:
         *(layer_norm("visual.ln_pre", "image/ln_pre") if config.ln_pre else []),
         *_blocks(config.layers, "visual.transformer.resblocks.", "image/transformer/blocks"),
         *layer_norm("visual.ln_post", "image/ln_post"),
-        Piece("visual.proj", "image/projection"),
     ]
 
 
-def _text(config: TextConfig) -> list[Piece]:
-    prefix = "text." if config.projection_bias else ""
+def _text(config: TextConfig, projection_has_bias: bool) -> list[Piece]:
+    prefix = "text." if projection_has_bias else ""
     return [
         Piece(f"{prefix}token_embedding.weight", "text/token_embedding"),
         Piece(f"{prefix}positional_embedding", "text/positions"),
         *_blocks(config.layers, f"{prefix}transformer.resblocks.", "text/transformer/blocks"),
         *layer_norm(f"{prefix}ln_final", "text/ln_final"),
-        *(
-            [
-                Piece(f"{prefix}text_projection.weight", "text/projection", layout=LINEAR),
-                Piece(f"{prefix}text_projection.bias", "text/projection_bias"),
-            ]
-            if config.projection_bias
-            else [Piece("text_projection", "text/projection")]
-        ),
     ]
 
 

@@ -14,7 +14,7 @@ from tokenizer_reference import STRINGS
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from jaxclip.data import tokenizers
-from jaxclip.data.tokenizers import cleaning, normalising
+from jaxclip.data.tokenizers import cleaning, normalizing
 from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
 
 # Ordinary captions: nothing in them is mended but curly quotes.
@@ -28,7 +28,7 @@ CAPTIONS = [
     "...",
     "",
 ]
-# Of these normalisers do less, or the library looks for special tokens.
+# Of these normalizers do less, or the library looks for special tokens.
 OTHERS = [
     "Tom &amp;amp; Jerry &lt;br&gt;",
     "sch\u00c3\u00b6n",
@@ -107,8 +107,8 @@ def test_what_is_stored_says_it_to_others_as_well(clean):
 
 
 def test_no_letter_alone_is_said_to_become_another_than_it_becomes():
-    way = normalising.CLEANINGS["siglip"]
-    normalizer = normalising.join("siglip", None)
+    way = normalizing.CLEANINGS["siglip"]
+    normalizer = normalizing.join("siglip", None)
     known = [chr(number) for number in range(1, 0x3000) if unicodedata.category(chr(number)) != "Cn"]
     for letter in known:
         assert normalizer.normalize_str(f"a{letter}b") == way.apply(f"a{letter}b"), hex(ord(letter))

@@ -1,4 +1,4 @@
-"""What a run left in its workdir, read with forgiveness: a killed run is reported as far as it came."""
+"""The records of a run in its workdir, read tolerantly: a killed run is reported up to its last complete record."""
 
 from __future__ import annotations
 
@@ -6,45 +6,50 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
 
 from jaxclip.errors import UserError
-
-# CLIP_benchmark names recall by what is retrieved: "image_retrieval_recall@5" finds the picture of a caption.
-DIRECTIONS = {"image_retrieval": "caption → picture", "text_retrieval": "picture → caption"}
-RANKS = (1, 5, 10)
+from jaxclip.evaluate.evaluator import Table
+from jaxclip.report.writing import title_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """One evaluation of the model, as one of CLIP_benchmark's JSON files holds it.
+class EvaluationRecord:
+    """One evaluation of the model, as its JSON file has it.
 
     Attributes:
       step: the training step of the evaluated model.
       dataset: the set's name.
-      task: "zeroshot_classification" or "zeroshot_retrieval".
-      metrics: fractions by CLIP_benchmark's names ("acc1", "image_retrieval_recall@5"); finite ones only.
-      classes: the names the model had to choose from, in the set's order; empty where unknown.
-      class_accuracy: the accuracy of each class that has pictures, by the class's name.
+      task: such as "zeroshot_retrieval".
+      metrics: figures by name; finite ones only.
+      headline: the figure of the card and the words under it; by default the first metric.
+      tables: of the evaluator; by default one of the metrics.
+      examples: (data URL of an image, text).
+      classes: the names the model had to choose from, in the set's order; empty if unknown.
+      class_accuracy: the accuracy of each class that has images, by the class's name.
     """
 
     step: int
     dataset: str
     task: str
     metrics: dict[str, float]
+    headline: tuple[str, str] | None
+    tables: tuple[Table, ...]
+    examples: tuple[tuple[str, str], ...]
     classes: tuple[str, ...]
     class_accuracy: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunRecord:
     """A run's records.
 
     Attributes:
       name: the name of the workdir.
-      config: the nested config, empty where there is none.
+      config: the nested config, empty if there is none.
       rows: logged metrics by step, ascending, each with at least "step".
       evaluations: by step, ascending, then by dataset.
       notes: what could not be read, in words for the reader of the page.
@@ -53,22 +58,22 @@ class Run:
     name: str
     config: dict[str, Any]
     rows: list[dict[str, Any]]
-    evaluations: list[Evaluation]
+    evaluations: list[EvaluationRecord]
     notes: list[str]
 
     def column(self, key: str) -> tuple[np.ndarray, np.ndarray]:
-        """The steps that logged a metric and its values, float64 [n] each; what is no finite number is NaN."""
+        """The steps that logged a metric and its values, float64 [n] each; NaN for what is not a finite number."""
         rows = [row for row in self.rows if key in row]
         steps = np.array([row["step"] for row in rows], dtype=np.float64)
         return steps, np.array([_number(row[key]) for row in rows], dtype=np.float64)
 
-    def final_evaluations(self) -> list[Evaluation]:
+    def final_evaluations(self) -> list[EvaluationRecord]:
         """The latest evaluation of each dataset and task, by name."""
         latest = {(evaluation.dataset, evaluation.task): evaluation for evaluation in self.evaluations}
         return [latest[key] for key in sorted(latest)]
 
 
-def read_run(workdir: pathlib.Path) -> Run:
+def read_run(workdir: pathlib.Path) -> RunRecord:
     """Reads the workdir of a run; missing files are empty parts, unreadable ones are noted.
 
     Raises:
@@ -79,7 +84,7 @@ def read_run(workdir: pathlib.Path) -> Run:
     notes: list[str] = []
     config = _read_object(workdir, pathlib.Path("config.json"), notes) or {}
     rows = _read_metrics(workdir, notes)
-    return Run(workdir.resolve().name, config, rows, _read_evaluations(workdir, notes), notes)
+    return RunRecord(workdir.resolve().name, config, rows, _read_evaluations(workdir, notes), notes)
 
 
 def _read_object(workdir: pathlib.Path, name: pathlib.Path, notes: list[str]) -> dict[str, Any] | None:
@@ -117,25 +122,67 @@ def _read_metrics(workdir: pathlib.Path, notes: list[str]) -> list[dict[str, Any
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _read_evaluations(workdir: pathlib.Path, notes: list[str]) -> list[Evaluation]:
+def _read_evaluations(workdir: pathlib.Path, notes: list[str]) -> list[EvaluationRecord]:
     evaluations = []
     for path in (workdir / "evals").glob("*/*.json"):
         content = _read_object(workdir, path.relative_to(workdir), notes) if path.parent.name.isdecimal() else None
-        if content is None:
-            continue
-        names = content.get("classnames")
-        accuracy = _numbers(content.get("per_class_recall"))
-        evaluations.append(
-            Evaluation(
-                step=int(path.parent.name),
-                dataset=str(content.get("dataset", path.stem)),
-                task=str(content.get("task", "")),
-                metrics=_numbers(content.get("metrics")),
-                classes=tuple(map(str, names)) if isinstance(names, list) else tuple(accuracy),
-                class_accuracy=accuracy,
-            )
-        )
+        if content is not None:
+            evaluations.append(_evaluation(int(path.parent.name), path.stem, content))
     return sorted(evaluations, key=lambda evaluation: (evaluation.step, evaluation.dataset, evaluation.task))
+
+
+def _evaluation(step: int, name: str, content: dict[str, Any]) -> EvaluationRecord:
+    task, metrics = str(content.get("task", "")), _numbers(content.get("metrics"))
+    accuracy = _numbers(content.get("per_class_recall"))
+    tables = tuple(filter(None, map(_table, _list(content.get("tables")))))
+    if not tables and metrics:
+        columns = tuple(map(title_of, metrics))
+        tables = (Table(title_of(task).capitalize(), columns, {"": tuple(metrics.values())}),)
+    headline = [str(part) for part in _list(content.get("headline"))]
+    return EvaluationRecord(
+        step=step,
+        dataset=str(content.get("dataset", name)),
+        task=task,
+        metrics=metrics,
+        headline=(headline[0], headline[1]) if len(headline) == 2 else None,
+        tables=tables,
+        examples=tuple(filter(None, map(_example, _list(content.get("examples"))))),
+        classes=tuple(map(str, _list(content.get("classnames")))) or tuple(accuracy),
+        class_accuracy=accuracy,
+    )
+
+
+def _table(content: Any) -> Table | None:
+    """A table of a JSON file; None if it is not one."""
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), dict):
+        return None
+    columns = tuple(map(str, _list(content.get("columns"))))
+    rows = {str(name): tuple(map(_cell, _list(cells))) for name, cells in content["rows"].items()}
+    if not columns or any(len(cells) != len(columns) for cells in rows.values()):
+        return None
+    return Table(str(content.get("title", "")), columns, rows, content.get("fractions") is True)
+
+
+def _cell(value: Any) -> float | str | None:
+    if value is None or isinstance(value, str):
+        return value
+    number = _number(value)
+    return number if math.isfinite(number) else None
+
+
+def _example(content: Any) -> tuple[str, str] | None:
+    """An example of a JSON file; None if its image is not a data URL of one."""
+    image = content.get("image") if isinstance(content, dict) else None
+    if not isinstance(image, str) or not _IMAGE.fullmatch(image):
+        return None
+    return image, str(content.get("text", ""))
+
+
+_IMAGE = re.compile(r"data:image/webp;base64,[A-Za-z0-9+/=]+")
+
+
+def _list(content: Any) -> list[Any]:
+    return content if isinstance(content, list) else []
 
 
 def _numbers(content: Any) -> dict[str, float]:

@@ -1,0 +1,122 @@
+"""Evaluations with their data open, and the JSON files of their results."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from PIL import Image
+
+from jaxclip.config import to_dict
+from jaxclip.data.skips import SkipLog
+from jaxclip.data.sources import open_source
+from jaxclip.encoder import Encoder
+from jaxclip.errors import UserError
+from jaxclip.evaluate.evaluator import Evaluator, Example, Result, task_of
+
+
+class Evaluation:
+    """One evaluation, its data open, ready to run any number of times.
+
+    Args:
+      name: of the data set in the results.
+      evaluator: what is measured.
+      root: the folder that relative paths start from.
+
+    Attributes:
+      task: the evaluator's name, such as zeroshot_retrieval.
+      skips: records of the data that could not be read.
+
+    Raises:
+      UserError: the data, or something else that the evaluator needs, does not exist.
+    """
+
+    def __init__(self, name: str, evaluator: Evaluator, root: str = ""):
+        self.name = name
+        self.evaluator = evaluator
+        self.task = task_of(evaluator)
+        self.skips = SkipLog()
+        try:
+            self.source = open_source(evaluator.data, root=root)
+        except UserError as error:
+            raise UserError(f"config.evals.{name}.data: {error}") from None
+        try:
+            self._prepared = evaluator.prepare(self.source, root)
+        except UserError as error:
+            raise UserError(f"config.evals.{name}.{error}") from None
+
+    def run(self, encoder: Encoder, variables: Any) -> dict[str, Any]:
+        """The result as its JSON file has it; every process has to take part.
+
+        Raises:
+          UserError: the data lacks what is evaluated.
+        """
+        try:
+            result = self.evaluator.run(encoder, variables, self.source, self.skips, self._prepared)
+        except UserError as error:
+            raise UserError(f"config.evals.{self.name}: {error}") from None
+        return {"dataset": self.name, "task": self.task, "language": "en"} | to_json(result)
+
+
+def run_all(
+    evaluations: Sequence[Evaluation], encoder: Encoder, variables: Any, folder: pathlib.Path, model: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Runs evaluations one after the other and writes a JSON file of each into `folder`.
+
+    Args:
+      evaluations: what to run.
+      encoder: of the method.
+      variables: of the model.
+      folder: created if it does not exist; only the first process writes.
+      model: the keys `model` and `pretrained` of the results.
+
+    Returns:
+      What the files hold.
+    """
+    results = []
+    for evaluation in evaluations:
+        result = evaluation.run(encoder, variables) | dict(model)
+        results.append(result)
+        if jax.process_index() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{evaluation.name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    return results
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """The line that people quote of a result that `run_all` gave."""
+    return f"{result['dataset']}: {result['summary']}"
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """A result as JSON values: CLIP_benchmark's keys, and what the report shows."""
+    content = {"metrics": _finite(dict(result.metrics)), "summary": result.summary} | dict(result.further)
+    if result.headline:
+        content["headline"] = list(result.headline)
+    if result.tables:
+        content["tables"] = [_finite(to_dict(table)) for table in result.tables]
+    if result.examples:
+        content["examples"] = [{"image": _webp(example), "text": example.text} for example in result.examples]
+    return content
+
+
+def _finite(content: Any) -> Any:
+    """The same with None for numbers that are not finite, which JSON does not have."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _webp(example: Example) -> str:
+    """An image as a data URL."""
+    buffer = io.BytesIO()
+    Image.fromarray(example.image).save(buffer, "WEBP", quality=88)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,112 @@
+"""Zero-shot classification with templates averaged in embedding space (Radford et al. 2021, section 3.1.4)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxclip import evaluate
+from jaxclip.config import check_templates
+from jaxclip.data.record import Source
+from jaxclip.data.skips import SkipLog
+from jaxclip.data.storage import resolve
+from jaxclip.encoder import Encoder, class_embeddings
+from jaxclip.errors import UserError
+from jaxclip.evaluate.ranking import ranks, recalls
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator(evaluate.Evaluator):
+    """Accuracy over the labeled images of a data set.
+
+    Attributes:
+      classes: a JSON file with the list of class names; empty if the source knows them.
+      templates: phrases with a `{c}` whose embeddings are averaged per class.
+    """
+
+    classes: str = ""
+    templates: tuple[str, ...] = ("a photo of a {c}.",)
+
+    def __post_init__(self):
+        if not self.templates:
+            raise UserError("templates=() must hold at least one phrase, such as '{c}'")
+        check_templates("templates", self.templates)
+
+    def prepare(self, source: Source, root: str) -> Sequence[str]:
+        """The names of the classes.
+
+        Raises:
+          UserError: the source does not know them, or the file does not hold them.
+        """
+        if not self.classes:
+            if source.class_names:
+                return source.class_names
+            raise UserError(f"classes is missing: {self.data} does not say its class names; give a FILE.json")
+        path = pathlib.Path(resolve(self.classes, root))
+        try:
+            classes = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise UserError(f"classes: no file {path}; it holds a JSON list of the class names") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"classes: {path} is not JSON ({error})") from None
+        if not isinstance(classes, list) or not classes or not all(isinstance(item, str) for item in classes):
+            raise UserError(f"classes: {path} must hold a list of class names")
+        return classes
+
+    def run(
+        self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: Sequence[str]
+    ) -> evaluate.Result:
+        """CLIP_benchmark's metrics as fractions: `acc1`, `acc5`, `mean_per_class_recall`; acc5 is None below 5 classes.
+
+        With them goes the recall of each class name that occurs. Images without a label are left out.
+
+        Raises:
+          UserError: no image has a label, or a label lies outside the classes.
+        """
+        embedded = encoder.source(variables, source, skips)
+        kept = [row for row, label in enumerate(embedded.labels) if label is not None]
+        if not kept:
+            raise UserError("no image has a class label (a .cls member or a label column)")
+        labels = np.array([embedded.labels[row] for row in kept])
+        outside = labels[(labels < 0) | (labels >= len(prepared))]
+        if len(outside):
+            raise UserError(f"label {outside[0]} is outside the {len(prepared)} classes given")
+        texts = class_embeddings(encoder, variables, prepared, self.templates)
+        found = ranks(encoder.mesh, embedded.outputs[kept], texts, labels, np.arange(len(prepared)))
+        return self._result(found, labels, prepared)
+
+    def _result(self, ranks: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> evaluate.Result:
+        """The result for the rank of each image's class among all classes."""
+        per_label = {int(label): float(np.mean(ranks[labels == label] == 0)) for label in np.unique(labels)}
+        # Two classes of a list may have the same name, and still are two classes.
+        names = np.array(classes)[labels]
+        per_name = {classes[label]: float(np.mean(ranks[names == classes[label]] == 0)) for label in per_label}
+        accuracy = recalls(ranks, (1, 5))
+        metrics = {
+            "acc1": accuracy[1],
+            "acc5": accuracy[5] if len(classes) >= 5 else None,
+            "mean_per_class_recall": float(np.mean(list(per_label.values()))),
+        }
+        return evaluate.Result(
+            metrics=metrics,
+            summary=f"zero-shot accuracy {accuracy[1]:.1%} ({len(classes)} classes)",
+            headline=(f"{accuracy[1]:.1%}", f"zero-shot top-1\nchance {1 / len(classes):.1%}"),
+            tables=(
+                evaluate.Table(
+                    "Zero-shot classification",
+                    ("top-1", "top-5", "mean per class"),
+                    {"": tuple(metrics.values())},
+                    fractions=True,
+                ),
+            ),
+            further={
+                "per_class_recall": per_name,
+                "classnames": list(classes),
+                "templates": list(self.templates),
+            },
+        )

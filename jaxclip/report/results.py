@@ -1,0 +1,57 @@
+"""The results of the latest evaluations: tables, and images with the model's texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxclip.evaluate.evaluator import Table
+from jaxclip.report.workdir import EvaluationRecord
+from jaxclip.report.writing import escape, number, percent, title_of
+
+
+def result_tables(evaluations: Sequence[EvaluationRecord]) -> str:
+    """The tables of evaluations as HTML; those of the same title and columns are one."""
+    groups: dict[tuple[str, tuple[str, ...], bool], list[tuple[EvaluationRecord, Table]]] = {}
+    for evaluation in evaluations:
+        for table in evaluation.tables:
+            groups.setdefault((table.title, table.columns, table.fractions), []).append((evaluation, table))
+    return "".join(_joined(group) for group in groups.values())
+
+
+def example_figures(evaluations: Sequence[EvaluationRecord]) -> str:
+    """The images of evaluations with their texts, as HTML."""
+    figures = ""
+    for evaluation in evaluations:
+        items = "".join(
+            f'<li><img src="{escape(image)}" alt=""><small>{escape(text)}</small></li>'
+            for image, text in evaluation.examples
+        )
+        if items:
+            caption = f"<figcaption><b>{escape(title_of(evaluation.dataset))}</b></figcaption>"
+            figures += f'<figure>{caption}<ol class="examples">{items}</ol></figure>'
+    return figures
+
+
+def _joined(group: Sequence[tuple[EvaluationRecord, Table]]) -> str:
+    first = group[0][1]
+    heads = "".join(f'<th scope="col">{escape(column)}</th>' for column in (*first.columns, "step"))
+    body = ""
+    for evaluation, table in group:
+        for row, values in table.rows.items():
+            words = f" <small>{escape(row)}</small>" if row else ""
+            cells = "".join(_cell(value, table.fractions) for value in values)
+            name = f'<th scope="row">{escape(title_of(evaluation.dataset))}{words}</th>'
+            body += f"<tr>{name}{cells}<td>{evaluation.step:,}</td></tr>"
+    return (
+        f'<div class="box"><table class="results"><thead><tr><th scope="col">{escape(first.title)}</th>{heads}'
+        f"</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(value: float | str | None, fractions: bool) -> str:
+    if value is None or isinstance(value, str):
+        return f"<td>{'—' if value is None else escape(value)}</td>"
+    if not fractions:
+        return f"<td>{number(value)}</td>"
+    width = min(max(100 * value, 0.0), 100.0)
+    return f'<td>{percent(value)}<span class="bar"><i style="width:{width:.1f}%"></i></span></td>'

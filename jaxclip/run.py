@@ -1,0 +1,163 @@
+"""The parts of a training run, built from its config in the order in which mistakes are cheapest to find."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import Mesh
+
+from jaxclip import evaluate, methods, optimizer, sharding
+from jaxclip.config import Config, DataConfig, to_dict
+from jaxclip.data import findings, loader, mixture, skips, sources, storage, tokenizers
+from jaxclip.data.record import Source
+from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.data.views import Views
+from jaxclip.device_augmentation import augmentation
+from jaxclip.encoder import Encoder
+from jaxclip.errors import UserError
+from jaxclip.inputs import Answers, Text
+from jaxclip.io import atomic_write
+from jaxclip.step import Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run is made of; nothing is written yet.
+
+    Attributes:
+      config, workdir: as given.
+      method, mesh: of the config.
+      source: what is trained on.
+      eval_source: of the validation loss and the report's images; None for none.
+      evaluations: opened.
+      tokenizer: of the texts; None for a method without any.
+      views: the method's inputs, made of a record.
+      steps: length of the run.
+      step: the jitted functions.
+      encoder: of evaluations.
+      loader: the training batches.
+      validation_skips: counts records of `eval_source` that cannot be used.
+    """
+
+    config: Config
+    workdir: pathlib.Path
+    method: methods.Method
+    mesh: Mesh
+    source: Source
+    eval_source: Source | None
+    evaluations: Sequence[evaluate.Evaluation]
+    tokenizer: Tokenizer | None
+    views: Views
+    steps: int
+    step: Step
+    encoder: Encoder
+    loader: loader.TrainingLoader
+    validation_skips: skips.SkipLog
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
+        return jax.process_index() == 0
+
+    def write_config(self) -> None:
+        """Writes config.json and tokenizer.json into the workdir, which is made if it is missing."""
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        _write(self.workdir / "config.json", json.dumps(to_dict(self.config), indent=1) + "\n")
+        if self.tokenizer is not None:
+            _write(self.workdir / "tokenizer.json", self.tokenizer.to_json())
+
+
+def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) -> Run:
+    """Builds a run; reads a few records and, if the recipe asks for it, trains a vocabulary.
+
+    Args:
+      config: the recipe.
+      workdir: of the run.
+      saved_tokenizer: the content of tokenizer.json if the run goes on.
+
+    Raises:
+      UserError: something in the config or the data that a person can mend.
+    """
+    data = config.data
+    method = methods.from_config(config.method)
+    if config.init_only and not config.init_from:
+        raise UserError("config.init_only: nothing says from where; give config.init_from=WEIGHTS")
+    mesh = sharding.create(config.mesh)
+    sharding.check_divides(config, mesh)
+    evaluators = evaluate.from_config(config.evaluations(method.task))
+    evaluate.check(evaluators, method)
+    source = sources.open_source(data.train, root=data.root)
+    findings.preflight(source, "data.train", data.max_pixels, data.max_skip_rate)
+    evaluations = [evaluate.Evaluation(name, item, data.root) for name, item in evaluators.items()]
+    eval_source = sources.open_source(data.eval, root=data.root) if data.eval else None
+    tokenizer = _tokenizer(method, data, source, saved_tokenizer)
+    views = Views(method.inputs(), data, tokenizer)
+    steps = config.steps or math.ceil(config.epochs * len(source) / config.batch_size)
+    step = Step(
+        method,
+        optimizer.create(config.optimizer, steps),
+        mesh,
+        precision=config.precision,
+        microbatches=config.microbatches,
+        groups=config.optimizer.groups,
+        average_decay=config.optimizer.average_decay,
+        augment=augmentation(method.inputs(), data),
+    )
+    optimizer.check_groups(step.abstract_state.params, config.optimizer.groups)
+    # A chunk that is bad as a whole comes up within one window.
+    block = 4 * data.shuffle_window if mixture.is_chunked(source) else 1000
+    training = loader.TrainingLoader(
+        source=source,
+        views=views,
+        config=data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        skips=skips.SkipLog(data.max_skip_rate, block),
+    )
+    return Run(
+        config=config,
+        workdir=workdir,
+        method=method,
+        mesh=mesh,
+        source=source,
+        eval_source=eval_source,
+        evaluations=evaluations,
+        tokenizer=tokenizer,
+        views=views,
+        steps=steps,
+        step=step,
+        encoder=Encoder(method, mesh, config.precision, tokenizer),
+        loader=training,
+        validation_skips=skips.SkipLog(),
+    )
+
+
+def _tokenizer(method: methods.Method, data: DataConfig, source: Source, saved: str | None) -> Tokenizer | None:
+    if not any(isinstance(kind, Text | Answers) for kind in method.inputs().values()):
+        return None
+    if saved is not None:
+        tokenizer = tokenizers.from_json(saved)
+    elif data.vocabulary:
+        tokenizer = tokenizers.load(storage.resolve(data.vocabulary, data.root))
+    elif data.train_vocabulary:
+        captions = loader.caption_sample(source, data.caption_templates)
+        tokenizer = tokenizers.train(captions, data.train_vocabulary)
+    else:
+        raise UserError(
+            "config.data.vocabulary is empty: give data.vocabulary=PATH (OpenAI's bpe_simple_vocab_16e6.txt.gz is in "
+            "the folder clip/ of github.com/openai/CLIP) or data.train_vocabulary=SIZE to train one from the captions"
+        )
+    method.check(tokenizer)
+    return tokenizer
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())

@@ -1,0 +1,73 @@
+"""Recall in both directions of retrieval, against results by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from look_up import LookUp, NoRecords, embedded_set
+
+from jaxclip.data.skips import SkipLog
+from jaxclip.errors import UserError
+from jaxclip.evaluate.zeroshot_retrieval import Evaluator
+
+
+def retrieve(encoder: LookUp) -> dict[str, float]:
+    return Evaluator("data").run(encoder, None, NoRecords(), SkipLog(), None).metrics
+
+
+@pytest.mark.parametrize("devices", (1, 8))
+def test_with_several_captions_per_image(devices):
+    """By hand: three images on three axes, and five captions between them.
+
+    Captions to images: a0, a1 and c0 find theirs first, b0 second, b1 third.
+    Pictures to captions: a and c find one of theirs first. Behind b's own best, b0, stand none but a1.
+    """
+    table = {
+        "a0": [1.0, 0.1, 0.0],
+        "a1": [0.9, 0.7, 0.0],
+        "b0": [0.6, 0.5, 0.0],
+        "b1": [0.5, 0.1, 0.2],
+        "c0": [0.0, 0.2, 0.9],
+    }
+    images = embedded_set(np.eye(3), captions=[["a0", "a1"], ["b0", "b1"], ["c0"]])
+    metrics = retrieve(LookUp(table, images, devices))
+    assert metrics == pytest.approx(
+        {
+            "image_retrieval_recall@1": 3 / 5,
+            "image_retrieval_recall@5": 1.0,
+            "image_retrieval_recall@10": 1.0,
+            "text_retrieval_recall@1": 2 / 3,
+            "text_retrieval_recall@5": 1.0,
+            "text_retrieval_recall@10": 1.0,
+        }
+    )
+
+
+def test_recalls_at_five_and_ten():
+    """Of twelve images on a line, each caption points at the far end: the last images come first."""
+    table = {str(number): [1.0] for number in range(12)}
+    images = embedded_set([[number] for number in range(12)], captions=[[str(number)] for number in range(12)])
+    metrics = retrieve(LookUp(table, images))
+    by_text = [metrics[f"image_retrieval_recall@{k}"] for k in (1, 5, 10)]
+    assert by_text == pytest.approx([1 / 12, 5 / 12, 10 / 12])
+
+
+def test_images_without_a_caption_are_left_out():
+    table = {"a": [1.0, 0.0], "b": [0.0, 1.0]}
+    # The image in the middle is nearest to both captions.
+    images = embedded_set([[1, 0], [9, 9], [0, 1]], captions=[["a"], [], ["b"]])
+    metrics = retrieve(LookUp(table, images))
+    assert set(metrics.values()) == {1.0}
+
+
+def test_no_captions_at_all_is_one_line():
+    with pytest.raises(UserError, match=r"^no image has a caption to retrieve$"):
+        retrieve(LookUp({}, embedded_set(np.eye(2))))
+
+
+def test_the_summary_and_the_headline_are_of_the_first_direction():
+    table = {"a": [1.0, 0.0], "b": [1.0, 0.1]}
+    encoder = LookUp(table, embedded_set(np.eye(2), captions=[["a"], ["b"]]))
+    result = Evaluator("data").run(encoder, None, NoRecords(), SkipLog(), None)
+    assert result.summary == "text to image R@1/5/10 50.0/100.0/100.0, image to text R@1/5/10 100.0/100.0/100.0"
+    assert result.headline == ("50.0% R@1", "caption → image\nR@5 100.0% · R@10 100.0%")
