@@ -42,8 +42,8 @@ def test_gains_and_biases_and_the_temperature_are_not_decayed_and_all_else_is():
         | {f"{block}/{name}_bias" for block in blocks for name in ("qkv", "attention_out", "mlp_in", "mlp_out")}
     )
     assert names[True] == (
-        {"image/patch_kernel", "image/class_embedding", "image/positions", "image/projection"}
-        | {"text/token_embedding", "text/positions", "text/projection"}
+        {"image/patch_kernel", "image/class_embedding", "image/positions", "image_projection/kernel"}
+        | {"text/token_embedding", "text/positions", "text_projection/kernel"}
         | {f"{block}/{name}_kernel" for block in blocks for name in ("qkv", "attention_out", "mlp_in", "mlp_out")}
     )
 
@@ -218,7 +218,7 @@ def test_muon_orthogonalizes_each_layers_matrix_and_leaves_the_rest_to_adamw():
         "image/patch_kernel": (6, 4),
         "image/conv1_kernel": (3, 3, 3, 4),
         "image/positions": (5, 4),
-        "image/projection": (4, 3),
+        "image_projection/kernel": (4, 3),
         "text/token_embedding": (7, 4),
         "text/transformer/blocks/mlp_in_kernel": (3, 4, 6),
         "text/transformer/blocks/mlp_in_bias": (3, 6),
@@ -226,7 +226,7 @@ def test_muon_orthogonalizes_each_layers_matrix_and_leaves_the_rest_to_adamw():
     }
     params, gradients = ({name: rng.standard_normal(shape) for name, shape in shapes.items()} for _ in range(2))
     muon, adamw = (updated(params, [gradients], config(name=name, learning_rate=0.1), 8) for name in ("muon", "adamw"))
-    matrices = {"image/projection", "text/transformer/blocks/mlp_in_kernel"}
+    matrices = {"image_projection/kernel", "text/transformer/blocks/mlp_in_kernel"}
     for name, start in params.items():
         if name not in matrices:
             np.testing.assert_array_equal(muon[name], adamw[name], err_msg=name)
@@ -248,8 +248,8 @@ def test_muons_matrices_are_those_of_the_towers_layers():
     expected = {f"{tower}/transformer/blocks/{layer}" for tower in ("image", "text") for layer in layers}
     pool = {name for name in found if name.startswith("image/") and name.endswith("_kernel") and "pool" in name}
     assert {name for name, is_matrix in found.items() if is_matrix} == expected | pool | {
-        "image/projection",
-        "text/projection",
+        "image_projection/kernel",
+        "text_projection/kernel",
     }
 
 
@@ -322,7 +322,7 @@ def test_layer_decay_is_beits():
         name = optimizer.name_of(path)
         if name.startswith("image/transformer/blocks/"):
             shares = [decay**2, decay**1]
-        elif name.startswith("image/") and not name.startswith(("image/ln_post", "image/projection")):
+        elif name.startswith("image/") and not name.startswith("image/ln_post"):
             shares = [decay**3]
         else:
             shares = [1.0]
