@@ -20,7 +20,7 @@ NO_DECAY = re.compile(r"(scale|bias)$")
 # Arrays of the transformer's blocks are stacked, [layers, ...].
 STACKED = re.compile(r"(^|/)blocks/")
 # The matrices of linear layers: [inputs, outputs], or [layers, inputs, outputs]. The patch embedding is a convolution.
-MATRIX = re.compile(r"(?<!/patch)_kernel$|(^|/)kernel$")
+MATRIX = re.compile(r"(?<!/patch)_kernel$|/kernel$")
 
 
 def name_of(path: tuple[Any, ...]) -> str:

@@ -110,7 +110,7 @@ def layer_decay(tower: str, decay: float, layers: int) -> tuple[dict[str, Any], 
     Args:
       tower: where its parameters are, such as "image" or "text".
       decay: the factor from one layer to the one below it.
-      layers: how many blocks it has.
+      layers: how many blocks it has, in one stack; a BERT has two, and its groups are written by hand.
     """
     embedding = r"(patch_|class_embedding|token_embedding|positions|segments|ln_pre|ln_embedding)"
     return (

@@ -99,7 +99,7 @@ class Step:
         self.average_decay = average_decay
         self.augment = augment
         self.method = method
-        self.optimizer = optimizer
+        self.optimizer = optax.with_extra_args_support(optimizer)
         self.mesh = mesh
         self.dtype = compute_dtype(precision, mesh.devices.flat[0].platform)
         self.model = methods.bind(method)
@@ -150,8 +150,8 @@ class Step:
         (value, (metrics, stats, memory)), grads = jax.value_and_grad(loss, has_aux=True)(
             state.params, state.stats, state.memory, batch
         )
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        updates = jax.tree.map(lambda update: update * state.rate.astype(update.dtype), updates)
+        # Within the optimizer, since Lookahead's slow weights follow the updates that are made.
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, rate=state.rate)
         params = self.method.clamp(optax.apply_updates(state.params, updates))
         # `clamp` does not know what is frozen, so frozen parameters are restored here.
         params = jax.tree.map(
