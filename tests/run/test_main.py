@@ -200,7 +200,7 @@ def test_a_run_that_works_says_nothing_but_its_progress(results):
     result = results["a run that works"]
     assert result.status == 0 and result.stdout == ""
     lines = result.stderr.splitlines()
-    assert lines[0].startswith("64 pairs, ") and "1 device(s), 4 steps of 8 pairs" in lines[0]
+    assert lines[0].startswith("64 records, ") and "1 device(s), 4 steps of 8 records" in lines[0]
     assert lines[-1].startswith("report: ")
     assert all(line.startswith("step ") for line in lines[1:-1]), result.stderr
 
@@ -208,7 +208,7 @@ def test_a_run_that_works_says_nothing_but_its_progress(results):
 def test_where_no_checkpoint_is_whole_a_run_starts_anew_with_the_recipe_it_is_given(results, folder):
     result = results["a run killed before its first checkpoint"]
     assert result.status == 0, result.stderr
-    assert result.stderr.startswith("64 pairs, ")
+    assert result.stderr.startswith("64 records, ")
     assert losses(folder / "early") == losses(folder / "run")
     for name in ("config.json", "tokenizer.json"):
         assert (folder / "early" / name).read_text() == (folder / "run" / name).read_text()

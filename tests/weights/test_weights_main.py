@@ -20,6 +20,7 @@ from jaxclip.weights.load import open_weights
 
 RESNET = """
 config.method.image = recipes.modified_resnet(image_size=64, width=64, layers=(1, 1, 1, 1))
+config.method.image_projection_bias = True
 config.batch_size = 4
 config.steps = 1
 """

@@ -143,7 +143,7 @@ def test_members_behind_two_tebibytes_are_left_out(tmp_path, caplog):
         file.write(member(b"behind.jpg", b"!") + member(b"behind.txt", b"behind") + END)
     source = TarShards(str(path))
     assert source.read(range(len(source))) == [Record(b"!", ("a good one",), "x.tar:good", None)]
-    assert any("is larger than 2 TiB: only the 2 whole members" in message for message in caplog.messages)
+    assert any("is larger than 2 TiB: only the 2 complete members" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize(
@@ -177,4 +177,4 @@ def test_a_tar_of_too_many_members_gives_the_first(tmp_path, caplog, monkeypatch
     path = tmp_path / "x.tar"
     path.write_bytes(b"".join(member(b"%d.jpg" % n, b"!") + member(b"%d.txt" % n, b"t") for n in range(20)) + END)
     assert len(TarShards(str(path))) == 10
-    assert caplog.messages == [f"{path} has too many members: only the 20 whole members before are used"]
+    assert caplog.messages == [f"{path} has too many members: only the 20 complete members before that are used"]
