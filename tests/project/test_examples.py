@@ -12,12 +12,14 @@ from types import ModuleType
 import pytest
 
 PACKAGES = ["jaxclip.losses"]
+# And those of which not all functions have one.
+OTHERS = ["jaxclip.towers", "jaxclip.upgrade"]
 
 
 def modules_of(package: ModuleType) -> Iterator[ModuleType]:
     """A package and all modules below it."""
     yield package
-    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+    for info in pkgutil.walk_packages(getattr(package, "__path__", []), f"{package.__name__}."):
         yield importlib.import_module(info.name)
 
 
@@ -34,7 +36,7 @@ def test_a_false_example_is_recognized():
     assert "Expected:\n    3" in failures_of(parse(">>> 1 + 1\n3\n", {}, "wrong", None, None))
 
 
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("name", [*PACKAGES, *OTHERS])
 def test_examples_in_docstrings_are_true(name):
     finder = doctest.DocTestFinder(exclude_empty=True)
     tests = [test for module in modules_of(importlib.import_module(name)) for test in finder.find(module)]

@@ -127,10 +127,8 @@ def test_what_the_expression_does_not_find_stays_fresh(init_only, tmp_path):
 
 
 def test_batch_statistics_are_taken_too(tmp_path):
-    keys = changed(
-        image={"name": "modified_resnet", "image_size": 32, "width": 2, "layers": (1, 1, 1, 1)},
-        image_projection_bias=True,
-    )
+    resnet = {"name": "modified_resnet", "image_size": 32, "width": 2, "layers": (1, 1, 1, 1)}
+    keys = changed(image=resnet, image_projection_bias=True)
     path, theirs = source(tmp_path, "openclip", keys)
     found, fresh, _ = started(path, keys, init_only="^image/")
     assert_equal(found, {name: (theirs if name.startswith("image/") else fresh)[name] for name in fresh})

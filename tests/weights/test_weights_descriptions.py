@@ -44,8 +44,7 @@ SHAPES = functools.cache(shapes_of)
 def made(folder: pathlib.Path, form: str, image: Any) -> pathlib.Path:
     tokenizer = tokenizers.train(["a"], 514)
     text = TextConfig(tokenizer.vocab_size, context_length=8, width=8, layers=2, heads=2, activation="gelu")
-    bias = isinstance(image, ModifiedResNetConfig)
-    method = clip.Method(image, text, 4, image_projection_bias=bias)
+    method = clip.Method(image, text, 4, image_projection_bias=isinstance(image, ModifiedResNetConfig))
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), methods.abstract_variables(method))
     save(folder, form, method, tokenizer, *zeros)
     return folder

@@ -89,7 +89,7 @@ def test_another_size_is_written_with_resized_positions(workdir, tmp_path):
     arguments = ["--to=huggingface", "--image-size=32", "--context-length=20"]
     assert main([str(workdir), str(tmp_path / "out"), *arguments]) == 0
     model = jaxclip.load(tmp_path / "out")
-    assert (model.method.image_size, model.method.context_length) == (32, 20)
+    assert (model.method.image.image_size, model.method.text.context_length) == (32, 20)
     expected = jaxclip.load(workdir, image_size=32, context_length=20)
     picture = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
     np.testing.assert_array_equal(model.encode_image(picture), expected.encode_image(picture))
