@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import shutil
 from typing import Any
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
+from jax.experimental import multihost_utils
 
 from jaxclip import upgrade
 from jaxclip.errors import UserError
@@ -94,14 +96,20 @@ def load_model(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path} is a checkpoint that cannot be read ({reason}); copy all of it again") from error
 
 
-def load_variables(path: pathlib.Path, params: Any, stats: Any) -> tuple[Any, Any]:
+def load_variables(path: pathlib.Path, params: Any, stats: Any, averaged: bool = False) -> tuple[Any, Any]:
     """The parameters and the batch statistics alone, laid out as these abstract ones are.
+
+    Args:
+      path: of the checkpoint.
+      params, stats: abstract.
+      averaged: whether to take the moving average of the parameters.
 
     Raises:
       UserError: they are those of another model.
     """
-    loaded = _load_state(path.absolute(), _with_stats({"params": params}, stats))
-    return loaded["params"], loaded.get("stats", {})
+    name = "average" if averaged else "params"
+    loaded = _load_state(path.absolute(), _with_stats({name: params}, stats))
+    return loaded[name], loaded.get("stats", {})
 
 
 def _load_state(path: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
@@ -129,10 +137,29 @@ def _only(form: dict[str, Any], tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(choose, tree)
 
 
-def save_variables(path: pathlib.Path, params: Any, stats: Any, model: dict[str, Any]) -> None:
+def save_variables(path: pathlib.Path, params: Any, stats: Any, model: dict[str, Any], average: Any = None) -> None:
     """Writes a checkpoint that can be used but not trained on from: weights, and JSON values as `Checkpoints.save`."""
-    state = _with_stats({"params": params}, stats)
+    state = _with_stats({"params": params}, stats) | ({"average": average} if average else {})
     ocp.save_checkpointables(path.absolute(), {_STATE: state, _MODEL: model})
+
+
+def save_best(path: pathlib.Path, state: Any, model: dict[str, Any]) -> None:
+    """Writes the best checkpoint so far: a model to use, without what training needs; it replaces the one before.
+
+    Every process has to take part. A kill leaves the one before, or both under other names.
+    """
+    new, old = path.with_name(path.name + ".new"), path.with_name(path.name + ".old")
+    if jax.process_index() == 0:
+        shutil.rmtree(new, ignore_errors=True)
+    multihost_utils.sync_global_devices("best checkpoint: begin")
+    save_variables(new, state.params, state.stats, model, average=state.average)
+    if jax.process_index() == 0:
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    multihost_utils.sync_global_devices("best checkpoint: end")
 
 
 def _pack(state: Any) -> dict[str, Any]:

@@ -17,7 +17,16 @@ from jaxclip.step import TrainState
 from jaxclip.weights import init_from
 
 # Keys that may differ when a run goes on: its length, how often it does things, and the data.
-MAY_CHANGE = ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "profile_steps")
+MAY_CHANGE = (
+    "steps",
+    "epochs",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "keep_best",
+    "profile_steps",
+)
 MAY_CHANGE_UNDER = ("data.train", "data.eval", "data.root", "data.vocabulary", "data.max_skip_rate", "evals")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh
 
-from jaxclip import evaluate, methods, optimizer, sharding
+from jaxclip import evaluate, methods, optimizer, schedule, sharding
 from jaxclip.config import Config, DataConfig, to_dict
 from jaxclip.data import findings, loader, mixture, skips, sources, storage, tokenizers
 from jaxclip.data.record import Source
@@ -108,6 +108,7 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
         average_decay=config.optimizer.average_decay,
         augment=augmentation(method.inputs(), data),
     )
+    _check_metrics(config, [evaluation.name for evaluation in evaluations])
     optimizer.check_groups(step.abstract_state.params, config.optimizer.groups)
     # A chunk that is bad as a whole comes up within one window.
     block = 4 * data.shuffle_window if mixture.is_chunked(source) else 1000
@@ -137,6 +138,21 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
         loader=training,
         validation_skips=skips.SkipLog(),
     )
+
+
+def _check_metrics(config: Config, evaluations: Sequence[str]) -> None:
+    """Raises UserError if the best checkpoint or a plateau schedule goes by a metric that is never measured."""
+    metrics = {"config.keep_best": config.keep_best}
+    kind = schedule.from_config(config.optimizer.schedule)
+    if isinstance(kind, schedule.Plateau):
+        metrics["config.optimizer.schedule.metric"] = kind.metric
+    for key, metric in metrics.items():
+        name, _ = schedule.signed(metric)
+        evaluation = name.rpartition("/")[0]
+        if not metric or evaluation in evaluations or (name.startswith("validation_") and config.data.eval):
+            continue
+        known = ", ".join([f"{evaluation}/METRIC" for evaluation in evaluations] or ["NAME/METRIC of config.evals"])
+        raise UserError(f"{key}={metric!r} is not measured: give validation_loss with config.data.eval, or {known}")
 
 
 def _tokenizer(method: methods.Method, data: DataConfig, source: Source, saved: str | None) -> Tokenizer | None:

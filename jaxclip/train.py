@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import math
 import pathlib
 import signal
@@ -12,12 +13,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxclip import evaluate, optimizer, report, resume, sharding
-from jaxclip.checkpoint import Checkpoints
+from jaxclip import evaluate, optimizer, report, resume, schedule, sharding
+from jaxclip.checkpoint import Checkpoints, save_best
 from jaxclip.config import Config, to_dict
 from jaxclip.evaluate.validation import validation_metrics
+from jaxclip.history import History
 from jaxclip.monitor import Monitor, Profiler
 from jaxclip.report.gallery import gallery
 from jaxclip.run import Run, build
@@ -52,6 +55,8 @@ def train(config: Config, workdir: pathlib.Path) -> None:
             contextlib.closing(Profiler(workdir / "profile", config.profile_steps)) as profiler,
         ):
             monitor.say(message)
+            if note := schedule.warmup_note(config.optimizer, run.steps):
+                monitor.say(note)
             trainer = _Trainer(run, state, checkpoints, monitor)
             trainer.loop(profiler)
             trainer.finish()
@@ -62,8 +67,15 @@ class _Trainer:
 
     def __init__(self, run: Run, state: TrainState, checkpoints: Checkpoints, monitor: Monitor):
         self.run, self.config = run, run.config
-        self.state, self.start = state, int(state.step)
+        self.state, self.start, self.end = state, int(state.step), run.steps
         self.checkpoints, self.monitor = checkpoints, monitor
+        kind = schedule.from_config(run.config.optimizer.schedule)
+        self.plateau = kind if isinstance(kind, schedule.Plateau) else None
+        self.plateau_history = History(self.plateau.metric, run.workdir, self.start) if self.plateau else None
+        best = run.config.keep_best
+        self.best_history = History(best, run.workdir, self.start) if best else None
+        if self.start:
+            self._follow_plateau(self.start)
 
     def loop(self, profiler: Profiler) -> None:
         """Steps from `start` to the end, two in flight at most; each one's figures are checked before the next save."""
@@ -72,6 +84,8 @@ class _Trainer:
         batches = self._batches()
         with _StopSignal() as stop:
             for step in range(self.start + 1, run.steps + 1):
+                if step > self.end:
+                    break
                 with self.monitor.waiting_for_data(config.batch_size):
                     batch = next(batches)
                 profiler.before(step, self.state)
@@ -87,7 +101,9 @@ class _Trainer:
                     self._save(step)
                 if evaluating and not last:
                     self._evaluate(step)
-                if stopping and not last:
+                if self.end == step and not (saving or stopping):
+                    self._save(step)
+                if stopping and step < self.end:
                     self.checkpoints.wait()
                     raise Preempted(
                         f"stopped by SIGTERM after step {step}; everything is saved, the same command goes on"
@@ -99,8 +115,12 @@ class _Trainer:
         self.checkpoints.wait()
         if self.start == run.steps:
             self.monitor.say(f"all {run.steps} steps are done already")
+        elif self.end < run.steps:
+            self.monitor.say(
+                f"stopped early after step {self.end}: config.optimizer.schedule.stop evaluations in a row"
+            )
         with _stopping_at_once():
-            for result in self._evaluate(run.steps):
+            for result in self._evaluate(self.end):
                 self.monitor.say(evaluate.summary(result))
             images = gallery(run.encoder, self.state.variables, run.eval_source) if run.eval_source else None
             evaluated = (evaluation.skips for evaluation in run.evaluations)
@@ -134,6 +154,7 @@ class _Trainer:
                 figures |= validation_metrics(
                     run.step, self.state, run.eval_source, run.views, config.batch_size, run.validation_skips
                 )
+            self._measured(step, figures)
         self.monitor.write(step, figures)
 
     def _check_finite(self, step: int, figures: Mapping[str, float]) -> None:
@@ -148,10 +169,12 @@ class _Trainer:
 
     def _save(self, step: int) -> None:
         with self.monitor.paused():
-            model: dict[str, Any] = {"config": to_dict(self.config)}
-            if self.run.tokenizer is not None:
-                model["tokenizer"] = self.run.tokenizer.to_json()
-            self.checkpoints.save(step, self.state, model)
+            self.checkpoints.save(step, self.state, self._model_values())
+
+    def _model_values(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the state: all that is needed to use the model."""
+        tokenizer = self.run.tokenizer
+        return {"config": to_dict(self.config)} | ({} if tokenizer is None else {"tokenizer": tokenizer.to_json()})
 
     def _evaluate(self, step: int) -> list[dict[str, Any]]:
         run = self.run
@@ -160,7 +183,31 @@ class _Trainer:
             names = {"model": f"{self.config.method['name']}", "pretrained": f"{run.workdir.name}@{step}"}
             results = evaluate.run_all(run.evaluations, run.encoder, self.state.variables, folder, names)
             self.monitor.write_evaluations(step, results)
+            measured = {f"{result['dataset']}/{name}": v for result in results for name, v in result["metrics"].items()}
+            self._measured(step, measured)
             return results
+
+    def _measured(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Lets a plateau schedule and the best checkpoint follow what an evaluation measured."""
+        if self.plateau_history is not None:
+            self.plateau_history.add(step, metrics)
+            self._follow_plateau(step)
+        if self.best_history is not None and self.best_history.add(step, metrics):
+            save_best(self.run.workdir / "best", self.state, self._model_values())
+
+    def _follow_plateau(self, step: int) -> None:
+        """Sets the factor on the updates, and the end of the run if the metric has not improved for too long."""
+        if self.plateau is None or self.plateau_history is None:
+            return
+        rate, stop = schedule.plateau(
+            self.plateau_history.values,
+            patience=self.plateau.patience,
+            factor=self.plateau.factor,
+            stop=self.plateau.stop,
+        )
+        placed = jax.device_put(np.float32(rate), self.run.step.abstract_state.rate.sharding)
+        self.state = dataclasses.replace(self.state, rate=placed)
+        self.end = step if stop else self.end
 
 
 class _StopSignal:

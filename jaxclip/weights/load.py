@@ -51,13 +51,15 @@ class OwnWeights:
 
     source: str
     method: Any
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     config: Config | None
 
     def read(self, mesh: Mesh, dtype: Any = "float32") -> tuple[dict[str, Any], dict[str, Any]]:
         """As `Weights` has it."""
         abstract = sharding.placed(mesh, *methods.abstract_variables(self.method), dtype)
-        return checkpoint.load_variables(pathlib.Path(self.source), *abstract)
+        # What was evaluated is what is used and exported.
+        averaged = self.config is not None and self.config.optimizer.average_decay > 0
+        return checkpoint.load_variables(pathlib.Path(self.source), *abstract, averaged=averaged)
 
 
 def open_weights(
@@ -88,4 +90,5 @@ def open_weights(
     saved = checkpoint.load_model(folder)
     config = parse(Config, saved["config"]) if "config" in saved else None
     method = methods.from_config(config.method if config else saved["method"])
-    return OwnWeights(str(folder), method, tokenizers.from_json(saved["tokenizer"]), config)
+    tokenizer = tokenizers.from_json(saved["tokenizer"]) if "tokenizer" in saved else None
+    return OwnWeights(str(folder), method, tokenizer, config)

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "methods": {"errors", "config", "sharding", "context", "inputs", "towers", "losses"},
     "schedule": {"errors", "config"},
     "lookahead": set(),
+    "history": {"errors", "config", "schedule"},
     "recipes": {"errors", "config", "context", "sharding", "towers"},
     "optimizer": {"errors", "config", "schedule", "lookahead"},
     "device_augmentation": {"errors", "config", "inputs", "context", "sharding"},
