@@ -34,7 +34,7 @@ class Answers:
       heads: of the attention of the image tower, or of the image and the text tower with a comma between ("16,20"); a
         side that need not be said may be empty (",20").
       tokenizer: path of the vocabulary, which counts whatever the files have.
-      image_size: pixels of the pictures' side, for files whose patches are those of several sizes. Another size is
+      image_size: pixels of the images' side, for files whose patches are those of several sizes. Another size is
         that which the caller resizes the positions to, and what the files were trained at then makes no difference.
     """
 
@@ -73,10 +73,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--activation", help=f"of both towers, or the image and the text tower's: {', '.join(get_args(Activation))}"
     )
-    group.add_argument("--preprocess", help=f"of pictures: {', '.join(PREPROCESSING)}")
+    group.add_argument("--preprocess", help=f"of images: {', '.join(PREPROCESSING)}")
     group.add_argument("--heads", help="of the attention of the image tower, or of both with a comma (16,20)")
     group.add_argument("--tokenizer", help="path of the vocabulary")
-    group.add_argument("--image-size", type=int, help="pixels of its pictures; position embeddings are resized to it")
+    group.add_argument("--image-size", type=int, help="pixels of its images; position embeddings are resized to it")
 
 
 def from_flags(arguments: argparse.Namespace) -> Answers:
@@ -138,7 +138,7 @@ class Questions:
         return heads
 
     def image_size(self, patch_size: int, grid: int) -> int:
-        """Pixels of the side of pictures, of which that many patches along a side are seen."""
+        """Pixels of the side of images, of which that many patches along a side are seen."""
         least = patch_size * grid
         # SigLIP's so400m/14 was published for both; of 384 pixels the last 6 are not seen.
         if (patch_size, grid) != (14, 27):

@@ -203,7 +203,7 @@ def weight_file(folder: pathlib.Path, *stems: str) -> pathlib.Path:
 
 
 def _preprocessor(folder: pathlib.Path) -> tuple[str, Any] | None:
-    """What a Hugging Face folder says of pictures, and the file it says it in, the one that transformers would take."""
+    """What a Hugging Face folder says of images, and the file it says it in, the one that transformers would take."""
     whole, alone = folder / "processor_config.json", folder / "preprocessor_config.json"
     if whole.is_file() and (part := read_json(whole).get("image_processor")) is not None:
         return f"{whole.name}, image_processor", part

@@ -137,9 +137,9 @@ def test_pixels_are_asked_for_and_nothing_else():
         ("img/Transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel", None, "it has no img/Transformer/encoderblock_0"),
         ("img/pos_embedding", (16, 24), "img/pos_embedding has the shape"),
         ("txt/Embed_0/embedding", (0, 16), "txt/Embed_0/embedding has the shape"),
-        ("img/pos_embedding", (1, 17, 24), "17 patches of 5 x 5 pixels in 3 colours"),
-        ("img/embedding/kernel", (5, 4, 3, 24), "16 patches of 5 x 4 pixels in 3 colours"),
-        ("img/embedding/kernel", (5, 5, 1, 24), "16 patches of 5 x 5 pixels in 1 colours"),
+        ("img/pos_embedding", (1, 17, 24), "17 patches of 5 x 5 pixels in 3 colors"),
+        ("img/embedding/kernel", (5, 4, 3, 24), "16 patches of 5 x 4 pixels in 3 colors"),
+        ("img/embedding/kernel", (5, 5, 1, 24), "16 patches of 5 x 5 pixels in 1 colors"),
     ],
 )
 def test_a_file_that_is_no_siglip_is_refused_by_the_tensor_at_fault(name, shape, said):

@@ -36,7 +36,7 @@ def describe(source: str, tensors: Mapping[str, Stored], questions: Questions) -
     Args:
       source: the file, for messages.
       tensors: as `names` gives them.
-      questions: asked for the pixels, and for the size of pictures where the patches do not tell.
+      questions: asked for the pixels, and for the size of images where the patches do not tell.
 
     Raises:
       UserError: it is no SigLIP.
@@ -47,7 +47,7 @@ def describe(source: str, tensors: Mapping[str, Stored], questions: Questions) -
     grid = math.isqrt(patches)
     if patch != other or channels != 3 or grid**2 != patches:
         raise UserError(
-            f"{source}: {patches} patches of {patch} x {other} pixels in {channels} colours are no square picture's"
+            f"{source}: {patches} patches of {patch} x {other} pixels in {channels} colors are no square image"
         )
     vocab_size, text_width = shapes.of("txt/Embed_0/embedding", 2)
     _, context_length, _ = shapes.of("txt/pos_embedding", 3)

@@ -1,4 +1,4 @@
-"""The files beside a model's weights that transformers and open_clip read: config, pictures, texts.
+"""The files beside a model's weights that transformers and open_clip read: config, images, texts.
 
 Facts are those of transformers 5.23: models/auto/tokenization_auto.py, tokenization_utils_tokenizers.py,
 models/siglip/tokenization_siglip.py.
@@ -28,7 +28,7 @@ def write_files(folder: pathlib.Path, method: clip.Method, tokenizer: Tokenizer)
     """Writes all of a Hugging Face folder but the weights.
 
     `CLIPModel` or `SiglipModel.from_pretrained` opens it beside them, and `AutoProcessor.from_pretrained` prepares
-    pictures and, with padding="max_length" and truncation=True, texts.
+    images and, with padding="max_length" and truncation=True, texts.
 
     Args:
       folder: where to; it is there.

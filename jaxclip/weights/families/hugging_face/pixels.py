@@ -1,4 +1,4 @@
-"""preprocessor_config.json: what Hugging Face's image processors do to a picture, and ours in their words.
+"""preprocessor_config.json: what Hugging Face's image processors do to an image, and ours in their words.
 
 Since transformers 5 it is "image_processor" in processor_config.json. Facts are those of transformers 5.23,
 models/clip/image_processing_clip.py and models/siglip/image_processing_siglip.py, and of the old CLIPFeatureExtractor,
@@ -58,10 +58,10 @@ def describe_pixels(file: str, content: Mapping[str, Any], kind: str, image_size
       file: its name, for messages.
       content: what is in it, which may be anything.
       kind: "clip" or "siglip", the model's.
-      image_size: pixels of the pictures that the model takes.
+      image_size: pixels of the images that the model takes.
 
     Raises:
-      UserError: it does to pictures what ours cannot, or is wrong; the message names the key.
+      UserError: it does to images what ours cannot, or is wrong; the message names the key.
     """
     named = Keys(file, content, dict.fromkeys(_NAMING))
     naming = next((key for key in _NAMING if named.get(key) is not None), None)
@@ -96,7 +96,7 @@ def _channels(keys: Keys, key: str, least: float) -> tuple[float, float, float]:
 
 
 def _resize(keys: Keys, image_size: int) -> str:
-    """How a picture becomes one of image_size x image_size."""
+    """How an image becomes one of image_size x image_size."""
     crops = keys.choice("do_center_crop", {True: True, False: False})
     size = keys.get("size")
     square = {"height": image_size, "width": image_size}

@@ -87,7 +87,7 @@ def describe(
     Args:
       source: the folder, for messages.
       config: what is in config.json; keys that are not there have transformers' defaults.
-      preprocessor: what is said of pictures: the name of a file, and what is in it; None where nothing is.
+      preprocessor: what is said of images: the name of a file, and what is in it; None where nothing is.
       questions: asked for the pixels then.
 
     Raises:
@@ -183,7 +183,7 @@ def _kind(file: str, config: Mapping[str, Any]) -> str:
     if kind == "siglip2":
         # google/siglip2-*-naflex; google/siglip2-base-patch16-224 and all others of one resolution are "siglip".
         raise UserError(
-            f"{file}: model_type='siglip2' is SigLIP 2 for pictures of any shape (NaFlex), which no tower here is; "
+            f"{file}: model_type='siglip2' is SigLIP 2 for images of any shape (NaFlex), which no tower here is; "
             "take a SigLIP 2 of one resolution, whose model_type is 'siglip'"
         )
     raise keys.wrong("model_type", "'clip' or 'siglip': that of both towers, as CLIPModel and SiglipModel save it")

@@ -158,7 +158,7 @@ def _side(keys: Keys, key: str) -> int:
     if not isinstance(value, list | tuple):
         return keys.whole(key)
     if len(value) != 2 or value[0] != value[1] or type(value[0]) is not int or not 1 <= value[0] < 1 << 24:
-        raise keys.wrong(key, "a whole number, or the same one twice: jaxclip's pictures are square")
+        raise keys.wrong(key, "a whole number, or the same one twice: jaxclip's images are square")
     return value[0]
 
 
