@@ -1,4 +1,4 @@
-"""A method with all that one may have: two stages, dropout, grouped statistics, a momentum copy, a queue, an average."""
+"""All that a method may have: two stages, dropout, grouped statistics, a momentum copy, a queue, an average."""
 
 from __future__ import annotations
 
