@@ -12,15 +12,14 @@ import jax
 from jax.sharding import Mesh
 
 from jaxclip import evaluate, methods, optimizer, schedule, sharding
-from jaxclip.config import Config, DataConfig, to_dict
-from jaxclip.data import findings, loader, mixture, skips, sources, storage, tokenizers
+from jaxclip.config import Config, to_dict
+from jaxclip.data import findings, loader, mixture, skips, sources, vocabulary
 from jaxclip.data.record import Source
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.data.views import Views
 from jaxclip.device_augmentation import augmentation
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
-from jaxclip.inputs import Answers, Text
 from jaxclip.io import atomic_write
 from jaxclip.step import Step
 
@@ -95,7 +94,9 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
     findings.preflight(source, "data.train", data.max_pixels, data.max_skip_rate)
     evaluations = [evaluate.Evaluation(name, item, data.root) for name, item in evaluators.items()]
     eval_source = sources.open_source(data.eval, root=data.root) if data.eval else None
-    tokenizer = _tokenizer(method, data, source, saved_tokenizer)
+    tokenizer = vocabulary.tokenizer_of(method.inputs(), data, source, saved_tokenizer)
+    if tokenizer is not None:
+        method.check(tokenizer)
     views = Views(method.inputs(), data, tokenizer)
     steps = config.steps or math.ceil(config.epochs * len(source) / config.batch_size)
     step = Step(
@@ -153,25 +154,6 @@ def _check_metrics(config: Config, evaluations: Sequence[str]) -> None:
             continue
         known = ", ".join([f"{evaluation}/METRIC" for evaluation in evaluations] or ["NAME/METRIC of config.evals"])
         raise UserError(f"{key}={metric!r} is not measured: give validation_loss with config.data.eval, or {known}")
-
-
-def _tokenizer(method: methods.Method, data: DataConfig, source: Source, saved: str | None) -> Tokenizer | None:
-    if not any(isinstance(kind, Text | Answers) for kind in method.inputs().values()):
-        return None
-    if saved is not None:
-        tokenizer = tokenizers.from_json(saved)
-    elif data.vocabulary:
-        tokenizer = tokenizers.load(storage.resolve(data.vocabulary, data.root))
-    elif data.train_vocabulary:
-        captions = loader.caption_sample(source, data.caption_templates)
-        tokenizer = tokenizers.train(captions, data.train_vocabulary)
-    else:
-        raise UserError(
-            "config.data.vocabulary is empty: give data.vocabulary=PATH (OpenAI's bpe_simple_vocab_16e6.txt.gz is in "
-            "the folder clip/ of github.com/openai/CLIP) or data.train_vocabulary=SIZE to train one from the captions"
-        )
-    method.check(tokenizer)
-    return tokenizer
 
 
 def _write(path: pathlib.Path, text: str) -> None:

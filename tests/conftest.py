@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from cpu_devices import xla_flags
 from jaxtyping import install_import_hook
 
 # All of it is read once, when jax or tensorflow is first imported, and is inherited by the commands that tests start.
@@ -19,9 +20,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # The TPU's compiler, where it is installed, is not to look for a TPU, and serves several processes.
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}".strip()
 
-# Indices of what tests write would pile up in the user's own cache.
+# Indices of what tests write, and compiled steps, would pile up in the user's own caches. Compiled steps are shared by
+# the workers and the commands that they start: a run that goes on has the programs of the run that was killed.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxclip-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["JAXCLIP_CACHE"] = tempfile.mkdtemp(prefix="jaxclip-tests-")
 atexit.register(shutil.rmtree, os.environ["JAXCLIP_CACHE"], ignore_errors=True)
 

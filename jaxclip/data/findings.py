@@ -17,7 +17,7 @@ from jaxclip.errors import UserError
 from jaxclip.io import printable
 
 _READ = 32  # records read at a time
-_THUMBNAIL = 320  # pixels of a thumbnail's longer side
+THUMBNAIL = 320  # pixels of a thumbnail's longer side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _example(record: Record | Skip, max_pixels: int) -> Example:
         raise Unreadable("no caption")
     image = open_image(record.image, max_pixels)
     size, stored = image.size, record.image.nbytes if isinstance(record.image, np.ndarray) else len(record.image)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
     return Example(key=record.key, image=image, size=size, stored=stored, captions=record.captions)
 
 

@@ -15,10 +15,9 @@ import numpy as np
 
 from jaxclip.config import DataConfig, PixelsConfig
 from jaxclip.data import order
-from jaxclip.data.captions import wrap
 from jaxclip.data.images.crops import prepare
 from jaxclip.data.images.decode import Unreadable, open_image
-from jaxclip.data.mixture import chunk_numbers, is_chunked, may_replace, spread, training_order
+from jaxclip.data.mixture import chunk_numbers, is_chunked, may_replace, training_order
 from jaxclip.data.record import Record, Skip, Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.data.storage import ChunkCache
@@ -237,20 +236,3 @@ def read_ahead(
                 yield from pending.popleft().result()
         while pending:
             yield from pending.popleft().result()
-
-
-def caption_sample(source: Source, templates: Sequence[str], limit: int = 8192) -> list[str]:
-    """Captions of up to `limit` records spread over a source, as training sees them, to train a vocabulary from.
-
-    Each caption comes in every template: a vocabulary of bare class names would spell the words around them out, letter
-    by letter, and the class would fall behind the end of the context.
-    """
-    ids = spread(source, limit)
-    texts: list[str] = []
-    for start in range(0, len(ids), _CHUNK):
-        for record in source.read(ids[start : start + _CHUNK]):
-            if isinstance(record, Record):
-                texts.extend(
-                    wrap(caption, template) for caption in record.captions for template in templates or ("{c}",)
-                )
-    return texts

@@ -9,14 +9,17 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from commands import png, write_tar
+from commands import png, recipe, write_tar
 from paths import MODELS
 
+from jaxclip import command_line
+from jaxclip.config import Config, parse
 from jaxclip.data import findings
 from jaxclip.data.check import __main__ as check
-from jaxclip.data.check import contact_sheet
+from jaxclip.data.check import contact_sheet, fed
 from jaxclip.data.record import Record, Skip
 from jaxclip.errors import UserError
+from jaxclip.run import build
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,3 +183,96 @@ def test_tokens_are_counted_up_to_the_padding(shard, capsys, monkeypatch):
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("tokens"))
     # "the caption of number 1": letter by letter at most, and the end.
     assert 5 <= int(re.search(r"median (\d+)", line)[1]) <= 26 and "0 of 5 are truncated" in line
+
+
+VIEWS = """
+from jaxclip.config import ViewConfig, defaults
+config.data.views = {"ssl": defaults(ViewConfig)}
+config.data.views.ssl.augment.update({"gray": 1.0})
+config.method.name = "slip"
+config.method.update({"ssl_hidden": 8, "ssl_dim": 8})
+"""
+
+
+def sampled_from(path: pathlib.Path, count: int, epochs: int, **changes) -> fed.Sample:
+    config = parse(Config, command_line.read(["check", f"--config={path}"]))
+    return fed.sample(dataclasses.replace(config, **changes), count, epochs)
+
+
+def test_what_a_recipe_feeds_is_what_its_run_draws(tmp_path):
+    path = recipe(tmp_path, 'config.data.augment.update({"color_jitter": (0.4, 0.4, 0.4, 0.1)})')
+    config = parse(Config, command_line.read(["check", f"--config={path}"]))
+    run = build(config, tmp_path / "run", None)
+    found = sampled_from(path, 64, 2)
+    assert len(found.records) == 64
+    for epoch in range(2):
+        batch = run.loader.rows(64 * epoch, 64)
+        _, ids, epochs = run.loader.places(64 * epoch, 64)
+        assert set(epochs) == {epoch}
+        for row, number in enumerate(ids):
+            np.testing.assert_array_equal(batch["image"][row], found.records[number].training["image"][epoch].pixels)
+
+
+def test_views_are_drawn_with_what_the_device_changes(tmp_path):
+    found = sampled_from(recipe(tmp_path, VIEWS + "config.data.augment_on_device = True"), 3, 2)
+    assert [*found.inputs] == ["image", "text", "first_view", "second_view"]
+    for record in found.records:
+        for view in (record.training["first_view"][0], record.evaluation["second_view"]):
+            # Gray: the channels are equal, up to the rounding of one level.
+            assert np.ptp(view.pixels.astype(int), axis=-1).max() <= 1
+    # The first record is black and the last white, the one between them is not.
+    assert np.ptp(found.records[1].training["image"][0].pixels.astype(int), axis=-1).max() > 100
+    assert (
+        found.records[1].training["first_view"][0].pixels != found.records[1].training["second_view"][0].pixels
+    ).any()
+
+
+def test_pixels_are_measured_as_the_model_takes_them(tmp_path):
+    found = sampled_from(recipe(tmp_path), 2, 1)
+    (crop,) = found.records[0].training["image"]
+    kind = found.inputs["image"]
+    expected = (crop.pixels.astype(np.float64) / 255 - kind.pixels.mean) / kind.pixels.std
+    assert crop.mean == pytest.approx(expected.mean()) and crop.deviation == pytest.approx(expected.std())
+
+
+def test_texts_are_shown_with_their_tokens(tmp_path):
+    (record, *_) = sampled_from(recipe(tmp_path), 4, 2).records
+    (text,) = record.texts["text"]
+    assert text.text.strip() == "black to the left of" and text.length == 12  # as much as 12 tokens hold
+    pieces = [piece for _, piece in text.pieces]
+    assert (pieces[0], pieces[-1]) == ("start", "end")
+    assert "".join(pieces[1:-1]) == "blacktotheleftof"
+
+
+def checked(monkeypatch, *arguments: str) -> int:
+    """The command's status; ml_collections reads the keys of a recipe from sys.argv."""
+    monkeypatch.setattr("sys.argv", ["check", *arguments])
+    return check.main()
+
+
+def test_the_sheet_of_a_recipe_has_every_crop(tmp_path, capsys, monkeypatch):
+    path, output = recipe(tmp_path, VIEWS), tmp_path / "sheet.html"
+    arguments = [f"--config={path}", "--sample=3", "--epochs=2", f"--output={output}", "--config.seed=4"]
+    assert checked(monkeypatch, *arguments) == 0
+    page = Page(output.read_text())
+    # The source, two training crops and the evaluation crop of three views.
+    assert page.tags.count("img") == 3 * 3 * 4 and "script" not in page.tags
+    assert page.texts.count("training, epoch 2") == 9
+    printed = capsys.readouterr().out
+    assert "first_view" in printed and "16 x 16, view ssl" in printed and "mean ± deviation" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config.data.trian=x"], "config.data.trian is not a key; did you mean config.data.train?"),
+        (["--config.data.train=missing.tar"], "does not exist"),
+        (["--sample=0"], "must be at least 1"),
+        (["--rooot=x"], "rooot"),
+        (["--config.method.name=slip"], "config.data.views.ssl is missing"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(tmp_path, arguments, said, capsys, monkeypatch):
+    assert checked(monkeypatch, f"--config={recipe(tmp_path)}", f"--output={tmp_path}/sheet.html", *arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("error: ") and error.count("\n") == 1

@@ -306,20 +306,6 @@ def test_no_ids_give_no_examples():
     assert list(loader.examples(Numbered(3), [], SIZE, PixelsConfig(), SkipLog())) == []
 
 
-def test_a_vocabulary_is_trained_from_captions_all_over_the_source():
-    source = Numbered(1000, BAD)
-    assert loader.caption_sample(source, ()) == [
-        f"number {i}" for i in range(1000) if not (isinstance(BAD.get(i), Skip) or i == 9)
-    ]
-    sample = [int(caption.removeprefix("number ")) for caption in loader.caption_sample(source, (), limit=10)]
-    assert sample == [0, 111, 222, 333, 444, 555, 666, 777, 888, 999]
-
-
-def test_a_vocabulary_is_trained_on_captions_in_their_templates():
-    found = loader.caption_sample(Numbered(1), ("a photo of {c}.", "{c}"))
-    assert found == ["a photo of number 0.", "number 0"]
-
-
 def test_a_config_says_which_caption_is_taken():
     several = {i: Record(np.zeros((9, 9, 3), np.uint8), ("red. Blue.", "left", "right"), f"many/{i}") for i in range(9)}
 

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
+from cpu_devices import xla_flags
 from paths import ROOT
 from PIL import Image
 
@@ -32,6 +33,7 @@ def get_config():
     config.log_every = 1
     config.eval_every = 0
     config.checkpoint_every = 2
+    config.optimizer.warmup_steps = 0
     config.data.root = str(pathlib.Path(__file__).parent)
     config.data.train = "pairs.tar"
     config.data.train_vocabulary = 520
@@ -98,12 +100,7 @@ def recipe(folder: pathlib.Path, change: str = "", name: str = "tiny.py", size: 
 def environment(changes: Mapping[str, str] | None = None, devices: int = 1) -> dict[str, str]:
     """What a command is started with: CPU devices, and nothing that would quieten what a person would see."""
     kept = {key: value for key, value in os.environ.items() if key not in ("TF_CPP_MIN_LOG_LEVEL", "XLA_FLAGS")}
-    return kept | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": device_flag(devices)} | dict(changes or {})
-
-
-def device_flag(devices: int) -> str:
-    """The value of XLA_FLAGS that makes one CPU look like several devices."""
-    return f"--xla_force_host_platform_device_count={devices}"
+    return kept | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices)} | dict(changes or {})
 
 
 def start(arguments: Sequence[str], env: Mapping[str, str], output: pathlib.Path) -> subprocess.Popen:

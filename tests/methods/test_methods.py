@@ -35,8 +35,6 @@ SIGLIP = {
 }
 CLIP = {"name": "clip", "embed_dim": 32, "image": VIT, "text": TEXT}
 BATCH = 16
-# Compiling is what takes time here.
-HURRY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def step_of(keys: dict[str, Any], **settings: Any) -> Step:
@@ -58,7 +56,7 @@ def batch_for(method: Any) -> dict[str, np.ndarray]:
 def fresh(step: Step) -> TrainState:
     """A state before the first step; a random key of this kind compiles in a fifth of the time."""
     key = jax.random.key(0, impl="rbg")
-    params, stats = jax.jit(methods.init_variables, static_argnums=0).lower(step.method, key).compile(HURRY)(key)
+    params, stats = jax.jit(methods.init_variables, static_argnums=0).lower(step.method, key).compile()(key)
     state = TrainState(
         step=np.int32(0),
         params=params,
@@ -150,7 +148,7 @@ def test_siglip_is_not_clamped():
 @functools.cache
 def siglip_step() -> Any:
     step = step_of(SIGLIP)
-    return step, step.train.lower(step.abstract_state, batch_for(step.method)).compile(HURRY)
+    return step, step.train.lower(step.abstract_state, batch_for(step.method)).compile()
 
 
 def test_siglip_learns_a_batch_by_heart():
@@ -190,7 +188,7 @@ def test_clip_trains_a_resnet_with_bert():
     bert = {"name": "bert", "vocab_size": 50, "context_length": 6, "width": 32, "layers": 1, "heads": 2}
     step = step_of(CLIP | {"image": resnet, "text": bert})
     rows = batch_for(step.method)
-    train = step.train.lower(step.abstract_state, rows).compile(HURRY)
+    train = step.train.lower(step.abstract_state, rows).compile()
     state, losses = fresh(step), []
     before = paths(state.variables)
     for _ in range(10):

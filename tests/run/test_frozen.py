@@ -66,10 +66,9 @@ def made_up(step: Step, **params: Any) -> TrainState:
 
 @functools.cache
 def compiled(frozen: str, microbatches: int = 1) -> Any:
-    """The training step; compiling is what takes time here."""
-    hurry = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    """The training step."""
     step = step_with(frozen, microbatches)
-    return step.train.lower(step.abstract_state, batch()).compile(hurry)
+    return step.train.lower(step.abstract_state, batch()).compile()
 
 
 def arrays(tree: Any) -> dict[str, np.ndarray]:

@@ -7,7 +7,8 @@ import json
 import pathlib
 
 import pytest
-from commands import ROOT, Result, device_flag, environment, losses, png, recipe, run, run_many, write_tar
+from commands import ROOT, Result, environment, losses, png, recipe, run, run_many, write_tar
+from cpu_devices import xla_flags
 
 from jaxclip.data import tokenizers
 
@@ -146,7 +147,7 @@ def command(case: Case, folder: pathlib.Path, number: int) -> tuple[list[str], d
     first = [f"--config={path}"] if "--config" not in given else []
     last = [f"--workdir={folder}/{number}"] if "--workdir" not in given else []
     arguments = [argument for argument in arguments if argument not in ("--config=", "--workdir=")]
-    return [*first, *arguments, *last], {"XLA_FLAGS": device_flag(case.devices)}
+    return [*first, *arguments, *last], {"XLA_FLAGS": xla_flags(case.devices)}
 
 
 @pytest.fixture(scope="module")

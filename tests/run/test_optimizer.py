@@ -382,9 +382,7 @@ def on_devices(devices: int, keys) -> tuple:
         updates, state = transformation.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
-    # Compiling is what takes time here.
-    hurry = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    apply = jax.jit(apply, out_shardings=(sharding.state_shardings(mesh, params), places), compiler_options=hurry)
+    apply = jax.jit(apply, out_shardings=(sharding.state_shardings(mesh, params), places))
     for seed in range(1, 4):
         params, state = apply(drawn(seed), state, params)
     return params, state

@@ -28,8 +28,6 @@ from jaxclip.step import Step, TrainState
 RESNET = {"name": "modified_resnet", "image_size": 64, "width": 4, "layers": (1, 1, 1, 1)}
 TEXT = {"vocab_size": 50, "context_length": 6, "width": 32, "layers": 1, "heads": 2}
 BATCH = 16
-# Compiling is what takes time here.
-HURRY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def method(**image) -> Any:
@@ -94,7 +92,7 @@ def after_a_step(devices: int, remat: str = "none") -> tuple[dict[str, float], d
     """Metrics, and the parameters and running averages after one step, by path."""
     step = step_on(devices, remat)
     rows = jax.device_put(batch(), sharding.batch_sharding(step.mesh))
-    compiled = step.train.lower(step.abstract_state, rows).compile(HURRY)
+    compiled = step.train.lower(step.abstract_state, rows).compile()
     state, metrics = compiled(made_up(step), rows)
     return {name: float(value) for name, value in metrics.items()}, arrays(state.variables)
 
@@ -234,9 +232,7 @@ def final_variables(workdir: pathlib.Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_a_run_that_is_cut_off_goes_on_as_if_unbroken(tmp_path):
     config = f"--config={recipe(tmp_path, CHANGE)}"
-    compiled = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "x"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    env = environment(compiled)
-    env["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    env = environment()
     assert (result := run([config, f"--workdir={tmp_path}/unbroken"], env)).status == 0, result.stderr
     # What is left where a run is killed after its third step: a checkpoint of the second, lines of three.
     shutil.copytree(tmp_path / "unbroken", tmp_path / "cut")

@@ -267,12 +267,10 @@ def training(name: str, remat: str, devices: int = 1):
         y = tower(x, ctx)
         return jnp.sum(weights * y), (y, nnx.to_pure_dict(nnx.state(tower, nnx.BatchStat)))
 
-    # Compiling is what takes time here.
-    hurry = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     gradient = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)
     inputs = variables, jax.device_put(x, sharding.batch_sharding(mesh))
     with jax.sharding.set_mesh(mesh):
-        compiled = jax.jit(gradient).lower(*inputs).compile(hurry)
+        compiled = jax.jit(gradient).lower(*inputs).compile()
         (_, (y, averages)), gradients = compiled(*inputs)
     return y, gradients, averages, jax.make_jaxpr(gradient)(*inputs).jaxpr, compiled.as_text()
 

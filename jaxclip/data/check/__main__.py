@@ -1,11 +1,14 @@
 """python -m jaxclip.data.check SOURCE: statistics and a contact sheet of a data source.
 
-Reads a sample, prints a table, and writes a contact sheet of images with their captions and token counts.
+Reads a sample, prints a table, and writes a contact sheet of images with their captions and token counts. With
+--config=RECIPE instead of a source (and any --config.KEY=VALUE), the sheet shows what the recipe gives its model:
+training crops as augmented, evaluation crops, and texts with their tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import pathlib
 import statistics
@@ -21,36 +24,59 @@ _TIMED_SECONDS = 4.0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status, 2 if the source cannot be used for training."""
-    summary, _, more = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m jaxclip.data.check", description=f"{summary} {more}")
-    parser.add_argument("source", help="as in config.data.train: 'shards/*.tar', file.csv, tfds:NAME, ...")
-    parser.add_argument("--root", default="", help="the folder that relative paths start from")
-    parser.add_argument("--sample", type=int, default=256, help="records to read (default: 256)")
-    parser.add_argument("--vocabulary", help="to count tokens with (default: one trained on the sample's captions)")
-    parser.add_argument("--context-length", type=int, default=77, help="tokens per text (default: 77)")
-    parser.add_argument("--image-size", type=int, default=224, help="side of a training crop in pixels (default: 224)")
-    parser.add_argument("--max-skip-rate", type=float, default=0.1, help="the run's data.max_skip_rate (default: 0.1)")
-    parser.add_argument("--output", default="check.html", help="the contact sheet (default: check.html)")
-    arguments = parser.parse_args(argv)
+    """Runs the command line; returns the exit status, 2 if the data cannot be used for training."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxclip.data.check",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output", default="check.html", help="the sheet (default: check.html)")
+    if any(argument.partition("=")[0] == "--config" for argument in argv):
+        parser.add_argument("--config", required=True, help="a recipe, such as configs/quickstart.py")
+        parser.add_argument("--sample", type=int, default=8, help="records to draw (default: 8)")
+        parser.add_argument("--epochs", type=int, default=3, help="training crops of each record (default: 3)")
+        arguments, keys = parser.parse_known_args(argv)
+        check = functools.partial(_check_recipe, arguments, keys)
+    else:
+        parser.add_argument("source", help="as in config.data.train: 'shards/*.tar', file.csv, tfds:NAME, ...")
+        parser.add_argument("--root", default="", help="the folder that relative paths start from")
+        parser.add_argument("--sample", type=int, default=256, help="records to read (default: 256)")
+        parser.add_argument("--vocabulary", help="to count tokens with (default: one trained on the sample's captions)")
+        parser.add_argument("--context-length", type=int, default=77, help="tokens per text (default: 77)")
+        parser.add_argument("--image-size", type=int, default=224, help="side of a crop in pixels (default: 224)")
+        parser.add_argument("--max-skip-rate", type=float, default=0.1, help="as data.max_skip_rate (default: 0.1)")
+        check = functools.partial(_check_source, parser.parse_args(argv))
     try:
-        return _check(arguments)
+        return check()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _check(arguments: argparse.Namespace) -> int:
+def _check_recipe(arguments: argparse.Namespace, keys: list[str]) -> int:
+    from jaxclip import command_line
+    from jaxclip.config import Config, parse
+    from jaxclip.data.check import fed, fed_sheet
+
+    if arguments.sample < 1 or arguments.epochs < 1:
+        raise UserError("--sample and --epochs must be at least 1")
+    output = _output(arguments)
+    config = parse(Config, command_line.read([sys.argv[0], f"--config={arguments.config}", *keys]))
+    sample = fed.sample(config, arguments.sample, arguments.epochs)
+    _write(output, fed_sheet.sheet(arguments.config, sample))
+    _print([("recipe", arguments.config), *fed_sheet.table(sample), ("sheet", str(output.absolute()))])
+    return 0
+
+
+def _check_source(arguments: argparse.Namespace) -> int:
     from jaxclip.data import findings, sources, storage, tokenizers
     from jaxclip.data.check import contact_sheet
 
     if arguments.sample < 1 or arguments.image_size < 1 or arguments.context_length < 2:
         raise UserError("--sample and --image-size must be at least 1, and --context-length at least 2")
-    output = pathlib.Path(arguments.output)
-    if output.is_dir():
-        raise UserError(f"--output={output} is a folder; give a file name")
-    if not output.absolute().parent.is_dir():
-        raise UserError(f"--output={output}: the folder {output.absolute().parent} does not exist; create it")
+    output = _output(arguments)
     source = sources.open_source(arguments.source, root=arguments.root)
     sampled = findings.look_at(source, arguments.sample)
     if sampled.examples:
@@ -64,14 +90,32 @@ def _check(arguments: argparse.Namespace) -> int:
         tokens, rate = [], 0.0
     name = pathlib.Path(arguments.vocabulary).name if arguments.vocabulary else "a vocabulary trained on these captions"
     table = _table(sampled, tokens=tokens, rate=rate, arguments=arguments, vocabulary=name)
-    try:
-        output.write_text(contact_sheet.page(arguments.source, table, sampled, tokens), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
-    for name, value in [*table, ("contact sheet", str(output.absolute()))]:
-        print(f"{name:<13}  {printable(value)}")
+    _write(output, contact_sheet.page(arguments.source, table, sampled, tokens))
+    _print([*table, ("contact sheet", str(output.absolute()))])
     findings.judge(sampled, arguments.source, arguments.max_skip_rate)
     return 0
+
+
+def _output(arguments: argparse.Namespace) -> pathlib.Path:
+    output = pathlib.Path(arguments.output)
+    if output.is_dir():
+        raise UserError(f"--output={output} is a folder; give a file name")
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"--output={output}: the folder {output.absolute().parent} does not exist; create it")
+    return output
+
+
+def _write(output: pathlib.Path, page: str) -> None:
+    try:
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be written: {error.strerror}") from error
+
+
+def _print(table: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in table)
+    for name, value in table:
+        print(f"{name:<{width}}  {printable(value)}")
 
 
 def _count_tokens(sampled, tokenizer, context_length: int) -> list[int]:

@@ -1,0 +1,69 @@
+"""Where a recipe's tokenizer comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxclip.config import DataConfig
+from jaxclip.data import tokenizers, vocabulary
+from jaxclip.data.record import Record, Skip
+from jaxclip.errors import UserError
+from jaxclip.inputs import Image, Text
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbered:
+    """A source of numbered captions, of which every seventh record cannot be read."""
+
+    length: int
+    class_names: tuple[str, ...] = ()
+    chunk_ends: None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def read(self, ids) -> list[Record | Skip]:
+        return [self._record(int(index)) for index in ids]
+
+    def _record(self, index: int) -> Record | Skip:
+        if index % 7 == 6:
+            return Skip("unreadable shard", str(index))
+        return Record(np.zeros((2, 2, 3), np.uint8), (f"number {index}",), str(index))
+
+
+INPUTS = {"image": Image(8), "text": Text(8)}
+
+
+def test_a_vocabulary_is_trained_from_captions_all_over_the_source():
+    source = Numbered(1000)
+    assert vocabulary.caption_sample(source, ()) == [f"number {i}" for i in range(1000) if i % 7 != 6]
+    sample = [int(caption.removeprefix("number ")) for caption in vocabulary.caption_sample(source, (), limit=10)]
+    assert sample == [i * 111 for i in range(10) if i * 111 % 7 != 6]
+
+
+def test_a_vocabulary_is_trained_on_captions_in_their_templates():
+    found = vocabulary.caption_sample(Numbered(1), ("a photo of {c}.", "{c}"))
+    assert found == ["a photo of number 0.", "number 0"]
+
+
+def test_a_saved_tokenizer_goes_before_a_vocabulary():
+    saved = tokenizers.train(["one two three"], 514)
+    missing = DataConfig("given", vocabulary="/no/such/file.gz")
+    found = vocabulary.tokenizer_of(INPUTS, missing, Numbered(5), saved.to_json())
+    assert found is not None and found.to_json() == saved.to_json()
+    with pytest.raises(UserError, match="file.gz"):
+        vocabulary.tokenizer_of(INPUTS, missing, Numbered(5))
+    trained = vocabulary.tokenizer_of(INPUTS, DataConfig("given", train_vocabulary=520), Numbered(50))
+    assert trained is not None and trained.vocab_size <= 520
+    with pytest.raises(UserError, match="config.data.vocabulary is empty"):
+        vocabulary.tokenizer_of(INPUTS, DataConfig("given"), Numbered(5))
+
+
+def test_a_method_without_texts_has_no_tokenizer():
+    assert (
+        vocabulary.tokenizer_of({"image": Image(8)}, DataConfig("given", vocabulary="/no/such/file.gz"), Numbered(5))
+        is None
+    )
