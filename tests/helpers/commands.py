@@ -1,20 +1,25 @@
-"""Running `python -m jaxclip.main` in tests: a recipe that takes seconds, and many command lines for one start-up."""
+"""Running `python -m jaxclip.main` in tests: a recipe that takes seconds, and one start-up for many commands."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
+import multiprocessing
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 
+import pytest
 from cpu_devices import xla_flags
 from paths import ROOT
 from PIL import Image
@@ -103,48 +108,104 @@ def environment(changes: Mapping[str, str] | None = None, devices: int = 1) -> d
     return kept | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices)} | dict(changes or {})
 
 
-def start(arguments: Sequence[str], env: Mapping[str, str], output: pathlib.Path) -> subprocess.Popen:
-    """Starts the command; what it says goes to the file `output`."""
-    with output.open("w") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "jaxclip.main", *arguments], cwd=ROOT, env=dict(env), stdout=file, stderr=file
-        )
+class Command:
+    """A command that was started: what `subprocess.Popen` offers of a process."""
+
+    def __init__(self, process: multiprocessing.process.BaseProcess):
+        self._process = process
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit status; minus the signal's number if one ended it."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("jaxclip.main", timeout or 0)
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self._process.exitcode is None:
+            os.kill(self._process.pid or 0, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def start(arguments: Sequence[str], env: Mapping[str, str], output: pathlib.Path) -> Command:
+    """Starts the command; what it says goes to the file `output`.
+
+    The process is forked from one that has done the imports, which take longer than most runs of tests. What they would
+    print is not seen: `run_anew` is for that.
+    """
+    return _fork(arguments, env, output, output)
 
 
 def run(arguments: Sequence[str], env: Mapping[str, str]) -> Result:
-    """Runs the command to its end."""
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxclip.main", *arguments],
-        cwd=ROOT,
-        env=dict(env),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """Runs the command to its end, in a process as that of `start`."""
+    with tempfile.TemporaryDirectory() as folder:
+        stdout, stderr = pathlib.Path(folder, "stdout"), pathlib.Path(folder, "stderr")
+        process = _fork(arguments, env, stdout, stderr)
+        try:
+            status = process.wait(300)
+        finally:
+            process.kill()
+        return Result(status, stdout.read_text(), stderr.read_text())
+
+
+def run_anew(arguments: Sequence[str], env: Mapping[str, str]) -> Result:
+    """Runs the command to its end as a person would: a new Python, with all that its imports print."""
+    command = [sys.executable, "-m", "jaxclip.main", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=dict(env), capture_output=True, text=True, timeout=300)
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def run_many(cases: Mapping[str, tuple[Sequence[str], Mapping[str, str]]], folder: pathlib.Path) -> dict[str, Result]:
-    """Runs many command lines, each in a process of its own, forked from one that has done the slow imports.
-
-    So that what a person would see from these imports is not seen here.
-
-    Args:
-      cases: arguments and further environment variables, by name.
-      folder: for the outputs.
-    """
-    job = folder / "cases.json"
-    job.write_text(json.dumps(list(cases.values())))
-    env = environment({"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"})
-    subprocess.run([sys.executable, __file__, str(folder)], cwd=ROOT, env=env, check=True)
-    statuses = json.loads((folder / "statuses.json").read_text())
-    return {
-        name: Result(status, *((folder / f"{number}.{stream}").read_text() for stream in ("stdout", "stderr")))
-        for number, (name, status) in enumerate(zip(cases, statuses, strict=True))
-    }
+@functools.cache
+def _server() -> multiprocessing.context.ForkServerContext:
+    """The process that others are forked from; it ends with this one."""
+    forkserver.set_forkserver_preload(["commands_imports"])
+    paths = os.pathsep.join([str(ROOT), str(pathlib.Path(__file__).parent)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", paths)
+        forkserver.ensure_running()
+    return multiprocessing.get_context("forkserver")
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen, output: pathlib.Path) -> None:
+def _fork(arguments: Sequence[str], env: Mapping[str, str], stdout: pathlib.Path, stderr: pathlib.Path) -> Command:
+    for path in {stdout, stderr}:
+        path.write_text("")
+    process = _server().Process(target=_main, args=(list(arguments), dict(env), str(stdout), str(stderr)))
+    process.start()
+    return Command(process)
+
+
+def _main(arguments: list[str], env: dict[str, str], stdout: str, stderr: str) -> None:
+    """What a forked process does."""
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(ROOT)
+    for stream, path in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream)
+    sys.argv = ["jaxclip.main", *arguments]
+    status = 1
+    try:
+        from jaxclip import main
+
+        status = main.main()
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: clearing away TensorFlow and JAX takes a second each time.
+    os._exit(status)
+
+
+def wait_until(condition: Callable[[], bool], process: Command, output: pathlib.Path) -> None:
     """Waits for a condition while a process runs; fails with what the process said when it ends before."""
     until = time.monotonic() + 120
     while not condition():
@@ -163,36 +224,3 @@ def losses(workdir: pathlib.Path) -> dict[int, float]:
     found = [(row["step"], row["loss"]) for row in rows(workdir)]
     assert len(dict(found)) == len(found), found
     return dict(found)
-
-
-def _fork_each(folder: pathlib.Path) -> None:
-    import jaxclip.train  # noqa: F401
-    from jaxclip import main
-    from jaxclip.quiet import quiet_stderr
-
-    with quiet_stderr():
-        import clu.metric_writers  # noqa: F401
-
-    statuses = []
-    for number, (arguments, env) in enumerate(json.loads((folder / "cases.json").read_text())):
-        child = os.fork()
-        if child == 0:
-            signal.alarm(120)
-            os.environ.update(env)
-            for stream, name in ((1, "stdout"), (2, "stderr")):
-                os.dup2(os.open(folder / f"{number}.{name}", os.O_WRONLY | os.O_CREAT), stream)
-            sys.argv = ["jaxclip.main", *arguments]
-            status = 1
-            try:
-                status = main.main()
-            except BaseException:
-                traceback.print_exc()
-            sys.stdout.flush()
-            # Not sys.exit: clearing away TensorFlow and JAX takes a second each time.
-            os._exit(status)
-        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    (folder / "statuses.json").write_text(json.dumps(statuses))
-
-
-if __name__ == "__main__":
-    _fork_each(pathlib.Path(sys.argv[1]))

@@ -1,8 +1,8 @@
 """XLA's flags for tests on a CPU."""
 
-# Small programs that run a few times: most of a test's time was the compiler's. Neither changes what is computed.
+# Most of the time of a small program that runs a few times is the compiler's. At level 0 sums round visibly worse.
 _QUICK_COMPILES = (
-    "--xla_backend_optimization_level=0",
+    "--xla_backend_optimization_level=1",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
 )

@@ -7,8 +7,7 @@ import json
 import pathlib
 
 import pytest
-from commands import ROOT, Result, environment, losses, png, recipe, run, run_many, write_tar
-from cpu_devices import xla_flags
+from commands import ROOT, Result, environment, losses, png, recipe, run, write_tar
 
 from jaxclip.data import tokenizers
 
@@ -147,7 +146,7 @@ def command(case: Case, folder: pathlib.Path, number: int) -> tuple[list[str], d
     first = [f"--config={path}"] if "--config" not in given else []
     last = [f"--workdir={folder}/{number}"] if "--workdir" not in given else []
     arguments = [argument for argument in arguments if argument not in ("--config=", "--workdir=")]
-    return [*first, *arguments, *last], {"XLA_FLAGS": xla_flags(case.devices)}
+    return [*first, *arguments, *last], environment(devices=case.devices)
 
 
 @pytest.fixture(scope="module")
@@ -175,12 +174,12 @@ def results(folder: pathlib.Path) -> dict[str, Result]:
     tiny = f"--config={folder}/tiny.py"
     diverging = ["--config.optimizer.learning_rate=1e30", "--config.steps=40", "--config.checkpoint_every=1"]
     runs = {
-        "a run that works": ([tiny, f"--workdir={folder}/run"], {}),
-        "a run that diverges": ([tiny, f"--workdir={folder}/diverged", *diverging], {}),
-        "a run killed before its first checkpoint": ([tiny, f"--workdir={folder}/early"], {}),
+        "a run that works": ([tiny, f"--workdir={folder}/run"], environment()),
+        "a run that diverges": ([tiny, f"--workdir={folder}/diverged", *diverging], environment()),
+        "a run killed before its first checkpoint": ([tiny, f"--workdir={folder}/early"], environment()),
     }
     cases = {name: command(case, folder, number) for number, (name, case) in enumerate(CASES.items())}
-    return run_many(runs | cases, folder)
+    return {name: run(*case) for name, case in (runs | cases).items()}
 
 
 @pytest.mark.parametrize("name", CASES)

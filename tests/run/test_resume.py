@@ -7,13 +7,12 @@ import pathlib
 import re
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 import pytest
-from commands import environment, losses, recipe, rows, run, start, wait_until
+from commands import Command, environment, losses, recipe, rows, run, run_anew, start, wait_until
 
 from jaxclip import checkpoint, methods, optimizer, sharding
 from jaxclip.checkpoint import Checkpoints
@@ -43,17 +42,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def unbroken(folder: pathlib.Path) -> pathlib.Path:
     """The workdir of a run that nothing happened to."""
-    result = run(arguments(folder, "unbroken"), env(folder))
+    result = run_anew(arguments(folder, "unbroken"), environment())
     assert result.status == 0, result.stderr
+    first, *lines, last = result.stderr.splitlines()
+    assert first.startswith("64 records, ") and last.startswith("report: ") and result.stdout == ""
+    assert all(re.match(r"step \d+/60: loss |pairs: text to image ", line) for line in lines), result.stderr
     assert [*losses(folder / "unbroken")] == [*range(1, STEPS + 1)]
     return folder / "unbroken"
 
 
 @pytest.fixture
-def started(folder: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen, pathlib.Path]]:
+def started(folder: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[tuple[Command, pathlib.Path]]:
     """A run that has begun, and its workdir, named after the test."""
     name = request.node.name
-    process = start(arguments(folder, name), env(folder), folder / f"{name}.txt")
+    process = start(arguments(folder, name), environment(), folder / f"{name}.txt")
     yield process, folder / name
     process.kill()
     process.wait()
@@ -61,11 +63,6 @@ def started(folder: pathlib.Path, request: pytest.FixtureRequest) -> Iterator[tu
 
 def arguments(folder: pathlib.Path, workdir: str) -> list[str]:
     return [f"--config={folder}/tiny.py", f"--workdir={folder}/{workdir}"]
-
-
-def env(folder: pathlib.Path) -> dict[str, str]:
-    compiled = str(folder / "compiled")
-    return environment({"JAX_COMPILATION_CACHE_DIR": compiled, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"})
 
 
 def complete(workdir: pathlib.Path) -> list[int]:
@@ -116,7 +113,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_and_ends_as_if_unbroken(s
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 77, "lo')
 
-    result = run(arguments(folder, workdir.name), env(folder))
+    result = run(arguments(folder, workdir.name), environment())
     assert result.status == 0, result.stderr
     assert result.stderr.startswith(f"continuing from the checkpoint of step {last} in {workdir}\n")
     assert done - last <= EVERY
@@ -142,7 +139,7 @@ def test_sigterm_saves_the_very_step_exits_75_and_the_same_command_goes_on(start
     assert complete(workdir)[-1] == stopped == rows(workdir)[-1]["step"] < STEPS
     assert "Traceback" not in output.read_text()
 
-    result = run(arguments(folder, workdir.name), env(folder))
+    result = run(arguments(folder, workdir.name), environment())
     assert result.status == 0, result.stderr
     assert result.stderr.startswith(f"continuing from the checkpoint of step {stopped} in {workdir}\n")
     assert_as_unbroken(workdir, unbroken)
@@ -175,7 +172,7 @@ def test_a_finished_run_is_evaluated_again_and_not_trained(unbroken, folder):
     evaluation.unlink()
     saved, metrics = files(folder / "finished" / "checkpoints"), (folder / "finished" / "metrics.jsonl").read_text()
 
-    result = run(arguments(folder, "finished"), env(folder))
+    result = run(arguments(folder, "finished"), environment())
     assert result.status == 0, result.stderr
     assert f"all {STEPS} steps are done already" in result.stderr
     assert json.loads(evaluation.read_text())["metrics"] == json.loads(expected)["metrics"]
@@ -187,7 +184,7 @@ def test_a_finished_run_is_evaluated_again_and_not_trained(unbroken, folder):
 def test_a_finished_run_goes_on_where_more_steps_are_asked_for(unbroken, folder):
     shutil.copytree(unbroken, folder / "longer")
     more = [f"--config.steps={STEPS + 10}", "--config.log_every=1", "--config.eval_every=35"]
-    result = run([*arguments(folder, "longer"), *more], env(folder))
+    result = run([*arguments(folder, "longer"), *more], environment())
     assert result.status == 0, result.stderr
     assert result.stderr.startswith(f"continuing from the checkpoint of step {STEPS} in ")
     longer = losses(folder / "longer")
@@ -202,9 +199,9 @@ def test_a_run_killed_again_and_again_ends_as_if_unbroken(unbroken, folder):
     for number in range(3):
         output = folder / f"battered{number}.txt"
         before = complete(workdir)[-1] if workdir.exists() and complete(workdir) else 0
-        process = start(arguments(folder, "battered"), env(folder), output)
+        process = start(arguments(folder, "battered"), environment(), output)
         wait_until(lambda before=before: before + EVERY in complete(workdir), process, output)
         process.kill()
         process.wait()
-    assert run(arguments(folder, "battered"), env(folder)).status == 0
+    assert run(arguments(folder, "battered"), environment()).status == 0
     assert_as_unbroken(workdir, unbroken)

@@ -194,7 +194,8 @@ def test_each_group_of_rows_is_normalized_by_its_own_statistics(groups):
     parts = np.split(exact(x), groups)
     mean = np.mean([part.mean((0, 1, 2)) for part in parts], axis=0)
     var = np.mean([part.var((0, 1, 2), ddof=1) for part in parts], axis=0)
-    np.testing.assert_allclose(grouped.mean[...], 0.9 * exact(plain.mean[...]) + 0.1 * mean, rtol=1e-5)
+    # A mean of one channel is the small difference of larger numbers.
+    np.testing.assert_allclose(grouped.mean[...], 0.9 * exact(plain.mean[...]) + 0.1 * mean, rtol=0, atol=1e-6)
     np.testing.assert_allclose(grouped.var[...], 0.9 * exact(plain.var[...]) + 0.1 * var, rtol=1e-5)
 
 

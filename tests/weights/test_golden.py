@@ -66,7 +66,11 @@ def embeddings(weights: Weights, count: int) -> dict[str, np.ndarray]:
     return {tower: np.asarray(value) for tower, value in encode(variables, pictures, tokens, ends).items()}
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Of each kind of tower one; the others differ by sizes.
+REPEATED = {"RN50x4", "ViT-B-32", "ViT-L-14-shallow", "ViT-g-14-shallow", "SigLIP-B-16", "SigLIP2-B-16"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in REPEATED)) for name in MODELS])
 def test_embeddings_equal_the_peers(name, tmp_path):
     golden = np.load(GOLDEN / "embeddings.npz")
     expected = {tower: golden[f"{name}/{tower}"] for tower in ("image", "text")}
