@@ -56,6 +56,14 @@ def _explain(error: Exception, argv: list[str]) -> str:
         if lines:
             return f"{path}, line {lines[-1]}: {type(cause).__name__}: {one_line(cause)}"
         cause = cause.__context__
+    if isinstance(error, KeyError):
+        # ml_collections puts quotes around the key.
+        key = str(error.args[0]).strip("'")
+        for argument in argv:
+            keys = argument.partition("=")[0].removeprefix("--").split(".")
+            if key in keys[1:-1]:
+                missing = ".".join(keys[: keys.index(key, 1) + 1])
+                return f"{'.'.join(keys)}: the recipe has no {missing}; add it in {recipe}"
     return one_line(error) if isinstance(error, flags.Error) else f"--config={recipe}: {one_line(error)}"
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import optax
 
 from jaxclip.config import OptimizerConfig, check_at_least, parse_named, to_dict
@@ -26,18 +27,20 @@ class Schedule(abc.ABC):
 
     @abc.abstractmethod
     def after_warmup(self, *, steps: int, warmup: int, peak: float) -> optax.Schedule:
-        """A function from the steps done since the warm-up to the learning rate.
+        """A function from the steps done since the warm-up, a number or an array of at least 0, to the learning rate.
 
         Args:
           steps: length of the run after the warm-up, at least 1.
-          warmup: length of the warm-up in steps.
+          warmup: length of the warm-up in steps; 0 if there is none.
           peak: the learning rate at its end.
         """
 
     def __call__(self, *, steps: int, warmup: int, peak: float) -> optax.Schedule:
         """A function from the steps done to the learning rate, for a run of `steps`, warm-up included."""
         after = self.after_warmup(steps=max(1, steps - warmup), warmup=warmup, peak=peak)
-        return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+        # Also called within the warm-up, where the steps since then are negative and the result is not used.
+        since = lambda step: after(jnp.maximum(step, 0))  # noqa: E731
+        return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), since], [warmup])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Plateau(Schedule):
     """The peak, times what `plateau` makes of a metric's values; the trainer multiplies the updates by that.
 
     Attributes:
-      metric: its name in metrics.jsonl; with a minus before it, a metric of which more is better.
+      metric: `validation_loss`, or NAME/METRIC of an evaluation; with a minus before it, one of which more is better.
       patience: evaluations without improvement after which the learning rate falls.
       factor: what it is multiplied by.
       stop: evaluations without improvement after which the run ends; 0 for never.
@@ -169,8 +172,8 @@ def signed(metric: str) -> tuple[str, float]:
     """A metric's name, and the sign that makes less of it better.
 
     Example:
-      >>> signed("validation_loss"), signed("-image_retrieval_recall@5")
-      (('validation_loss', 1.0), ('image_retrieval_recall@5', -1.0))
+      >>> signed("validation_loss"), signed("-coco/image_retrieval_recall@5")
+      (('validation_loss', 1.0), ('coco/image_retrieval_recall@5', -1.0))
     """
     return (metric[1:], -1.0) if metric.startswith("-") else (metric, 1.0)
 

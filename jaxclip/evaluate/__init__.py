@@ -7,8 +7,10 @@ JSON.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,8 +53,18 @@ def _evaluator(where: str, config: Mapping[str, Any]) -> Evaluator:
     if task == "zeroshot_retrieval" and keys.get("classes") == "" and "templates" in keys:
         # Checkpoints from before tasks had keys of their own hold those of classification, too.
         keys = {key: value for key, value in keys.items() if key not in ("classes", "templates")}
-    found = isinstance(task, str) and task.isidentifier() and importlib.util.find_spec(f"{__name__}.{task}")
-    kind = getattr(importlib.import_module(f"{__name__}.{task}"), "Evaluator", None) if found else None
-    if kind is None or kind is Evaluator:
-        raise UserError(f"{where}.task={task!r} is not an evaluation; there must be a file jaxclip/evaluate/{task}.py")
+    kind = _kind(task) if isinstance(task, str) and task.isidentifier() else None
+    if kind is None:
+        known = [module.name for module in pkgutil.iter_modules(__path__) if module.name != "__main__"]
+        near = difflib.get_close_matches(str(task), filter(_kind, known), 1)
+        hint = f"did you mean {near[0]}?" if near else f"there must be a file jaxclip/evaluate/{task}.py"
+        raise UserError(f"{where}.task={task!r} is not an evaluation; {hint}")
     return parse(kind, keys, where)
+
+
+def _kind(task: str) -> type[Evaluator] | None:
+    """The class that a module of this folder defines; None if there is no such module or it defines none."""
+    if importlib.util.find_spec(f"{__name__}.{task}") is None:
+        return None
+    kind = getattr(importlib.import_module(f"{__name__}.{task}"), "Evaluator", None)
+    return None if kind is Evaluator else kind

@@ -20,14 +20,16 @@ class Table:
 
     Attributes:
       title: heading of the first column, which holds the names of the data sets and of the rows.
-      columns: headings of the others, the figure that people quote first. Its curve over the training steps is drawn.
-      rows: the cells of each row by its name; a table of one row may name it "". None is a figure that does not exist.
+      columns: headings of the others, the figure that people quote first.
+      rows: the cells of each row by its name; a table of one row may name it "". Floats are drawn over the training
+        steps: of one data set each column, of several data sets the first. Counts are ints and are not drawn. None is a
+        figure that does not exist.
       fractions: whether numbers are fractions, which are shown as percentages.
     """
 
     title: str
     columns: tuple[str, ...]
-    rows: Mapping[str, tuple[float | str | None, ...]]
+    rows: Mapping[str, tuple[float | int | str | None, ...]]
     fractions: bool = False
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from jaxclip import evaluate
 from jaxclip.data.record import Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import Encoder
-from jaxclip.errors import UserError
-from jaxclip.evaluate.ranking import ranks, recalls
+from jaxclip.evaluate.pairs import embedded_pairs
+from jaxclip.evaluate.ranking import recalls
 
 KS = (1, 5, 10)
 # CLIP_benchmark names recall by what is retrieved: "image_retrieval_recall@5" finds the image of a caption.
@@ -32,16 +30,9 @@ class Evaluator(evaluate.Evaluator):
         Raises:
           UserError: no image has a caption.
         """
-        embedded = encoder.source(variables, source, skips)
-        kept = [row for row, captions in enumerate(embedded.captions) if captions]
-        if not kept:
-            raise UserError("no image has a caption to retrieve")
-        images = embedded.outputs[kept]
-        owners = np.array([index for index, row in enumerate(kept) for _ in embedded.captions[row]])
-        texts = encoder.texts(variables, [caption for row in kept for caption in embedded.captions[row]])
-        numbers = np.arange(len(kept))
-        by_text = recalls(ranks(encoder.mesh, texts, images, owners, numbers), KS)
-        by_image = recalls(ranks(encoder.mesh, images, texts, numbers, owners), KS)
+        pairs = embedded_pairs(encoder, variables, source, skips)
+        by_text = recalls(pairs.ranks_of_images(encoder.mesh), KS)
+        by_image = recalls(pairs.ranks_of_captions(encoder.mesh), KS)
         return _result({"image_retrieval": by_text, "text_retrieval": by_image})
 
 

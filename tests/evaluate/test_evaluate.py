@@ -83,7 +83,7 @@ def test_a_task_is_its_module_and_the_other_keys_are_its_fields():
     [
         ({"data": "shapes"}, "config.evals.x.task is missing"),
         ({"task": "zeroshot_retrieval"}, "config.evals.x.data is missing"),
-        (RETRIEVAL | {"task": "retrieval"}, "there must be a file jaxclip/evaluate/retrieval.py"),
+        (RETRIEVAL | {"task": "retrieval"}, "did you mean zeroshot_retrieval?"),
         (
             RETRIEVAL | {"task": "../zeroshot_retrieval"},
             "config.evals.x.task='../zeroshot_retrieval' is not an evaluat",

@@ -73,8 +73,12 @@ CASES = {
     ),
     "neither steps nor epochs": Case(("steps", "epochs"), ("--config.steps=0",)),
     "an unknown evaluation": Case(
-        ("config.evals.x.task", "zeroshot_clasification"),
+        ("config.evals.x.task", "zeroshot_clasification", "did you mean zeroshot_classification?"),
         change="config.evals = {'x': {'task': 'zeroshot_clasification', 'data': 'pairs.tar'}}",
+    ),
+    "a key of an evaluation that the recipe has not": Case(
+        ("config.evals.other.task: the recipe has no config.evals.other; add it in",),
+        ("--config.evals.other.task=zeroshot_retrieval",),
     ),
     "a checkpoint to start from that is not there": Case(
         ("{folder}/none", "there is nothing"), ("--config.init_from={folder}/none",)

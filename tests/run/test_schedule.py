@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -80,7 +82,7 @@ def test_the_learning_rate_rises_and_then_only_falls(name):
 
 
 WRONG = {
-    ".name='step' must be one of 'cosine', 'linear', 'constant', 'wsd', 'plateau'": {"name": "step"},
+    ".name='step' must be one of 'cosine', 'linear', 'constant', 'wsd'": {"name": "step"},
     ".name=3 must be one of": {"name": 3},
     ".ends is not a key; did you mean config.optimizer.schedule.end?": {"name": "linear", "ends": 0.1},
     ".end is not a key": {"name": "constant", "end": 0.1},
@@ -114,11 +116,21 @@ def test_a_schedule_is_added_by_one_class():
         name: Literal["inverse_square_root"] = "inverse_square_root"
 
         def after_warmup(self, *, steps, warmup, peak):
-            return lambda step: peak * (1 + step / self.timescale) ** -0.5
+            # Steps before the warm-up's end would be a division by zero here.
+            return lambda step: peak * (self.timescale / (self.timescale + step)) ** 0.5
 
     # The class's annotations are resolved in this module, which is where it is defined.
     rate = schedule.learning_rate(config(100, name="inverse_square_root", timescale=100), 1000)
-    assert [float(rate(step)) for step in (50, 100, 400)] == pytest.approx([PEAK / 2, PEAK, PEAK / 2])
+    assert [float(rate(step)) for step in (0, 50, 100, 400)] == pytest.approx([0, PEAK / 2, PEAK, PEAK / 2])
+
+
+@pytest.mark.parametrize("warmup", [0, 7])
+@pytest.mark.parametrize("name", [kind.name for kind in schedule.Schedule.__subclasses__()])
+def test_a_rate_is_the_same_for_a_number_and_for_an_array(name, warmup):
+    rate = schedule.learning_rate(config(warmup, name=name), 100)
+    found = [float(rate(step)) for step in range(120)]
+    np.testing.assert_allclose(found, jax.vmap(rate)(jnp.arange(120)), rtol=1e-5, atol=1e-9)
+    assert np.isfinite(found).all() and min(found) >= 0 and max(found) == pytest.approx(PEAK)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+"""Embedded images and captions of a data set, and how high each finds its own among the others."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from jaxclip.data.record import Source
+from jaxclip.data.skips import SkipLog
+from jaxclip.encoder import Encoder
+from jaxclip.errors import UserError
+from jaxclip.evaluate.ranking import ranks
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Images that have captions, with all of them.
+
+    Attributes:
+      images: unit embeddings of the images.
+      texts: unit embeddings of the captions.
+      owners: for each caption, the row of its image.
+    """
+
+    images: Float[np.ndarray, "images width"]
+    texts: Float[np.ndarray, "captions width"]
+    owners: Int[np.ndarray, "captions"]
+
+    def ranks_of_images(self, mesh: Mesh) -> Int[np.ndarray, "captions"]:
+        """For each caption, the rank of its image among all images, 0 for first."""
+        return ranks(mesh, self.texts, self.images, self.owners, np.arange(len(self.images)))
+
+    def ranks_of_captions(self, mesh: Mesh) -> Int[np.ndarray, "images"]:
+        """For each image, the rank of the best of its captions among all captions, 0 for first."""
+        return ranks(mesh, self.images, self.texts, np.arange(len(self.images)), self.owners)
+
+
+def embedded_pairs(encoder: Encoder, variables: Any, source: Source, skips: SkipLog) -> Pairs:
+    """Embeds a data set. Images without a caption are left out; those that cannot be read are counted in `skips`.
+
+    Raises:
+      UserError: no image has a caption.
+    """
+    embedded = encoder.source(variables, source, skips)
+    kept = [row for row, captions in enumerate(embedded.captions) if captions]
+    if not kept:
+        raise UserError("no image has a caption to retrieve")
+    owners = np.array([index for index, row in enumerate(kept) for _ in embedded.captions[row]])
+    texts = encoder.texts(variables, [caption for row in kept for caption in embedded.captions[row]])
+    return Pairs(embedded.outputs[kept], texts, owners)
