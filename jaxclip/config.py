@@ -42,15 +42,15 @@ def check_templates(name: str, templates: tuple[str, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What training does to pictures after crop and flip, in this order; see `data.augment` for each.
+    """What training does to images after crop and flip, in this order; see `data.augment` for each.
 
     Attributes:
       affine: degrees to turn by and the share of the side to shift by, at most, then the least and the greatest scale.
-      rand_augment: RandAugment without colour operations: how many operations and their magnitude, 0 to 10.
+      rand_augment: RandAugment without color operations: how many operations and their magnitude, 0 to 10.
       rand_augment_p: the probability of each of them.
       color_jitter: how far brightness, contrast, saturation and hue are changed at most.
       color_jitter_p: the probability of that.
-      gray: the probability of a picture without colour.
+      gray: the probability of an image without color.
       blur: the probability of a Gaussian blur.
       blur_sigma: its least and its greatest deviation in pixels.
     """
@@ -67,13 +67,13 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PixelsConfig:
-    """From a picture to what an image tower takes; it belongs to the weights as much as the tower does.
+    """From an image to what an image tower takes; it belongs to the weights as much as the tower does.
 
     Attributes:
-      mean, std: of the channels red, green and blue, in [0, 1], that the pixels are normalised by; CLIP's by default
+      mean, std: of the channels red, green and blue, in [0, 1], that the pixels are normalized by; CLIP's by default
         (OpenAI's clip/clip.py).
-      resize: at evaluation: "crop", the short side to the model's size and then the centre (CLIP); "squash", both sides
-        to the model's size whatever the picture's shape (SigLIP).
+      resize: at evaluation: "crop", the short side to the model's size and then the center (CLIP); "squash", both sides
+        to the model's size whatever the image's shape (SigLIP).
       interpolation: at evaluation, antialiased.
     """
 
@@ -109,23 +109,23 @@ class DataConfig:
 
     Attributes:
       train: the source to train on, or several: as text ("0.7 * A + 0.3 * B"), or as a list of (source, weight).
-      eval: the source of the validation loss and of the report's pictures; empty for none.
+      eval: the source of the validation loss and of the report's images; empty for none.
       root: the folder that relative paths (of data, vocabulary and classes) start from.
       vocabulary: path of a published vocabulary; empty where one is trained.
       train_vocabulary: size of the vocabulary to train from the run's own captions; 0 to use `vocabulary`.
       caption_templates: phrases with a `{c}` that captions are wrapped in at random in training; empty for none.
       shuffle_window: how many records are shuffled among each other where the order of storage matters (remote files,
         Parquet); anywhere else all are.
-      max_pixels: pictures whose header says they have more are passed over in training (in evaluation: 64 million).
+      max_pixels: images whose header says they have more are passed over in training (in evaluation: 64 million).
       max_skip_rate: the share of records that cannot be used above which training stops; see docs/data.md.
-      crop_scale: the share of a picture's area that a training crop covers, from and to.
-      flip: mirror every other picture in training, "left" and "right" changing places in its caption.
+      crop_scale: the share of an image's area that a training crop covers, from and to.
+      flip: mirror every other image in training, "left" and "right" changing places in its caption.
       augment: what else is done to images in training.
       views: by name, the views that a method's inputs ask for besides the data's own, which is `crop_scale`, `flip` and
         `augment` above.
       augment_on_device: color jitter, gray and blur, and the flip of `views`, are left to the devices. What is drawn
         differs from what the CPU draws.
-      captions: which of a picture's captions training takes: "random" for any of them; "first"; "all" for each in its
+      captions: which of an image's captions training takes: "random" for any of them; "first"; "all" for each in its
         turn, one an epoch; "sentence" for one sentence of any of them.
       drop_words: the probability that a word is left out of a caption in training.
     """
@@ -248,7 +248,7 @@ class Config:
     """A run.
 
     Attributes:
-      seed: of initialisation, data order and augmentation.
+      seed: of initialization, data order and augmentation.
       steps: length of the run; 0 to use `epochs`.
       epochs: passes over the training data, used where `steps` is 0.
       batch_size: pairs per step over all devices.

@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
-    """The folder of real pictures beside the repository (emoji/, cifar10/, ...); skips where there is none."""
+    """The folder of real images beside the repository (emoji/, cifar10/, ...); skips where there is none."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside the repository")

@@ -1,4 +1,4 @@
-"""From a source to batches: which records, decoded, cropped and tokenised, several batches ahead of the step."""
+"""From a source to batches: which records, decoded, cropped and tokenized, several batches ahead of the step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from jaxclip.quiet import quiet_stderr
 
 T = TypeVar("T")
 
-# Rows read by one call of the pipeline: enough to batch reads and tokenising, few enough to share among threads.
+# Rows read by one call of the pipeline: enough to batch reads and tokenizing, few enough to share among threads.
 _CHUNK = 32
 # Rows that are ready before they are wanted, or two batches where that is more.
 _AHEAD = 512

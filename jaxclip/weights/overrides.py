@@ -18,7 +18,7 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 # By the name that a person gives: `config.PixelsConfig`'s keys, and whose weights want it.
 PREPROCESSING: dict[str, tuple[dict[str, Any], str]] = {
-    "clip": ({}, "OpenAI's and most others: the short side resized, the centre, CLIP's mean and deviation"),
+    "clip": ({}, "OpenAI's and most others: the short side resized, the center, CLIP's mean and deviation"),
     "inception": (HALF, "LAION-2B's L/14: the same with 0.5 and 0.5"),
     "siglip": (HALF | {"resize": "squash"}, "SigLIP's: resized to a square, 0.5 and 0.5"),
 }

@@ -19,7 +19,7 @@ from cpu_devices import xla_flags
 from paths import ROOT
 from PIL import Image
 
-# 50,000 parameters, pictures of 16 pixels: a step takes milliseconds. Paths start from the recipe's folder.
+# 50,000 parameters, images of 16 pixels: a step takes milliseconds. Paths start from the recipe's folder.
 TINY = """
 import pathlib
 
@@ -59,11 +59,11 @@ class Result:
 
 
 def png(left: str, right: str = "white", size: int = 20) -> bytes:
-    """A square picture, its halves of two colours."""
-    picture = Image.new("RGB", (size, size), right)
-    picture.paste(left, (0, 0, size // 2, size))
+    """A square image, its halves of two colors."""
+    image = Image.new("RGB", (size, size), right)
+    image.paste(left, (0, 0, size // 2, size))
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -84,13 +84,13 @@ def recipe(folder: pathlib.Path, change: str = "", name: str = "tiny.py", size: 
       folder: for both.
       change: lines of Python that change the recipe, such as `config.steps = 9`.
       name: of the recipe.
-      size: of the pictures. Large ones take longer to read: a way to make steps slow.
+      size: of the images. Large ones take longer to read: a way to make steps slow.
     """
     if not (folder / "pairs.tar").exists():
         pairs = [(f"{left}-{right}", left, right) for left in _COLORS for right in _COLORS]
-        pictures = {f"{key}.png": png(left, right, size) for key, left, right in pairs}
+        images = {f"{key}.png": png(left, right, size) for key, left, right in pairs}
         texts = {f"{key}.txt": f"{left} to the left of {right}".encode() for key, left, right in pairs}
-        write_tar(folder / "pairs.tar", dict(sorted((pictures | texts).items())))
+        write_tar(folder / "pairs.tar", dict(sorted((images | texts).items())))
     path = folder / name
     lines = "".join(f"    {line.strip()}\n" for line in change.strip().splitlines())
     path.write_text(TINY.replace("    return config\n", f"{lines}    return config\n"))

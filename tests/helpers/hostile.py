@@ -27,10 +27,10 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(
-    width: int, height: int, *, depth: int = 8, colour: int = 0, rows: bytes = b"\0" * 64, more: bytes = b""
+    width: int, height: int, *, depth: int = 8, color: int = 0, rows: bytes = b"\0" * 64, more: bytes = b""
 ) -> bytes:
     """A PNG that says it has so many pixels, whatever it holds."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     data = png_chunk(b"IHDR", header) + more + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
 
@@ -42,7 +42,7 @@ def jpeg_of(data: bytes, width: int, height: int) -> bytes:
 
 
 def many_scans(rng: np.random.Generator, number: int = 500) -> bytes:
-    """A progressive JPEG whose last scan is repeated: every repetition is a pass over the whole picture."""
+    """A progressive JPEG whose last scan is repeated: every repetition is a pass over the whole image."""
     data = encode(noise(rng, 64, 64), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:-2] + data[last:-2] * number + b"\xff\xd9"
@@ -86,8 +86,8 @@ def idat_damaged(data: bytes) -> bytes:
 
 Make = Callable[[np.random.Generator], bytes]
 
-# Pictures that cannot be used, by kind: how one is made, and the reason it is counted under.
-PICTURES: dict[str, tuple[Make, str]] = {
+# Images that cannot be used, by kind: how one is made, and the reason it is counted under.
+IMAGES: dict[str, tuple[Make, str]] = {
     "nothing": (lambda rng: b"", "not an image"),
     "a page named .jpg": (lambda rng: b"<!doctype html><title>404</title>" + rng.bytes(99), "not an image"),
     "noise": (lambda rng: b"\0" + rng.bytes(3000), "not an image"),
@@ -117,7 +117,7 @@ PICTURES: dict[str, tuple[Make, str]] = {
     "floating point tiff": (lambda rng: encode(Image.new("F", (9, 9), 0.5), "TIFF"), "32-bit pixels"),
 }
 
-# Captions that cannot be used: the members beside a sound picture, by their suffix.
+# Captions that cannot be used: the members beside a sound image, by their suffix.
 CAPTIONS: dict[str, dict[str, bytes]] = {
     "no caption": {},
     "empty caption": {"txt": b""},
@@ -129,7 +129,7 @@ CAPTIONS: dict[str, dict[str, bytes]] = {
     "deep json": {"json": b"[" * 200_000},
 }
 
-# Odd pictures that can be used all the same.
+# Odd images that can be used all the same.
 SOUND: dict[str, Make] = {
     "cmyk": lambda rng: encode(noise(rng).convert("CMYK"), "JPEG"),
     "16-bit": lambda rng: encode(Image.fromarray(rng.integers(0, 65536, (9, 9)).astype(np.uint16)), "PNG"),
@@ -146,12 +146,12 @@ SOUND: dict[str, Make] = {
 }
 
 
-# Pictures that are dear: as large as allowed, or bombs in what stands beside the pixels. They may be used or refused.
+# Images that are dear: as large as allowed, or bombs in what stands beside the pixels. They may be used or refused.
 _ROW = b"\0" + bytes(8000)
 DEAR: dict[str, Callable[[], bytes]] = {
-    "64 megapixels grey": lambda: png(8000, 8000, rows=_ROW * 8000),
-    "64 megapixels rgb": lambda: png(8000, 8000, colour=2, rows=(b"\0" + bytes(24_000)) * 8000),
-    "64 megapixels rgba": lambda: png(8000, 8000, colour=6, rows=(b"\0" + bytes(32_000)) * 8000),
+    "64 megapixels gray": lambda: png(8000, 8000, rows=_ROW * 8000),
+    "64 megapixels rgb": lambda: png(8000, 8000, color=2, rows=(b"\0" + bytes(24_000)) * 8000),
+    "64 megapixels rgba": lambda: png(8000, 8000, color=6, rows=(b"\0" + bytes(32_000)) * 8000),
     "64 megapixels of 16 bits": lambda: png(8000, 8000, depth=16, rows=(b"\0" + bytes(16_000)) * 8000),
     "64 megapixels jpeg": lambda: encode(Image.new("RGB", (8000, 8000), "teal"), "JPEG"),
     "64 megapixels progressive jpeg": lambda: encode(Image.new("RGB", (8000, 8000)), "JPEG", progressive=True),
@@ -189,7 +189,7 @@ def write_shards(folder, kinds: int, good: int, seed: int = 0) -> tuple[list[str
     import tarfile
 
     rng = np.random.default_rng(seed)
-    bad = [(kind, None) for kind in PICTURES] + [(None, kind) for kind in CAPTIONS]
+    bad = [(kind, None) for kind in IMAGES] + [(None, kind) for kind in CAPTIONS]
     records: list = [*(bad * kinds), *((None, None, index) for index in range(good))]
     sound = list(SOUND.values())
     reasons: list[str | None] = []
@@ -204,7 +204,7 @@ def write_shards(folder, kinds: int, good: int, seed: int = 0) -> tuple[list[str
                     tail = (b"", b" \xff\xfe\x80", b" " + b"long " * 2000)[record[2] % 3]
                     members["txt"] = f"number {record[2]}".encode() + tail
                 elif record[0]:
-                    make, reason = PICTURES[record[0]]
+                    make, reason = IMAGES[record[0]]
                     members["jpg"] = make(rng)
                 else:
                     members, reason = {"jpg": members["jpg"]} | CAPTIONS[record[1]], "no caption"

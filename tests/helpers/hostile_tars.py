@@ -139,7 +139,7 @@ def contents() -> Iterator[tuple[str, bytes]]:
     ):
         yield f"json-{number}", GOOD + member(b"j.jpg", b"!") + member(b"j.json", text) + END
     yield "same-name", GOOD + (member(b"x.jpg", b"!") + member(b"x.txt", b"x")) * 2000 + END
-    yield "same-picture", GOOD + member(b"x.jpg", b"!") * 5000 + END
+    yield "same-image", GOOD + member(b"x.jpg", b"!") * 5000 + END
     yield "same-as-good", GOOD * 2000 + END
     yield "empty-members", GOOD + b"".join(header(b"%d.jpg" % n) for n in range(5000)) + END
     yield "empty-names", GOOD + header(b"") * 5000 + END

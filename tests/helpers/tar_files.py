@@ -25,7 +25,7 @@ def special(name: str, kind: bytes) -> tarfile.TarInfo:
 
 
 def numbered(first: int, count: int) -> list[tuple[str, bytes]]:
-    """Pictures and captions that say their number, in records of 2048 bytes."""
+    """Images and captions that say their number, in records of 2048 bytes."""
     return [
         member
         for number in range(first, first + count)

@@ -196,7 +196,7 @@ def memory(per_row: dict[str, int], hbm: int, compiled: list[tuple[str, int]]):
 
 
 @pytest.mark.parametrize("hbm", [10_000, 50_000, 1_000_000])
-def test_a_search_finds_the_largest_batch_and_the_cheapest_rematerialisation(hbm):
+def test_a_search_finds_the_largest_batch_and_the_cheapest_rematerialization(hbm):
     config = with_remat(dataclasses.replace(CONFIG, batch_size=4 * 256), "none")
     per_row, compiled = {"none": 300, "dots": 100, "full": 20}, []
     found = search(config, 4, hbm, memory(per_row, hbm, compiled))

@@ -290,7 +290,7 @@ def unsafe_calls(tree: ast.Module) -> Iterator[tuple[int, str]]:
         "np.load(path, allow_pickle=True)",
     ],
 )
-def test_an_unsafe_call_is_recognised(source):
+def test_an_unsafe_call_is_recognized(source):
     assert len(list(unsafe_calls(ast.parse(source)))) == 1
 
 

@@ -92,7 +92,7 @@ def write_retrieval(workdir: pathlib.Path, step: int, dataset: str, found: float
 
 
 def make_gallery(count: int = 24, captions: list[str] | None = None) -> Gallery:
-    """Colored squares; each image is most like its own caption, and next most like its neighbours'."""
+    """Colored squares; each image is most like its own caption, and next most like its neighbors'."""
     random = np.random.default_rng(1)
     images = np.broadcast_to(random.integers(0, 255, (count, 1, 1, 3)), (count, 32, 32, 3)).astype(np.uint8)
     distance = np.abs(np.arange(count)[:, None] - np.arange(count)[None, :])

@@ -50,7 +50,7 @@ def step_of(devices: int, microbatches: int, method: Any = None) -> Step:
 
 @functools.cache
 def first_params() -> Any:
-    """Disturbed: fresh towers embed all pictures nearly alike, and their gradients all but cancel."""
+    """Disturbed: fresh towers embed all images nearly alike, and their gradients all but cancel."""
     rng = np.random.default_rng(1)
     fresh = step_of(1, 1).init(3).params
     return jax.tree.map(lambda leaf: np.asarray(leaf + 0.1 * rng.standard_normal(leaf.shape), np.float32), fresh)

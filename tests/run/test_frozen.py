@@ -185,7 +185,7 @@ def forward(frozen: str) -> tuple[float, dict[str, np.ndarray], dict[str, np.nda
     return float(loss), arrays(state.stats), arrays(after)
 
 
-def test_frozen_layers_normalise_by_their_running_averages_and_keep_them():
+def test_frozen_layers_normalize_by_their_running_averages_and_keep_them():
     loss, before, after = forward("^image/")
     jax.tree.map(np.testing.assert_array_equal, after, before)
     step = step_with("^image/", image="resnet")

@@ -114,7 +114,7 @@ CASES = {
     "an empty file": Case(("nothing.tar", "empty"), ("--config.data.train=nothing.tar",)),
     "an empty tar": Case(("empty.tar", "empty"), ("--config.data.train=empty.tar",)),
     "a tar without captions": Case(("captionless.tar", "caption"), ("--config.data.train=captionless.tar",)),
-    "a tar without pictures": Case(("pictureless.tar", "image"), ("--config.data.train=pictureless.tar",)),
+    "a tar without images": Case(("no_images.tar", "image"), ("--config.data.train=no_images.tar",)),
     "a tar of broken images": Case(("data.train", "not an image"), ("--config.data.train=broken.tar",)),
     "a file that is no tar": Case(("text.tar", "not a tar"), ("--config.data.train=text.tar",)),
     "a table that is not there": Case(("{folder}/none.csv",), ("--config.data.train=none.csv",)),
@@ -158,7 +158,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     (folder / "nothing.tar").write_bytes(b"")
     (folder / "text.tar").write_text("This is no tar.\n" * 100)
     write_tar(folder / "captionless.tar", {f"{i}.png": png("red") for i in range(4)})
-    write_tar(folder / "pictureless.tar", {f"{i}.txt": b"a red square" for i in range(4)})
+    write_tar(folder / "no_images.tar", {f"{i}.txt": b"a red square" for i in range(4)})
     broken = {f"{i}.{kind}": b"a red square" for i in range(4) for kind in ("png", "txt")}
     write_tar(folder / "broken.tar", broken)
     write_tar(folder / "pairs-00000.tar", {"0.png": png("red"), "0.txt": b"a red square"})

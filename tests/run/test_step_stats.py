@@ -45,7 +45,7 @@ def step_on(devices: int, remat: str = "none") -> Step:
 
 @functools.cache
 def batch() -> dict[str, np.ndarray]:
-    """Pictures grow brighter from row to row: the statistics of a device's own rows are far from the batch's."""
+    """Images grow brighter from row to row: the statistics of a device's own rows are far from the batch's."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 100, (BATCH, 64, 64, 3))
     return {
@@ -107,7 +107,7 @@ def variables() -> dict[str, np.ndarray]:
 
 
 def test_a_step_moves_the_running_averages_towards_the_global_batch():
-    """The first layer's, from its definition in float64, on eight devices of two pictures each."""
+    """The first layer's, from its definition in float64, on eight devices of two images each."""
     before, (_, after) = variables(), after_a_step(8)
     pixels, x = method().pixels, batch()["image"].astype(np.float64) / 255
     x = np.pad((x - pixels.mean) / pixels.std, ((0, 0), (1, 1), (1, 1), (0, 0)))

@@ -136,7 +136,7 @@ def test_batch_statistics_are_taken_too(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["jaxclip", "huggingface"])
-def test_positions_are_resized_to_other_pictures_and_contexts(form, tmp_path):
+def test_positions_are_resized_to_other_images_and_contexts(form, tmp_path):
     path, theirs = source(tmp_path, form)
     found, _, _ = started(path, changed(image__image_size=48, text__context_length=4))
     assert_equal(found, theirs | {name: found[name] for name in ("image/positions", "text/positions")})

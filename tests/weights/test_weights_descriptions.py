@@ -150,7 +150,7 @@ def test_every_strange_value_in_a_processors_config_opens_or_is_refused_in_one_l
         assert junk == {} or "processor_config.json, image_processor: it must hold keys" in refusal(folder)
 
 
-def test_pictures_are_told_of_by_the_file_that_transformers_takes(copied):
+def test_images_are_told_of_by_the_file_that_transformers_takes(copied):
     folder = copied("huggingface")
     alone, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
     content = read(alone)
@@ -241,7 +241,7 @@ def test_an_answer_to_what_a_folder_says_is_refused_but_where_answers_are_not_bi
 
 
 @pytest.mark.parametrize(("patch", "grid", "asked"), [(14, 27, True), (14, 16, False), (16, 27, False)])
-def test_big_visions_pictures_are_asked_for_where_two_sizes_have_their_patches(patch, grid, asked):
+def test_big_visions_images_are_asked_for_where_two_sizes_have_their_patches(patch, grid, asked):
     block = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = {
         "model_type": "siglip",

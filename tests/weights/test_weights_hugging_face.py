@@ -268,7 +268,7 @@ OLD = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size
         ),
     ],
 )
-def test_what_a_processor_does_to_pictures_is_read(content, kind, pixels):
+def test_what_a_processor_does_to_images_is_read(content, kind, pixels):
     keys = described({"model_type": kind}, content)["pixels"]
     assert parse(PixelsConfig, keys) == pixels
 
@@ -298,7 +298,7 @@ def test_what_a_processor_does_to_pictures_is_read(content, kind, pixels):
         ({"crop_pct": 0.9}, "crop_pct=0.9 must be left out"),
     ],
 )
-def test_what_is_done_otherwise_to_pictures_is_refused_by_its_key(content, said):
+def test_what_is_done_otherwise_to_images_is_refused_by_its_key(content, said):
     with pytest.raises(UserError, match=f"there, preprocessor_config.json: .*{said}"):
         described({"model_type": "clip"}, content)
 

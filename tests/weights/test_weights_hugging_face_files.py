@@ -1,4 +1,4 @@
-"""The files of a Hugging Face folder as written here: the same ids, the same pictures, the same model."""
+"""The files of a Hugging Face folder as written here: the same ids, the same images, the same model."""
 
 from __future__ import annotations
 

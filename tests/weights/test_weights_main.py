@@ -74,8 +74,8 @@ def test_a_run_comes_back_bit_equal_from_every_form(workdir, tmp_path, form, cap
     ends = np.arange(12) <= (back.tokenize(texts) == 519).argmax(axis=1)[:, None]
     np.testing.assert_array_equal(back.tokenize(texts) * ends, ours.tokenize(texts) * ends)
     np.testing.assert_array_equal(back.encode_text(texts), ours.encode_text(texts))
-    picture = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
-    np.testing.assert_array_equal(back.encode_image(picture), ours.encode_image(picture))
+    image = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
+    np.testing.assert_array_equal(back.encode_image(image), ours.encode_image(image))
 
 
 @pytest.mark.parametrize("form", ["jaxclip", "openclip"])
@@ -91,8 +91,8 @@ def test_another_size_is_written_with_resized_positions(workdir, tmp_path):
     model = jaxclip.load(tmp_path / "out")
     assert (model.method.image.image_size, model.method.text.context_length) == (32, 20)
     expected = jaxclip.load(workdir, image_size=32, context_length=20)
-    picture = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
-    np.testing.assert_array_equal(model.encode_image(picture), expected.encode_image(picture))
+    image = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
+    np.testing.assert_array_equal(model.encode_image(image), expected.encode_image(image))
 
 
 def test_bfloat16_is_written_as_such(workdir, tmp_path):

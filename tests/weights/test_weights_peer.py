@@ -131,7 +131,7 @@ def test_a_trained_model_gives_its_retrieval_figures_inside_open_clip(peer_pytho
     for number, record in enumerate(source.read(range(len(source)))):
         assert isinstance(record, Record) and isinstance(record.image, bytes)
         path = tmp_path / f"{number}.png"
-        # Over white, as we see them: of a transparent picture open_clip would see what the colours hide.
+        # Over white, as we see them: of a transparent image open_clip would see what the colors hide.
         decode(record.image).save(path)
         pairs.append([str(path), list(record.captions)])
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))

@@ -17,13 +17,13 @@ from jaxclip.data.storage import File, cache_folder, filesystem, fingerprint, is
 from jaxclip.errors import UserError
 
 # Names a column may have, tried in this order: those of img2dataset, of webdataset and of Hugging Face data sets.
-_PICTURE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "picture")
+_IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "picture")
 _CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title")
 _LABEL_COLUMNS = ("label", "labels", "cls", "fine_label")
 _URL_COLUMNS = ("url", "URL", "image_url")
 LARGEST_GROUP = 8 << 30  # bytes of a row group when decoded: it is held in memory
 _MOST_ROWS = 1 << 40  # of a row group: sums of sane numbers stay within int64
-_FORMAT = 1  # a kept index of another format is made anew
+_FORMAT = 2  # a kept index of another format is made anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Columns:
     """Which columns are read.
 
     Attributes:
-      picture: the column of bytes, or of structures with a field `bytes`.
+      image: the column of bytes, or of structures with a field `bytes`.
       structured: which of the two.
       caption: the column of strings or lists of strings; empty for none.
       label: the column of integers; empty for none.
       class_names: what the labels index; empty where the files do not say.
     """
 
-    picture: str
+    image: str
     structured: bool
     caption: str
     label: str
@@ -47,8 +47,8 @@ class Columns:
     @property
     def names(self) -> list[str]:
         """What to ask of each row group."""
-        picture = f"{self.picture}.bytes" if self.structured else self.picture
-        return [name for name in (picture, self.caption, self.label) if name]
+        image = f"{self.image}.bytes" if self.structured else self.image
+        return [name for name in (image, self.caption, self.label) if name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _facts(file: File) -> tuple[Columns, list[tuple[int, int]]]:
 
 
 def _choose(path: str, schema) -> Columns:
-    """Decides which columns are the picture, the captions and the label."""
+    """Decides which columns are the image, the captions and the label."""
     from pyarrow import types
 
     def is_bytes(kind) -> bool:
@@ -165,22 +165,22 @@ def _choose(path: str, schema) -> Columns:
         return next((name for name in names if name in kinds and suits(kinds[name])), "")
 
     kinds = dict(zip(schema.names, schema.types, strict=True))
-    picture = first(_PICTURE_COLUMNS, lambda kind: is_bytes(kind) or is_structure(kind))
+    image = first(_IMAGE_COLUMNS, lambda kind: is_bytes(kind) or is_structure(kind))
     caption = first(_CAPTION_COLUMNS, is_texts)
     label = first(_LABEL_COLUMNS, types.is_integer)
     found = ", ".join(schema.names[:20]) or "none"
-    if not picture and first(_URL_COLUMNS, is_text):
+    if not image and first(_URL_COLUMNS, is_text):
         raise UserError(
-            f"{path} names pictures by their urls and holds none: download them first with img2dataset, for instance "
+            f"{path} names images by their urls and holds none: download them first with img2dataset, for instance "
             "with --output_format=webdataset"
         )
-    if not picture:
-        raise UserError(f"{path} has no column of pictures as bytes ({', '.join(_PICTURE_COLUMNS)}): found {found}")
+    if not image:
+        raise UserError(f"{path} has no column of images as bytes ({', '.join(_IMAGE_COLUMNS)}): found {found}")
     if not caption and not label:
         wanted = ", ".join(_CAPTION_COLUMNS + _LABEL_COLUMNS)
         raise UserError(f"{path} has no column of captions or class indices ({wanted}): found {found}")
     class_names = _class_names(schema.metadata or {}, label)
-    return Columns(picture, is_structure(kinds[picture]), caption, label, class_names)
+    return Columns(image, is_structure(kinds[image]), caption, label, class_names)
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:

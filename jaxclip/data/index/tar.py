@@ -16,10 +16,10 @@ from jaxclip.data.index.tar_walk import LONGEST_NAME
 from jaxclip.data.storage import OpenFile
 from jaxclip.errors import UserError
 
-_FORMAT = 2  # a kept index of another format is made anew
+_FORMAT = 3  # a kept index of another format is made anew
 _MAGIC = b"jaxclip tar index\n"
 
-# A record: for its picture, caption and label the member's first block of 512 bytes and its size in bytes, (0, 0) where
+# A record: for its image, caption and label the member's first block of 512 bytes and its size in bytes, (0, 0) where
 # there is none (block 0 is always a header); where its name ends among those of its tar; whether the caption is json.
 ROW = np.dtype([("places", "<u4", (3, 2)), ("name_end", "<u4"), ("json_caption", "?")])
 _ROW = struct.Struct("<7I?")
@@ -34,7 +34,7 @@ class Facts:
 
     Attributes:
       members: how many regular files the tars hold.
-      pictureless: how many records were left out because they have no picture.
+      without_image: how many records were left out because they have no image.
       irregular: how many links, devices and sparse files were passed over.
       has_text_or_label: whether any record has a .txt or a .cls member.
       extensions: those met, the first few.
@@ -43,7 +43,7 @@ class Facts:
     """
 
     members: int = 0
-    pictureless: int = 0
+    without_image: int = 0
     irregular: int = 0
     has_text_or_label: bool = False
     extensions: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Facts:
         """Those of several tars, each given by the facts of one."""
         return Facts(
             members=sum(part.members for part in parts),
-            pictureless=sum(part.pictureless for part in parts),
+            without_image=sum(part.without_image for part in parts),
             irregular=sum(part.irregular for part in parts),
             has_text_or_label=any(part.has_text_or_label for part in parts),
             extensions=tuple(sorted({name for part in parts for name in part.extensions})[:NAMED_EXTENSIONS]),
@@ -97,7 +97,7 @@ class Row(NamedTuple):
 
     shard: int
     name: bytes
-    picture: tuple[int, int]
+    image: tuple[int, int]
     caption: tuple[int, int]
     label: tuple[int, int]
     json_caption: bool
@@ -170,8 +170,8 @@ class TarIndex:
             *places, name_end, json_caption = _ROW.unpack(self._row_bytes(place, ROW.itemsize))
         names = self._names + (int(self._name_ends[shard - 1]) if shard else 0)
         name = self._read(names + name_start, min(max(0, name_end - name_start), LONGEST_NAME))
-        picture, caption, label = zip(places[::2], places[1::2], strict=True)
-        return Row(shard, name, picture, caption, label, json_caption)
+        image, caption, label = zip(places[::2], places[1::2], strict=True)
+        return Row(shard, name, image, caption, label, json_caption)
 
     def _row_bytes(self, start: int, size: int) -> bytes:
         data = self._read(start, size)

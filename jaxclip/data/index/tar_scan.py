@@ -54,11 +54,11 @@ def scan(files: Files, number: int) -> Part:
             members += 1
     except FlawError as error:
         flaw = str(error)
-    rows, names, pictureless = runs.records()
+    rows, names, without_image = runs.records()
     return Part(
         facts=Facts(
             members=members,
-            pictureless=pictureless,
+            without_image=without_image,
             irregular=irregular,
             has_text_or_label=_has_text_or_label(rows),
             extensions=tuple(printable(extension) or "(none)" for extension in extensions),
@@ -71,7 +71,7 @@ def scan(files: Files, number: int) -> Part:
 
 
 class _Runs:
-    """Neighbouring members that share a name, 50 bytes and the name for each run; most records are one run."""
+    """Neighboring members that share a name, 50 bytes and the name for each run; most records are one run."""
 
     def __init__(self) -> None:
         self._name = b""
@@ -94,7 +94,7 @@ class _Runs:
             self._places[2 * place - 8], self._places[2 * place - 7] = block, size
 
     def records(self) -> tuple[np.ndarray, np.ndarray, int]:
-        """The rows and names of the records with a picture, and how many there are without."""
+        """The rows and names of the records with an image, and how many there are without."""
         # Runs with the same name are one record. Names are compared by their 64-bit hashes: of 8 million names, two
         # agree by accident with a probability of 2e-6.
         run_places = np.frombuffer(self._places, np.uint32).reshape(-1, 4, 2)
@@ -126,6 +126,6 @@ def _has_text_or_label(rows: np.ndarray) -> bool:
 
 
 def _chunk_ends(rows: np.ndarray) -> np.ndarray:
-    """As `Source.chunk_ends`: neighbouring records whose pictures begin in the same part of the tar are a chunk."""
+    """As `Source.chunk_ends`: neighboring records whose images begin in the same part of the tar are a chunk."""
     chunks = rows["places"][:, 0, 0] // (_CHUNK // BLOCK)
     return np.flatnonzero(np.diff(chunks.astype(np.int64), append=-1)) + 1

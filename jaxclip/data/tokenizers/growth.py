@@ -1,6 +1,6 @@
 """How long a tokenizer.json makes texts, found before any text goes through it: a few lines of one can fill a memory.
 
-A normaliser that writes two hundred letters for each, four times over, makes billions of one letter, and the library
+A normalizer that writes two hundred letters for each, four times over, makes billions of one letter, and the library
 ends the process where it gets no memory for them. Growth is counted in characters, at most so many for each.
 """
 
@@ -21,7 +21,7 @@ _MOST_NESTED = 16
 _MOST_AROUND = 1024  # ids around a text; captions have 64 to 256 in all
 _LONGEST_NAME = 1024  # characters of what is written anew for each token or tried at each character
 _LONGEST_WORD = 1024  # characters; the time that WordPiece takes for one grows as their cube. BERT's are 100
-_MOST_ADDED = 1 << 24  # characters of the added tokens, once normalised, which all are as a file is opened
+_MOST_ADDED = 1 << 24  # characters of the added tokens, once normalized, which all are as a file is opened
 
 # Steps that make more of some character: Unicode's own tables (compatibility forms of U+FDFA have 18), a character's
 # bytes, spaces around one. What neither is here nor below removes characters, or puts one for one.
@@ -68,7 +68,7 @@ def check(text: str) -> int:
 
 
 def growth(step: dict[str, Any] | None) -> int:
-    """How many characters a normaliser, a pre-tokeniser or a decoder makes of one at most.
+    """How many characters a normalizer, a pre-tokenizer or a decoder makes of one at most.
 
     Raises ValueError where these are more than any sound file's, or too many steps.
     """

@@ -93,7 +93,7 @@ def test_the_ratio_of_a_random_box_is_width_over_height():
     ("width", "height", "box"),
     [(1000, 10, (493, 0, 506, 10)), (10, 1000, (0, 493, 10, 506)), (1000, 1, (499, 0, 500, 1)), (1, 1, (0, 0, 1, 1))],
 )
-def test_a_box_that_never_fits_falls_back_to_the_centre(width, height, box):
+def test_a_box_that_never_fits_falls_back_to_the_center(width, height, box):
     assert {tuple(found) for found in boxes(width, height, scale=(1.0, 1.0), count=20)} == {box}
 
 

@@ -23,9 +23,9 @@ from jaxclip.data.views import Views
 pytestmark = [pytest.mark.hostile, pytest.mark.filterwarnings("ignore:::PIL")]
 
 
-@pytest.mark.parametrize("kind", hostile.PICTURES)
+@pytest.mark.parametrize("kind", hostile.IMAGES)
 def test_a_bad_image_has_its_reason(kind):
-    make, reason = hostile.PICTURES[kind]
+    make, reason = hostile.IMAGES[kind]
     for seed in range(5):
         with pytest.raises(images.Unreadable) as raised:
             images.decode(make(np.random.default_rng(seed)))
@@ -102,5 +102,5 @@ def test_ten_thousand_bad_records(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXCLIP_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "shards"
     folder.mkdir()
-    assert (len(hostile.PICTURES) + len(hostile.CAPTIONS)) * 300 > 10_000
+    assert (len(hostile.IMAGES) + len(hostile.CAPTIONS)) * 300 > 10_000
     deliver(folder, kinds=300, good=10_000)

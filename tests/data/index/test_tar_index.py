@@ -270,7 +270,7 @@ def test_looking_up_records_takes_no_memory(tmp_path):
         held = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
         before = held()
         for record in range(0, 1_000_000, 100):
-            assert index.row(record).picture == (7, 70)
+            assert index.row(record).image == (7, 70)
         print(held() - before)
     """
     if not pathlib.Path("/proc/self/statm").exists():

@@ -87,11 +87,11 @@ def whole(tmp_path) -> bytes:
     return write_tar(tmp_path / "whole.tar", numbered(0, 3), tarfile.USTAR_FORMAT).read_bytes()
 
 
-# Each record of `numbered(0, 3)` is 512 + 512 bytes for the picture (300 or 600 bytes) and 512 + 512 for the caption.
+# Each record of `numbered(0, 3)` is 512 + 512 bytes for the image (300 or 600 bytes) and 512 + 512 for the caption.
 @pytest.mark.parametrize(
     ("end", "keys", "members"),
     [
-        pytest.param(2048 + 512 + 100, ["000"], 2, id="in-a-picture"),
+        pytest.param(2048 + 512 + 100, ["000"], 2, id="in-an-image"),
         pytest.param(2048 + 1024 + 100, ["000", "001"], 3, id="in-a-header"),
         pytest.param(2048 + 1024 + 512, ["000", "001"], 3, id="in-a-caption"),
         pytest.param(2 * 2048, ["000", "001"], 4, id="between-records"),

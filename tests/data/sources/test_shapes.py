@@ -203,7 +203,7 @@ def test_the_color_named_is_the_color_at_the_center(size):
                     assert names[np.abs(table - pixel).sum(-1).argmin()] == figure.color
 
 
-def test_tones_of_backgrounds_are_desaturated_and_clearly_light_or_grey():
+def test_tones_of_backgrounds_are_desaturated_and_clearly_light_or_gray():
     for tone, pairs in TONES.items():
         for rgb in (rgb for pair in pairs for rgb in pair):
             assert max(rgb) - min(rgb) <= 32  # the least colorful object, brown, has 84

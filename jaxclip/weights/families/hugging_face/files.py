@@ -94,7 +94,7 @@ def write_tokenizer(folder: pathlib.Path, method: clip.Method, tokenizer: Tokeni
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         added = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
         # A padding token that is also an ordinary one is to be that in texts. And the library looks for special tokens
-        # before it normalises: texts without punctuation are to have none.
+        # before it normalizes: texts without punctuation are to have none.
         clean = tokenizer.clean if isinstance(tokenizer, HuggingFaceTokenizer) else None
         bare = clean is not None and not normalizing.CLEANINGS[clean].punctuation
         settings["split_special_tokens"] = bare or special["pad_token"] not in added
