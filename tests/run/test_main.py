@@ -78,7 +78,7 @@ CASES = {
         change="config.evals = {'x': {'task': 'zeroshot_clasification', 'data': 'pairs.tar'}}",
     ),
     "a checkpoint to start from that is not there": Case(
-        ("{folder}/none", "there is nothing"), ("--config.init_from={folder}/none",)
+        ("{folder}/none", "does not exist"), ("--config.init_from={folder}/none",)
     ),
     "a part of nothing to start from": Case(
         ("config.init_only", "config.init_from=WEIGHTS"), ("--config.init_only=^image/",)

@@ -360,7 +360,7 @@ def test_another_bert_is_refused(tmp_path):
 
 
 def test_a_path_that_is_nothing_is_refused(tmp_path):
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path}/none: there is nothing; accepted are")):
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}/none does not exist; accepted are")):
         started(f"{tmp_path}/none")
 
 

@@ -184,12 +184,12 @@ def test_a_form_that_has_no_such_model_says_why(resnet_workdir, tmp_path, capsys
 
 def test_a_folder_that_is_there_is_not_touched(workdir, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("")
-    assert "is there already" in refused(capsys, workdir, tmp_path)
+    assert "already exists" in refused(capsys, workdir, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_nothing_and_something_else_are_named(tmp_path, capsys):
-    assert "there is nothing" in refused(capsys, tmp_path / "none", tmp_path / "out")
+    assert "does not exist" in refused(capsys, tmp_path / "none", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert "has neither" in refused(capsys, tmp_path / "empty", tmp_path / "out")
     (tmp_path / "page.safetensors").write_text("<html>")
