@@ -55,9 +55,9 @@ class OwnWeights:
     config: Config | None
 
     def read(self, mesh: Mesh, dtype: Any = "float32") -> tuple[dict[str, Any], dict[str, Any]]:
-        """As `Weights` has it."""
+        """See `Weights.read`."""
         abstract = sharding.placed(mesh, *methods.abstract_variables(self.method), dtype)
-        # What was evaluated is what is used and exported.
+        # The parameters that were evaluated are also used and exported.
         averaged = self.config is not None and self.config.optimizer.average_decay > 0
         return checkpoint.load_variables(pathlib.Path(self.source), *abstract, averaged=averaged)
 

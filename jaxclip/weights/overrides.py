@@ -123,7 +123,7 @@ class Questions:
         return to_dict(self.answers.preprocess)
 
     def heads(self, tower: str, width: int, published: int | None) -> int:
-        """The number of heads of the tower "image" or "text" of a width; `published` is that of all published models."""
+        """The number of heads of the tower "image" or "text"; `published` is that of published models of this width."""
         self._used.add(f"heads of the {tower} tower")
         answer = self.answers.heads_of(tower)
         heads = (answer or published) if self._binding else (published or answer)
