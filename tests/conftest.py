@@ -1,4 +1,4 @@
-"""What every test starts from: eight CPU devices, quiet libraries, and checked shapes in the signatures."""
+"""Shared test setup: eight CPU devices, quiet libraries, and shape checks of signatures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions on their way to the tokenizer: the choice among them, sentences, templates, and mirrored images."""
+"""Caption selection, sentences, templates and mirrored captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is found out about a source before training, and the command that shows it."""
+"""Statistics of a source before training, and the command that shows them."""
 
 from __future__ import annotations
 

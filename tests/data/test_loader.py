@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, step): on any number of processes, from any step, whatever cannot be read."""
+"""Batches as a pure function of (seed, step), for any number of processes, any first step and unreadable records."""
 
 from __future__ import annotations
 

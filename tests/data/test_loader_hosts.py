@@ -1,4 +1,4 @@
-"""The order of a million examples, and the bytes of 200 batches, on any number of hosts and from any step."""
+"""The order of a million examples and the bytes of 200 batches, for any number of hosts and any first step."""
 
 from __future__ import annotations
 

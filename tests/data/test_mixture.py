@@ -1,4 +1,4 @@
-"""Several sources as one: which record is whose, how a config writes them, and what stands in for what."""
+"""Mixtures of sources: the assignment of records, their text form, and replacements of unusable records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is passed over is counted, and too much of it stops the run."""
+"""Counts of skipped records, and the limit above which a run stops."""
 
 from __future__ import annotations
 

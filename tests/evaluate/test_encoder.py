@@ -1,4 +1,4 @@
-"""Functions of a model by name, for any number of rows, over all devices."""
+"""Evaluation of a model's functions by name, for any number of rows, over all devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluations are modules found by their task, are checked before data is read, and write CLIP_benchmark's JSON."""
+"""Discovery of evaluations by task, checks before data is read, and JSON in CLIP_benchmark's format."""
 
 from __future__ import annotations
 

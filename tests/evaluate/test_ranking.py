@@ -1,4 +1,4 @@
-"""Ranks are those of a plain stable sort, whatever the blocks and devices."""
+"""Ranks compared with a stable sort, for any blocks and devices."""
 
 from __future__ import annotations
 

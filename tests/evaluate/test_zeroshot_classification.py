@@ -1,4 +1,4 @@
-"""Zero-shot accuracy follows from the ranks of the classes, against results by hand."""
+"""Zero-shot accuracy compared with results by hand."""
 
 from __future__ import annotations
 

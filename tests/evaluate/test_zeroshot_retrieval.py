@@ -1,4 +1,4 @@
-"""Recall in both directions of retrieval, against results by hand."""
+"""Recall in both directions of retrieval, compared with results by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights and inputs that are a function of their names: the same here and where the peers are installed.
+"""Weights and inputs as functions of their names, equal here and in the Python of the reference libraries.
 
 Needs NumPy alone. Its legacy generator is used because its numbers never change.
 """

@@ -1,4 +1,4 @@
-"""python tests/golden/make.py FOLDER, where torch, open_clip and transformers are installed: what they compute.
+"""python tests/golden/make.py FOLDER: reference embeddings, computed by torch, open_clip and transformers.
 
 Writes models.json, what each model is and the names and shapes of its tensors, and embeddings.npz, the unit embeddings
 that the peer gives for the images and tokens of `made` with the weights of `made`.

@@ -1,4 +1,4 @@
-"""Running `python -m jaxclip.main` in tests: a recipe that takes seconds, and many command lines for one start-up."""
+"""Runs of `python -m jaxclip.main`: a recipe that takes seconds, and many command lines in one process."""
 
 from __future__ import annotations
 

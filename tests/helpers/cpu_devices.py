@@ -1,4 +1,4 @@
-"""XLA's flags for tests on a CPU."""
+"""XLA flags for tests on a CPU."""
 
 # Small programs that run a few times: most of a test's time was the compiler's. Neither changes what is computed.
 _QUICK_COMPILES = (

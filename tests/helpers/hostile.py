@@ -1,4 +1,4 @@
-"""What a crawl of the web brings: bad records of many kinds, each with the reason it is to be counted under."""
+"""Bad records of many kinds, as in web crawls, each with the reason under which it is counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile .npz files: what the zip says, what the .npy files in it say, and what they hold."""
+"""Hostile .npz files: invalid zips, headers and contents of arrays."""
 
 from __future__ import annotations
 

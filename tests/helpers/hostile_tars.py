@@ -1,4 +1,4 @@
-"""Tars that mean harm, or that something harmed: over two hundred of them, the same ones every time."""
+"""Malicious and damaged tars: over two hundred, generated deterministically."""
 
 from __future__ import annotations
 

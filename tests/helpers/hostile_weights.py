@@ -1,4 +1,4 @@
-"""Files of weights that mean harm, or that something harmed: over a thousand with hostile_npz, the same every time."""
+"""Malicious and damaged weight files: over a thousand with hostile_npz, generated deterministically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What open_clip and transformers make of a folder, and folders of theirs; runs where these are installed.
+"""Embeddings and folders of open_clip and transformers; runs in a Python with these libraries.
 
 python peer_weights.py make NAME FOLDER: open_clip's model NAME with the weights of golden/made.py, as a folder of its.
 python peer_weights.py embed openclip|huggingface FOLDER INPUTS.json OUT.npz: opens a folder as that library's own, and

@@ -1,4 +1,4 @@
-"""Tars as tests need them."""
+"""Tars for tests."""
 
 from __future__ import annotations
 

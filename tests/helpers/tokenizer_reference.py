@@ -1,4 +1,4 @@
-"""CLIP's tokenizer written slowly from its description, and strings to compare with it."""
+"""Slow reference implementation of CLIP's tokenizer from its description, and strings for comparison."""
 
 from __future__ import annotations
 

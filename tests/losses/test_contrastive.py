@@ -1,4 +1,4 @@
-"""The contrastive loss against its definition, written out in float64."""
+"""The contrastive loss compared with its definition in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both contrastive losses against a float64 reference: many draws, meshes, layouts and tile sizes, both precisions."""
+"""Both contrastive losses compared with a float64 reference, for many draws, meshes, layouts, tiles and precisions."""
 
 from __future__ import annotations
 

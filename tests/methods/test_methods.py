@@ -1,4 +1,4 @@
-"""Methods beside CLIP with vision transformers: SigLIP's loss and start, and CLIP with the other towers."""
+"""Methods other than CLIP with ViTs: SigLIP's loss and initialization, and CLIP with other towers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""python -m jaxclip.plan, but for the TPU's compiler: reading programs, searching, counting, and wrong options."""
+"""python -m jaxclip.plan without the TPU's compiler: program parsing, search, counts and invalid options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the README and the docs say is there, is there."""
+"""Consistency of the README and the docs with files, modules, flags and targets."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""The scripts under launch/, run by a real bash with stand-ins for the programs of the cluster on the PATH."""
+"""The scripts under launch/, run by bash with substitutes for the cluster's programs on the PATH."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may import whom, and what no file of the package may do. The rules are those of docs/architecture.md."""
+"""Import rules and forbidden functions of the package, as in docs/architecture.md."""
 
 from __future__ import annotations
 

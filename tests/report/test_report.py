@@ -1,4 +1,4 @@
-"""The page a person opens after a run: whole, self-contained, safe with any text, and readable on a phone."""
+"""The report of a run: complete, self-contained, safe for any text, and readable on a phone."""
 
 from __future__ import annotations
 

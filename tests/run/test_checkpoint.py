@@ -1,4 +1,4 @@
-"""Checkpoints: the same bits on any mesh, whole or not there, and found from a workdir or a step's folder."""
+"""Checkpoints: equal bits on any mesh, atomic saves, and lookup in a workdir or a step's folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A config is trusted once parsed: every mistake is one line that names the key at fault."""
+"""Config parsing: a one-line error for every mistake, which names the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradient caching: micro-batches change memory, and nothing else."""
+"""Gradient caching: the same results in micro-batches, with less memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augmentation on the device: the CPU's changes for the CPU's amounts, and keys per record."""
+"""Augmentation on the device: equal to the CPU's for equal amounts, with random keys per record."""
 
 from __future__ import annotations
 

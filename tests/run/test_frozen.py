@@ -1,4 +1,4 @@
-"""Frozen parameters stay as they are, cost nothing, and leave the others as they would be without them."""
+"""Frozen parameters: unchanged, without cost, and without effect on the training of others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metric that plateau schedules and the best checkpoint go by: read back after a restart, and followed by a run."""
+"""The metric for plateau schedules and the best checkpoint: restored after a restart and updated by a run."""
 
 from __future__ import annotations
 

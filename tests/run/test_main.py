@@ -1,4 +1,4 @@
-"""What a person reads when a command line, a recipe or the data is wrong: one line that names the culprit, status 2."""
+"""Errors of command lines, recipes and data: one line that names the cause, and exit status 2."""
 
 from __future__ import annotations
 

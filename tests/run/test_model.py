@@ -1,4 +1,4 @@
-"""jaxclip.load: the model in a run's workdir, used without its recipe."""
+"""jaxclip.load on a run's workdir, without its recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each optimizer against its definition in NumPy, one step after the other; groups, Lookahead, and devices."""
+"""Optimizers compared with their definitions in NumPy, step by step; groups, Lookahead and devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes joined by jax.distributed over loopback train as one does."""
+"""Training in two processes joined by jax.distributed over loopback, compared with training in one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is killed or stopped, started again by the same command, ends as if nothing had happened."""
+"""Resumed runs after a kill or a stop, with the same results as an uninterrupted run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules: each shape at chosen steps, warm-up included, and the plateau's rule on made-up histories."""
+"""Schedules at chosen steps, with warm-up, and the plateau's rule on constructed histories."""
 
 from __future__ import annotations
 

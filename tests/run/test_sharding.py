@@ -1,4 +1,4 @@
-"""How arrays lie on the devices: every parameter has its place, and no place changes a number."""
+"""Sharding of arrays: a rule for every parameter, and equal results for any placement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batch statistics are part of the training state: of the global batch, kept by checkpoints, used in evaluation."""
+"""Batch statistics in the training state: computed over the global batch, saved, and used in evaluation."""
 
 from __future__ import annotations
 

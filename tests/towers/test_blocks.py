@@ -1,4 +1,4 @@
-"""One block serves every tower: norms before or after, cross-attention and masks; attention pooling; BERT."""
+"""The shared transformer block: norms before or after, cross-attention and masks; attention pooling; BERT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Queues keep the last keys, first in, first out, and a push moves the batch alone; momentum copies follow."""
+"""Queues of the latest keys, first in, first out, with pushes that move only the batch; momentum copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two ResNets are CLIP's and torchvision's: parameters, initialization and arithmetic, on any mesh."""
+"""CLIP's and torchvision's ResNets: parameters, initialization and arithmetic, on any mesh."""
 
 from __future__ import annotations
 

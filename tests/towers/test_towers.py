@@ -1,4 +1,4 @@
-"""The towers are CLIP's as published: parameters, initialization and arithmetic."""
+"""CLIP's towers as published: parameters, initialization and arithmetic."""
 
 from __future__ import annotations
 

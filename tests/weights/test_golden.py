@@ -1,4 +1,4 @@
-"""Embeddings equal those of open_clip and of transformers for the same weights, images and tokens.
+"""Embeddings compared with those of open_clip and transformers for equal weights, images and tokens.
 
 What the peers computed is in golden/, made by golden/make.py where they are installed; no peer is needed here.
 """

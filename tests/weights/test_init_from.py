@@ -1,4 +1,4 @@
-"""config.init_from: what is taken is the source's bit for bit, what is not is fresh, and what differs is refused."""
+"""config.init_from: bit-exact copies of selected arrays, fresh values for the others, and errors for differences."""
 
 from __future__ import annotations
 

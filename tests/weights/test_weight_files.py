@@ -1,4 +1,4 @@
-"""Files of weights: what is written is read again, bit for bit, by us and by the safetensors library."""
+"""Weight files: bit-exact reading of written files, by jaxclip and by the safetensors library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""big_vision's SigLIP files: every array has its tensors, in both forms, and a file without sense is told so."""
+"""big_vision's SigLIP files: complete mapping of arrays in both layouts, and errors for invalid files."""
 
 from __future__ import annotations
 

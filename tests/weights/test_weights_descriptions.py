@@ -1,4 +1,4 @@
-"""Configs of strangers: each opens as a model that fits its tensors, or is refused in one line.
+"""Untrusted configs: a model that fits its tensors, or a one-line error.
 
 Only the configs are changed; the tensors stay those of a small model.
 """

@@ -1,4 +1,4 @@
-"""Hugging Face's CLIPModel, SiglipModel and BertModel: what config.json says and how tensors are named."""
+"""Hugging Face's CLIPModel, SiglipModel and BertModel: config.json and tensor names."""
 
 from __future__ import annotations
 

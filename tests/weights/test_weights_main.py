@@ -1,4 +1,4 @@
-"""python -m jaxclip.weights: a run of ours into other forms and back, and what it says of what it cannot do."""
+"""python -m jaxclip.weights: conversion of a run to other formats and back, and the errors of the command."""
 
 from __future__ import annotations
 

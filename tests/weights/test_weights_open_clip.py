@@ -1,4 +1,4 @@
-"""open_clip's and OpenAI's weights: published configs and bare files give the published models, others an error."""
+"""open_clip's and OpenAI's weights: published models from configs and bare files, and errors for others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights into open_clip and transformers and out of them, in the Python that PEER_PYTHON names."""
+"""Import and export compared with open_clip and transformers, in the Python named by PEER_PYTHON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vocabularies in folders of weights: what the files beside one say of its use, and that it comes back as written.
+"""Vocabularies in weight folders: settings from neighboring files, and exact round trips.
 
 data/siglip_form.model has the special ids of c4_en: <pad> 0, </s> 1, <unk> 2.
 """

@@ -1,4 +1,4 @@
-"""torchvision's and timm's ResNets: every array of the tower has its tensor, and the shapes say the sizes."""
+"""torchvision's and timm's ResNets: complete mapping of arrays, and sizes from shapes."""
 
 from __future__ import annotations
 

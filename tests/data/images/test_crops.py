@@ -1,4 +1,4 @@
-"""The evaluation crop equals torchvision's; the training crop is distributed as torchvision's, whatever it decodes."""
+"""Evaluation crops equal to torchvision's, and training crops with the distribution of torchvision's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of image becomes upright RGB; crops equal torchvision's."""
+"""Decoding of all kinds of images to upright RGB, and crops equal to torchvision's."""
 
 import io
 import struct

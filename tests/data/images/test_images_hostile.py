@@ -1,4 +1,4 @@
-"""Bad records of every kind among good ones: each is counted under its reason, and every good one is delivered."""
+"""Bad records of every kind among good ones: counts by reason, and delivery of all good records."""
 
 from __future__ import annotations
 

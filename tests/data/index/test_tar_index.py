@@ -1,4 +1,4 @@
-"""The index of a set of tars: made once, resumable, kept in a cache folder, and opened without being read."""
+"""The index of a set of tars: built once, resumable, cached, and opened without being read."""
 
 import concurrent.futures
 import os

@@ -1,4 +1,4 @@
-"""The walk along a tar's headers: sound ones in every form, cut ones and damaged ones."""
+"""The enumeration of tar members: valid tars of every format, truncated and damaged ones."""
 
 import io
 import os

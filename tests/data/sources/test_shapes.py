@@ -1,4 +1,4 @@
-"""Claims about the embedded data set: pure, truthful, balanced, and never showing a held-out class in training."""
+"""Procedural scenes: determinism, truthful and balanced captions, and classes held out of training."""
 
 import collections
 import concurrent.futures

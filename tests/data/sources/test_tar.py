@@ -1,4 +1,4 @@
-"""Tar shards: what is a record, where it lies, and what is said of shards that cannot be used."""
+"""Tar shards: the grouping of members into records, and messages about unusable shards."""
 
 import concurrent.futures
 import logging

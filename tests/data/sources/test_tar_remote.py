@@ -1,4 +1,4 @@
-"""Tars in remote storage, here fsspec's memory://: as local ones, with few and large requests."""
+"""Tars in remote storage (fsspec's memory://): the same records as from local ones, in few large requests."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""TFRecord files: written by TensorFlow, read without it."""
+"""TFRecord files, written by TensorFlow and read without it."""
 
 import concurrent.futures
 import pathlib

@@ -1,4 +1,4 @@
-"""Files by position, local and remote. Remote ones are in fsspec's memory:// storage."""
+"""Random-access reads of local files, and of remote ones in fsspec's memory:// storage."""
 
 import concurrent.futures
 import os

@@ -1,4 +1,4 @@
-"""CLIP's ids against a slow tokenizer written from its description."""
+"""CLIP's token ids compared with a slow tokenizer written from its description."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files that CLIP's vocabulary comes in, and what is said of those that are no vocabulary."""
+"""The file formats of CLIP's vocabulary, and the errors for invalid files."""
 
 from __future__ import annotations
 

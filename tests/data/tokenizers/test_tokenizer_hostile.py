@@ -1,4 +1,4 @@
-"""Hostile files of vocabularies: each is refused in one line or can be used, and none takes the process with it."""
+"""Hostile vocabulary files: a one-line error or a usable tokenizer, and no crash of the process."""
 
 from __future__ import annotations
 

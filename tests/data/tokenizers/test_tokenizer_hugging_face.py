@@ -1,4 +1,4 @@
-"""Tokenizers from any tokenizer.json, and BERT's from its vocab.txt, against the library's own padding and cutting."""
+"""Tokenizers from tokenizer.json and vocab.txt, compared with the library's own padding and truncation."""
 
 from __future__ import annotations
 

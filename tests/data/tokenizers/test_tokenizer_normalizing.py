@@ -1,4 +1,4 @@
-"""What becomes of texts before a tokenizer.json's own steps: against open_clip's functions, written out here."""
+"""Text cleaning before a tokenizer.json's own steps, compared with copies of open_clip's functions."""
 
 from __future__ import annotations
 

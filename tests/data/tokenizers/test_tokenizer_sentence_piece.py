@@ -1,4 +1,4 @@
-"""SentencePiece as SigLIP uses it, against ids of the SentencePiece library.
+"""SentencePiece in SigLIP's form, compared with ids of the SentencePiece library.
 
 data/siglip_form.model was trained by it (0.2.3, unigram, 100 pieces) from sentences about colored shapes, with the
 special ids of c4_en: pad 0, end 1, unknown 2. data/no_end.model is the same without an end.

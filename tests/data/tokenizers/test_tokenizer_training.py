@@ -1,4 +1,4 @@
-"""Vocabularies trained from captions, and the command that does it."""
+"""Training of vocabularies from captions, and its command."""
 
 from __future__ import annotations
 
