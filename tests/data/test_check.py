@@ -51,7 +51,7 @@ def test_a_sample_is_spread_over_the_whole_source():
     assert found.examples[3].size == (9, 5) and found.examples[3].captions == ("image 333", "another")
 
 
-def test_what_cannot_be_used_is_told_by_reason_and_by_shard():
+def test_unusable_records_are_counted_by_reason_and_by_shard():
     found = findings.look_at(Some(60, 5), 60)
     assert found.skips.counts == {"unreadable shard": 6, "not an image": 6}
     assert found.at_fault == {"0.tar": 3, "1.tar": 3, "2.tar": 3, "3.tar": 3}

@@ -203,7 +203,7 @@ def test_what_is_replaced_is_counted_by_reason_with_an_example():
     assert str(training_loader.skips) == "" and training_loader.skips.total == 0
     training_loader.rows(0, 20)
     counts = training_loader.skips.counts
-    # More than one each where a replacement was itself unreadable.
+    # More than one each if a replacement is itself unreadable.
     assert counts.keys() == {"unreadable shard", "not an image", "no caption"}
     assert counts["not an image"] >= 2
     assert training_loader.skips.total == sum(counts.values())
@@ -240,7 +240,7 @@ def test_a_fault_in_a_source_is_raised_as_it_is():
         next(training(Faulty(5)).batches(0, 2))
 
 
-def test_batches_that_nobody_takes_do_not_keep_the_process():
+def test_unused_batches_do_not_keep_the_process_alive():
     batches = training(Numbered(50), 32).batches(0, 10_000)
     next(batches)
     began = time.monotonic()
@@ -351,8 +351,8 @@ print(next(batches)["image"].shape)
     assert ran.returncode == 0 and ran.stdout == "(8, 8, 8, 3)\n"
 
 
-def test_what_stands_in_for_a_record_does_not_count_towards_the_rate():
-    # One chunk of ten is bad as a whole, so that nine in ten stand-ins are too; but only a tenth of the records.
+def test_replacements_do_not_count_towards_the_rate():
+    # One chunk of ten is completely bad, and so are nine of ten replacements, but only a tenth of the records.
     ends = np.arange(1, 11) * 100
     bad = {i: Skip("unreadable shard", f"numbered/{i}") for i in range(100)}
     config = dataclasses.replace(CONFIG, max_skip_rate=0.11)

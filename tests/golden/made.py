@@ -1,6 +1,6 @@
 """Weights and inputs as functions of their names, equal here and in the Python of the reference libraries.
 
-Needs NumPy alone. Its legacy generator is used because its numbers never change.
+Needs only NumPy, whose legacy generator is used because its numbers never change.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """python tests/golden/make.py FOLDER: reference embeddings, computed by torch, open_clip and transformers.
 
-Writes models.json, what each model is and the names and shapes of its tensors, and embeddings.npz, the unit embeddings
-that the peer gives for the images and tokens of `made` with the weights of `made`.
+Writes models.json, with the config of each model and the names and shapes of its tensors, and embeddings.npz, with the
+unit embeddings of the images and tokens of `made` by the weights of `made`.
 """
 
 from __future__ import annotations

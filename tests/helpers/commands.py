@@ -78,7 +78,7 @@ def write_tar(path: pathlib.Path, members: Mapping[str, bytes]) -> pathlib.Path:
 
 
 def recipe(folder: pathlib.Path, change: str = "", name: str = "tiny.py", size: int = 20) -> pathlib.Path:
-    """Writes the tiny recipe, and its 64 pairs where they are not there yet.
+    """Writes the tiny recipe, and its 64 pairs unless they exist.
 
     Args:
       folder: for both.
@@ -104,7 +104,7 @@ def environment(changes: Mapping[str, str] | None = None, devices: int = 1) -> d
 
 
 def start(arguments: Sequence[str], env: Mapping[str, str], output: pathlib.Path) -> subprocess.Popen:
-    """Starts the command; what it says goes to the file `output`."""
+    """Starts the command, with its output in the file `output`."""
     with output.open("w") as file:
         return subprocess.Popen(
             [sys.executable, "-m", "jaxclip.main", *arguments], cwd=ROOT, env=dict(env), stdout=file, stderr=file
@@ -145,7 +145,7 @@ def run_many(cases: Mapping[str, tuple[Sequence[str], Mapping[str, str]]], folde
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen, output: pathlib.Path) -> None:
-    """Waits for a condition while a process runs; fails with what the process said when it ends before."""
+    """Waits for a condition while a process runs; fails with the process's output if it ends before."""
     until = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, f"ended with {process.returncode} too early: {output.read_text()}"
@@ -159,7 +159,7 @@ def rows(workdir: pathlib.Path) -> list[dict]:
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:
-    """The logged losses by step; fails where a step stands there twice."""
+    """The logged losses by step; fails if a step occurs twice."""
     found = [(row["step"], row["loss"]) for row in rows(workdir)]
     assert len(dict(found)) == len(found), found
     return dict(found)

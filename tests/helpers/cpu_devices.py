@@ -1,6 +1,6 @@
 """XLA flags for tests on a CPU."""
 
-# Small programs that run a few times: most of a test's time was the compiler's. Neither changes what is computed.
+# Tests compile small programs and run them a few times, so compilation dominates. Neither flag changes results.
 _QUICK_COMPILES = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",

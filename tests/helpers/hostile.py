@@ -29,14 +29,14 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 def png(
     width: int, height: int, *, depth: int = 8, color: int = 0, rows: bytes = b"\0" * 64, more: bytes = b""
 ) -> bytes:
-    """A PNG that says it has so many pixels, whatever it holds."""
+    """A PNG that declares so many pixels, whatever its content."""
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     data = png_chunk(b"IHDR", header) + more + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
 
 
 def jpeg_of(data: bytes, width: int, height: int) -> bytes:
-    """A JPEG whose header lies about its size."""
+    """A JPEG with a false size in its header."""
     start = data.index(b"\xff\xc0")
     return data[: start + 5] + struct.pack(">HH", height, width) + data[start + 9 :]
 
@@ -49,7 +49,7 @@ def many_scans(rng: np.random.Generator, number: int = 500) -> bytes:
 
 
 def webp_of(width: int, height: int) -> bytes:
-    """A WebP (extended form) that says its canvas has so many pixels."""
+    """A WebP (extended form) that declares a canvas of so many pixels."""
     canvas = struct.pack("<I", 0)[:4] + struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
     chunk = b"VP8X" + struct.pack("<I", 10) + canvas
     frame = encode(Image.new("RGB", (8, 8)), "WEBP")[12:]
@@ -65,7 +65,7 @@ def bmp_of(data: bytes, width: int, height: int) -> bytes:
 
 
 def tiff_of(width: int, height: int, strip_bytes: int) -> bytes:
-    """A TIFF whose one strip lies."""
+    """A TIFF whose only strip has a false size."""
     entries = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
     entries += [(279, strip_bytes)]
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
@@ -112,7 +112,7 @@ IMAGES: dict[str, tuple[Make, str]] = {
     "gif bomb": (lambda rng: gif_of(encode(noise(rng), "GIF"), 65_535, 65_535), "too many pixels"),
     "bmp bomb": (lambda rng: bmp_of(encode(noise(rng), "BMP"), 40_000, 40_000), "too many pixels"),
     "tiff bomb": (lambda rng: tiff_of(60_000, 60_000, 1 << 31), "too many pixels"),
-    "tiff with a lying strip": (lambda rng: tiff_of(64, 64, 1 << 31), "truncated image"),
+    "tiff with a false strip": (lambda rng: tiff_of(64, 64, 1 << 31), "truncated image"),
     "jpeg of many scans": (many_scans, "too many scans"),
     "floating point tiff": (lambda rng: encode(Image.new("F", (9, 9), 0.5), "TIFF"), "32-bit pixels"),
 }
@@ -146,7 +146,7 @@ SOUND: dict[str, Make] = {
 }
 
 
-# Images that are dear: as large as allowed, or bombs in what stands beside the pixels. They may be used or refused.
+# Expensive images: as large as allowed, or with bombs in their metadata. They may be used or rejected.
 _ROW = b"\0" + bytes(8000)
 DEAR: dict[str, Callable[[], bytes]] = {
     "64 megapixels gray": lambda: png(8000, 8000, rows=_ROW * 8000),

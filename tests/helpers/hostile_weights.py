@@ -27,7 +27,7 @@ class Hostile:
       hole: how many bytes without content follow in the first.
       tail: what comes after them.
       links: symbolic links beside them, to what.
-      refused: whether it has to be; if not, what opens must be what it says it is.
+      refused: whether it must be rejected; if not, opened weights must be as declared.
     """
 
     files: dict[str, bytes]

@@ -1,6 +1,6 @@
 """Embeddings and folders of open_clip and transformers; runs in a Python with these libraries.
 
-python peer_weights.py make NAME FOLDER: open_clip's model NAME with the weights of golden/made.py, as a folder of its.
+python peer_weights.py make NAME FOLDER: open_clip's model NAME with golden/made.py's weights, as an open_clip folder.
 python peer_weights.py embed openclip|huggingface FOLDER INPUTS.json OUT.npz: opens a folder as that library's own, and
   embeds the files and texts that {"images": [...], "texts": [...]} lists by the library's own preprocessing.
 python peer_weights.py retrieve FOLDER PAIRS.json OUT.json: recalls of [[image file, [caption, ...]], ...] by

@@ -62,7 +62,7 @@ def member(name: bytes, data: bytes, kind: bytes = b"0") -> bytes:
 
 
 def pax(**said: str | bytes) -> bytes:
-    """An extended header that says so of the next member ("__" stands for ".")."""
+    """An extended header with these records for the next member ("__" stands for ".")."""
     records = b""
     for keyword, value in said.items():
         rest = (

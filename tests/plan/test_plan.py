@@ -171,7 +171,7 @@ def test_a_frozen_tower_has_no_backward_pass():
     assert saved == 2 * tower + 16 * 2 * 16 * (8 * 8 * 3) * 64
 
 
-def test_remat_is_said_and_set_for_all_towers():
+def test_remat_is_shown_and_set_for_all_towers():
     assert remat_of(CONFIG) == "none"
     full = with_remat(CONFIG, "full")
     assert remat_of(full) == "full"
@@ -215,7 +215,7 @@ def test_a_search_leaves_out_what_does_not_fit_with_the_smallest_batch():
     assert found.cheapest is None and list(found.largest) == ["full"]
 
 
-def test_what_does_not_fit_is_told_by_how_much_and_what_helps():
+def test_a_step_that_does_not_fit_is_reported_with_the_excess_and_advice():
     topology = chips.Topology("v5e:2x2", chips.CHIPS["v5e"], 1, [None] * 4)
     large = dataclasses.replace(plan(CONFIG, False, 20 * 2**30, "none"), estimated_cycles=None)
     text = table.table(large, topology)
@@ -252,7 +252,7 @@ def test_a_wrong_topology_is_one_line(name, options, said):
         chips.topology(name, **options)
 
 
-def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
+def test_without_libtpu_a_one_line_error_names_the_package(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"libtpu, the TPU's compiler, is not installed: pip install 'jaxclip\[plan\]'"):
         chips.topology("v5e:4x4")

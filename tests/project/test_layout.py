@@ -186,7 +186,7 @@ def import_graph(depth: int | None = None) -> dict[str, set[str]]:
             while imported and imported not in modules:
                 imported = imported.rpartition(".")[0]
             first, second = (".".join(name.split(".")[:depth]) for name in (importer, imported))
-            # A folder's __init__ names what is in it, which is no arrow between rooms.
+            # A folder's __init__ imports its own modules, which is not a dependency between folders.
             inside = depth is not None and f"{first}.".startswith(f"{second}.") or f"{second}.".startswith(f"{first}.")
             if imported not in ("", "jaxclip") and first != second and not (depth and inside):
                 graph.setdefault(first, set()).add(second)
@@ -298,7 +298,7 @@ def test_no_file_runs_text_or_unpacks_archives():
     assert not [place(path, *call) for path in FILES for call in unsafe_calls(ast.parse(path.read_text()))]
 
 
-def test_what_is_imported_is_what_pyproject_asks_for():
+def test_imported_packages_are_the_dependencies_in_pyproject():
     def normal(name: str) -> str:
         return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", name, maxsplit=1)[0]).lower()
 

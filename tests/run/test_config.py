@@ -51,7 +51,7 @@ CLIP = recipes.clip(
 
 
 def changed(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """A copy with one key set, or taken out where the value is ABSENT."""
+    """A copy with one key set, or removed if the value is ABSENT."""
     config = copy.deepcopy(config)
     *path, name = dotted.split(".")
     inner = config

@@ -80,7 +80,7 @@ def test_cached_gradients_equal_uncached_ones(devices, microbatches):
         assert metrics[name] == pytest.approx(value, rel=1e-6), name
     difference = np.sqrt(sum(np.sum((found[name] - expected[name]) ** 2) for name in expected))
     assert difference <= 1e-6 * np.sqrt(sum(np.sum(leaf**2) for leaf in expected.values()))
-    # Not k times too large, as where each micro-batch adds that of the whole matrix.
+    # Not k times too large, as it would be if each micro-batch added that of the whole matrix.
     assert found["logit_scale"] == pytest.approx(expected["logit_scale"], rel=1e-6)
     assert abs(expected["logit_scale"]) > 1e-3
 

@@ -93,7 +93,7 @@ def start() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
-def test_what_the_expression_finds_stays_bit_for_bit_and_all_else_moves(microbatches):
+def test_matching_parameters_stay_bit_for_bit_and_all_others_change(microbatches):
     """Weight decay too, which needs no gradient, leaves it alone."""
     before, (after, _) = start(), run("^image/", 3, microbatches)
     for path, values in after.items():
@@ -246,14 +246,14 @@ GROUPS = {
 
 
 @pytest.mark.parametrize(("groups", "said"), GROUPS.values(), ids=GROUPS)
-def test_rules_that_find_nothing_or_leave_nothing_are_an_error(groups, said):
+def test_rules_that_match_no_or_freeze_all_parameters_are_an_error(groups, said):
     with pytest.raises(UserError, match=re.escape(f"config.optimizer.groups{said}")) as error:
         optimizer.check_groups(step_with("").abstract_state.params, groups)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("match", ["", "^image/", "^image/.*blocks/"])
-def test_rules_that_find_something_are_none(match):
+def test_rules_that_match_some_parameters_are_valid(match):
     optimizer.check_groups(step_with("").abstract_state.params, frozen_by(match))
 
 

@@ -18,10 +18,10 @@ class Case:
     """A command line that cannot work.
 
     Attributes:
-      says: what its message must hold.
-      arguments: beside --config and --workdir, which are left out where they stand here (`--config=` alone for none).
+      says: what its message must contain.
+      arguments: besides --config and --workdir, which are left out if they occur here (`--config=` alone for none).
       change: lines of Python that change the recipe.
-      file: the whole recipe, where it is not the tiny one.
+      file: the whole recipe, if it is not the tiny one.
       devices: that there are.
     """
 
@@ -162,7 +162,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     broken = {f"{i}.{kind}": b"a red square" for i in range(4) for kind in ("png", "txt")}
     write_tar(folder / "broken.tar", broken)
     write_tar(folder / "pairs-00000.tar", {"0.png": png("red"), "0.txt": b"a red square"})
-    # What a run of another recipe leaves that is killed while it saves for the first time.
+    # The files left by a run of another recipe that was killed during its first save.
     (folder / "early" / "checkpoints" / "2.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
     (folder / "early" / "config.json").write_text('{"seed": 5}')
     (folder / "early" / "tokenizer.json").write_text(tokenizers.train(["another recipe"] * 2, 516).to_json())
@@ -197,7 +197,7 @@ def test_a_mistake_leaves_no_run_behind(results, folder):
     assert {path.parent.name for path in folder.glob("*/config.json")} == {"run", "diverged", "early"}
 
 
-def test_a_run_that_works_says_nothing_but_its_progress(results):
+def test_a_successful_run_prints_only_its_progress(results):
     result = results["a run that works"]
     assert result.status == 0 and result.stdout == ""
     lines = result.stderr.splitlines()
@@ -206,7 +206,7 @@ def test_a_run_that_works_says_nothing_but_its_progress(results):
     assert all(line.startswith("step ") for line in lines[1:-1]), result.stderr
 
 
-def test_where_no_checkpoint_is_whole_a_run_starts_anew_with_the_recipe_it_is_given(results, folder):
+def test_without_a_complete_checkpoint_a_run_starts_again_with_the_given_recipe(results, folder):
     result = results["a run killed before its first checkpoint"]
     assert result.status == 0, result.stderr
     assert result.stderr.startswith("64 records, ")

@@ -34,7 +34,7 @@ config.evals = {{"pairs": {{"task": "zeroshot_retrieval", "data": "pairs.tar"}}}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Holds the recipe and its data. Images of 400 pixels make a step last long enough for a save to end in time."""
+    """Holds the recipe and its data. With images of 400 pixels, a step takes long enough for a save to finish."""
     folder = tmp_path_factory.mktemp("resume")
     recipe(folder, CHANGE, size=400)
     return folder

@@ -130,7 +130,7 @@ def test_a_schedule_is_added_by_one_class():
         (0, 5, 0, ""),
     ],
 )
-def test_a_warm_up_that_is_cut_is_said(warmup, steps, length, said):
+def test_a_shortened_warm_up_is_reported(warmup, steps, length, said):
     assert schedule.warmup_steps(config(warmup), steps) == length
     assert schedule.warmup_note(config(warmup), steps) == said
 

@@ -292,7 +292,7 @@ def count(jaxpr, *names: str) -> int:
     return sum(equation.primitive.name in names for equation in jaxpr.eqns) + sum(count(part, *names) for part in inner)
 
 
-def test_remat_recomputes_as_much_as_it_says():
+def test_remat_recomputes_as_much_as_configured():
     programs = (training("modified", remat)[3] for remat in ("none", "dots", "full"))
     none, dots, full = (count(program, "conv_general_dilated", "dot_general") for program in programs)
     # A bottleneck has three convolutions, and four of the five another one for the shortcut.

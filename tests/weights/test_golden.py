@@ -1,6 +1,6 @@
 """Embeddings compared with those of open_clip and transformers for equal weights, images and tokens.
 
-What the peers computed is in golden/, made by golden/make.py where they are installed; no peer is needed here.
+The reference embeddings are in golden/, computed by golden/make.py; the libraries are not needed here.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def test_embeddings_equal_the_peers(name, tmp_path):
     found = embeddings(weights, len(expected["image"]))
     for tower, value in expected.items():
         assert np.abs(found[tower] - value).max() <= 1e-5 * np.abs(value).max(), tower
-        # Inputs are told apart by far more than that.
+        # Embeddings of different inputs differ by far more than that.
         assert np.abs(value[0] - value[1]).max() > 0.05 * np.abs(value).max(), tower
     if len(found["image"]) == 16:
         logits = [e["image"] @ e["text"].T / 0.07 for e in (found, expected)]

@@ -39,7 +39,7 @@ def test_the_shapes_say_the_sizes(layers, width):
     assert ResNetConfig(**found) == config
 
 
-def test_other_networks_are_told_apart():
+def test_other_networks_are_rejected():
     tensors = tensors_for(torchvision.pieces(ResNetConfig(224)), image_shapes((3, 4, 6, 3)))
     assert not torchvision.is_one({f"visual.{name}": tensor for name, tensor in tensors.items()})
     assert not torchvision.is_one({name: tensor for name, tensor in tensors.items() if "conv3" not in name})

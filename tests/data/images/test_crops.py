@@ -98,7 +98,7 @@ def test_a_box_that_never_fits_falls_back_to_the_center(width, height, box):
 
 
 def test_random_crop_resizes_the_box_it_draws():
-    # A ramp: the crop's corners tell where the box was.
+    # A ramp: the crop's corners determine the box.
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3))
     left, _, right, _ = crops.random_box(256, 256, np.random.default_rng(5), (0.2, 0.3), (1.0, 1.0))
     crop = np.asarray(crops.random_resized_crop(ramp, 64, np.random.default_rng(5), (0.2, 0.3), (1.0, 1.0)))

@@ -51,7 +51,7 @@ def test_damaged_images_are_refused_or_decoded(form):
 
 
 def expected_counts(reasons: list[str | None], seed: int, rows: int) -> tuple[collections.Counter, list[int]]:
-    """What is skipped, and which records are delivered, when every row's record and its stand-ins are tried in turn."""
+    """The expected skips and delivered records if every row's record and its replacements are tried in turn."""
     ids, _ = order.Shuffled(seed, len(reasons))(np.arange(rows))
     counts, delivered = collections.Counter(), []
     for position, record in enumerate(ids.tolist()):
@@ -65,7 +65,7 @@ def expected_counts(reasons: list[str | None], seed: int, rows: int) -> tuple[co
 
 
 def deliver(folder, kinds: int, good: int) -> None:
-    """Goes through one epoch and compares what is counted and delivered with what must be."""
+    """Compares the counts and the delivered records of one epoch with the expected ones."""
     reasons, pattern = hostile.write_shards(folder, kinds, good)
     files = sorted(os.listdir(folder))
     # Words that come twice become tokens, so that a long caption still shows its number.

@@ -67,7 +67,7 @@ def test_sizes_in_base_256_and_in_pax_headers_are_understood(tmp_path):
     info = tarfile.TarInfo("a.jpg")
     info.pax_headers = {"size": "5", "comment": "x=y\nz"}
     path = tmp_path / "x.tar"
-    header = bytearray(info.tobuf(tarfile.PAX_FORMAT))  # whose own size field says 0
+    header = bytearray(info.tobuf(tarfile.PAX_FORMAT))  # its own size field is 0
     path.write_bytes(bytes(header) + b"12345".ljust(512, b"\0") + bytes(1024))
     assert walked(path) == [(b"a.jpg", len(header) // 512, 5)]
 

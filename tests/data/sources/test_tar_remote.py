@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 @pytest.fixture
 def requests(monkeypatch) -> list[tuple[str, int, int]]:
-    """The (name, first byte, size) of what is fetched."""
+    """The (name, first byte, size) of every fetch."""
     ranges = []
     cat_file = fsspec.implementations.memory.MemoryFileSystem.cat_file
 

@@ -25,7 +25,7 @@ def captions_of(number: int) -> tuple[str, str]:
     return (f"caption {number}", f"caf\u00e9 {number}")
 
 
-# Features besides the image of each data set, and how one example fills them. What they are stands in FEATURES below.
+# The features of each data set besides the image, and their values in one example. FEATURES below has their types.
 EXAMPLES = {
     "like_coco": lambda n: {
         "captions": [{"id": n, "text": text} for text in captions_of(n)],
