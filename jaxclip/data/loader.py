@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 # Rows read by one call of the pipeline: enough to batch reads and tokenizing, few enough to share among threads.
 _CHUNK = 32
-# Rows that are ready before they are wanted, or two batches where that is more.
+# Rows prepared in advance, or two batches if they are more.
 _AHEAD = 512
 _KEPT_ORDERS = 64 << 20  # bytes of steps' orders, 24 a row
 # Unreadable records in a row before the data, not the record, is to blame.

@@ -160,7 +160,7 @@ def test_every_record_is_seen_once_in_every_epoch_whatever_the_batch_size(length
         assert sorted(seen[epoch * length : (epoch + 1) * length]) == list(range(length)), epoch
 
 
-def test_another_seed_or_epoch_crops_a_image_otherwise():
+def test_another_seed_or_epoch_crops_an_image_otherwise():
     source = Numbered(1)
     images, _, _ = arrays(training(source), 4)
     others, _, _ = arrays(training(source, seed=1), 4)
@@ -288,7 +288,7 @@ def test_examples_come_in_the_order_of_their_ids(length):
     assert [record.captions for _, _, record in found] == [(f"number {i}",) for i in ids]
 
 
-def test_examples_stand_empty_where_a_image_cannot_be_read_and_are_counted():
+def test_examples_with_unreadable_images_are_empty_and_counted():
     skips = SkipLog()
     found = list(loader.examples(Numbered(20, BAD), range(20), SIZE, PixelsConfig(), skips))
     assert [number for number, image, record in found if image is None and record is None] == [3, 8, 14]

@@ -62,6 +62,6 @@ def map_file(path: pathlib.Path) -> mmap.mmap:
 def pytorch(path: pathlib.Path) -> UserError:
     """The error for a file that torch wrote with pickle."""
     return UserError(
-        f"{path} is a PyTorch file, which can run code when opened; convert it where torch is installed: "
+        f"{path} is a PyTorch file, which can run code when opened; convert it with torch installed: "
         f"python tools/torch_to_safetensors.py {path} DST.safetensors, or take the model's .safetensors"
     )
