@@ -1,4 +1,4 @@
-"""From a source to batches: which records, decoded, cropped and tokenized, several batches ahead of the step."""
+"""Loader of batches from a source: selection, decoding, cropping and tokenization, ahead of the step."""
 
 from __future__ import annotations
 
