@@ -65,7 +65,7 @@ def crop_images(number: int) -> None:
     print(f"{'image':34} {'ends as':22} {'bytes':>12} {'seconds':>8}")
     worst = 0.0
     made = [(kind, make()) for kind, make in hostile.DEAR.items()]
-    kinds = [*hostile.PICTURES.items()]
+    kinds = [*hostile.IMAGES.items()]
     while len(made) < number:
         kind, (make, _) = kinds[len(made) % len(kinds)]
         made.append((kind, make(rng) if len(made) % 3 else hostile.flip(make(rng) + b"\0", rng, 0, 4)))

@@ -1,8 +1,8 @@
-"""LiT: a text tower learns to read an image tower that is locked (Zhai et al. 2022, Locked-image text tuning).
+"""LiT: a text tower trained against a frozen image tower (Zhai et al. 2022, Locked-image text tuning).
 
-Needs --config.init_from=WEIGHTS, of which only the image tower is taken, and --config.data.vocabulary=PATH. As it
-stands the image tower is OpenAI's ViT-B/16; for another, give its shape by config.method.image. Batch, length, context,
-rate, clipping and data are those of big_vision's lit_coco.py.
+Needs --config.init_from=WEIGHTS, of which only the image tower is used, and --config.data.vocabulary=PATH. By default
+the image tower is OpenAI's ViT-B/16; for another, set its sizes in config.method.image. Batch size, length, context
+length, learning rate, clipping and data are those of big_vision's lit_coco.py.
 """
 
 from jaxclip import recipes

@@ -1,4 +1,4 @@
-"""The demo: a small CLIP on drawn scenes of coloured shapes. Nothing to download; minutes on two CPU cores."""
+"""Demo: a small CLIP on procedural scenes of colored shapes. Nothing to download; minutes on two CPU cores."""
 
 from jaxclip import recipes
 

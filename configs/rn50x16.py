@@ -1,7 +1,7 @@
 """CLIP RN50x16 as published (Radford et al. 2021, tables 18 to 20): batch 32,768, 32 epochs, AdamW.
 
-Needs --config.data.vocabulary=PATH, OpenAI's bpe_simple_vocab_16e6.txt.gz. The data, tfds:coco_captions where nothing
-else is named, takes the place of the unpublished set of 400 million pairs.
+Needs --config.data.vocabulary=PATH, OpenAI's bpe_simple_vocab_16e6.txt.gz. The data, by default tfds:coco_captions,
+replace the unpublished set of 400 million pairs.
 """
 
 from jaxclip import recipes

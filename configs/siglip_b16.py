@@ -1,7 +1,7 @@
-"""SigLIP B/16 (Zhai et al. 2023): the sigmoid loss, attention pooling, texts of 64 tokens read whole; batch 32,768.
+"""SigLIP B/16 (Zhai et al. 2023): the sigmoid loss, attention pooling, non-causal texts of 64 tokens; batch 32,768.
 
 Needs --config.data.vocabulary=PATH, the SentencePiece model of 32,000 tokens that SigLIP's weights come with, or
-another with method.text.vocab_size. The data, tfds:coco_captions where nothing else is named, takes the place of WebLI.
+another with method.text.vocab_size. The data, by default tfds:coco_captions, replace the unpublished WebLI.
 """
 
 from jaxclip import recipes
@@ -13,7 +13,7 @@ def get_config():
     config.data.train = "tfds:coco_captions"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.beta2 = 0.95
-    # The paper's 1e-4 is not multiplied by the learning rate (big_vision's optimizer), and here it is.
+    # The paper's 1e-4 is not multiplied by the learning rate (big_vision's optimizer), but here it is.
     config.optimizer.weight_decay = 0.1
     config.optimizer.clip_norm = 1.0
     image = recipes.vit(

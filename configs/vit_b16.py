@@ -1,7 +1,7 @@
 """CLIP ViT-B/16 as published (Radford et al. 2021, tables 18 to 20): batch 32,768, 32 epochs, AdamW.
 
-Needs --config.data.vocabulary=PATH, OpenAI's bpe_simple_vocab_16e6.txt.gz. The data, tfds:coco_captions where nothing
-else is named, takes the place of the unpublished set of 400 million pairs.
+Needs --config.data.vocabulary=PATH, OpenAI's bpe_simple_vocab_16e6.txt.gz. The data, by default tfds:coco_captions,
+replace the unpublished set of 400 million pairs.
 """
 
 from jaxclip import recipes
@@ -10,7 +10,7 @@ from jaxclip import recipes
 def get_config():
     config = recipes.paper()
     config.optimizer.learning_rate = 5e-4
-    # Without it a batch of 32,768 does not fit on 256 chips of 16 GiB: see docs/plan.md.
+    # Without this, a batch of 32,768 does not fit on 256 chips of 16 GiB: see docs/plan.md.
     config.method = recipes.clip(
         image_size=224, patch_size=16, width=768, layers=12, text_width=512, text_layers=12, embed_dim=512, remat="full"
     )

@@ -1,4 +1,4 @@
-"""Checkpoints: the training state and what is needed to use the model without its config file, through Orbax."""
+"""Checkpoints of the training state, with the config and tokenizer needed to use the model, through Orbax."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STATE, _MODEL = "state", "model"
 
 
 class Checkpoints:
-    """The checkpoints of one run: saved in the background, committed whole or not at all, the last few kept."""
+    """The checkpoints of one run: saved in the background and atomically; the latest few are kept."""
 
     def __init__(self, directory: pathlib.Path, keep: int):
         self._checkpointer = ocp.training.Checkpointer(
@@ -38,9 +38,9 @@ class Checkpoints:
         """Starts saving; returns as soon as the state is copied off the devices.
 
         Args:
-          step: steps done.
+          step: the number of completed steps.
           state: a pytree of arrays.
-          model: JSON values: the config and the tokenizer.
+          model: the config and the tokenizer as JSON values.
         """
         if self.latest != step:
             checkpointables = {_STATE: _pack(state), _MODEL: model}
@@ -48,28 +48,28 @@ class Checkpoints:
             self._saving = self._checkpointer.save_checkpointables_async(step, checkpointables, force=True)
 
     def restore(self, abstract_state: Any) -> Any:
-        """The newest state, laid out as `abstract_state` says; also one that version 0.1 saved.
+        """The newest state, sharded as in `abstract_state`; version 0.1's checkpoints are supported.
 
         Raises:
-          UserError: it is the state of another model or of another optimizer.
+          UserError: the state is that of another model or of another optimizer.
         """
         folder = pathlib.Path(str(self._checkpointer.directory)) / str(self.latest)
         return _unpack(_load_state(folder, _pack(abstract_state)), abstract_state)
 
     def wait(self) -> None:
-        """Waits for the save under way; raises what went wrong in it."""
+        """Waits for a running save, and raises its error if it fails."""
         if self._saving is not None:
             self._saving.result()
             self._saving = None
 
     def close(self) -> None:
-        """Waits for saves under way."""
+        """Waits for running saves."""
         self.wait()
         self._checkpointer.close()
 
 
 def find(path: pathlib.Path) -> pathlib.Path | None:
-    """The folder of one checkpoint: `path` itself, or the newest in a run's workdir; None where there is none."""
+    """The folder of one checkpoint: `path` itself, or the newest in a run's workdir; None if there is none."""
     if _is_complete(path):
         return path
     for folder in (path / "checkpoints", path):
@@ -91,21 +91,21 @@ def load_model(path: pathlib.Path) -> dict[str, Any]:
     """
     try:
         return upgrade.model(ocp.load_checkpointables(path.absolute(), {_MODEL: None})[_MODEL])
-    except Exception as error:  # Orbax has errors of its own for each thing that may be missing or damaged
+    except Exception as error:  # Orbax raises many different exceptions for missing or damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is a checkpoint that cannot be read ({reason}); copy all of it again") from error
 
 
 def load_variables(path: pathlib.Path, params: Any, stats: Any, averaged: bool = False) -> tuple[Any, Any]:
-    """The parameters and the batch statistics alone, laid out as these abstract ones are.
+    """Only the parameters and the batch statistics, sharded as the abstract ones.
 
     Args:
-      path: of the checkpoint.
-      params, stats: abstract.
-      averaged: whether to take the moving average of the parameters.
+      path: the folder of the checkpoint.
+      params, stats: abstract arrays.
+      averaged: whether to load the moving average of the parameters.
 
     Raises:
-      UserError: they are those of another model.
+      UserError: the checkpoint is that of another model.
     """
     name = "average" if averaged else "params"
     loaded = _load_state(path.absolute(), _with_stats({name: params}, stats))
@@ -113,7 +113,7 @@ def load_variables(path: pathlib.Path, params: Any, stats: Any, averaged: bool =
 
 
 def _load_state(path: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
-    """Parts of the state in a checkpoint's folder, laid out as the abstract ones are."""
+    """Parts of the state in a checkpoint's folder, sharded as the abstract ones."""
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
@@ -129,7 +129,7 @@ def _load_state(path: pathlib.Path, abstract: dict[str, Any]) -> dict[str, Any]:
 
 
 def _only(form: dict[str, Any], tree: Any) -> Any:
-    """A tree of the stored form in which all that `form` does not name is left out."""
+    """The part of a stored tree whose names occur in `form`."""
 
     def choose(path: tuple, _: Any) -> Any:
         return form.get(jax.tree_util.keystr(path, simple=True, separator="/"), ocp.PLACEHOLDER)
@@ -138,15 +138,15 @@ def _only(form: dict[str, Any], tree: Any) -> Any:
 
 
 def save_variables(path: pathlib.Path, params: Any, stats: Any, model: dict[str, Any], average: Any = None) -> None:
-    """Writes a checkpoint that can be used but not trained on from: weights, and JSON values as `Checkpoints.save`."""
+    """Writes a checkpoint without optimizer state: weights, and JSON values as in `Checkpoints.save`."""
     state = _with_stats({"params": params}, stats) | ({"average": average} if average else {})
     ocp.save_checkpointables(path.absolute(), {_STATE: state, _MODEL: model})
 
 
 def save_best(path: pathlib.Path, state: Any, model: dict[str, Any]) -> None:
-    """Writes the best checkpoint so far: a model to use, without what training needs; it replaces the one before.
+    """Writes the best checkpoint so far, without optimizer state, in place of the previous one.
 
-    Every process has to take part. A kill leaves the one before, or both under other names.
+    All processes must call this. If the process is killed, the previous one remains, or both under other names.
     """
     new, old = path.with_name(path.name + ".new"), path.with_name(path.name + ".old")
     if jax.process_index() == 0:
@@ -163,13 +163,13 @@ def save_best(path: pathlib.Path, state: Any, model: dict[str, Any]) -> None:
 
 
 def _pack(state: Any) -> dict[str, Any]:
-    """The fields of a state by name, without those that are empty, for which a checkpoint has no place."""
+    """The fields of a state by name, without empty ones, which a checkpoint cannot store."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
 def _with_stats(packed: dict[str, Any], stats: Any) -> dict[str, Any]:
-    # Most models have none, and their checkpoints no place for them.
+    # Most models have none, and their checkpoints do not contain them.
     return packed | ({"stats": stats} if stats else {})
 
 

@@ -1,4 +1,4 @@
-"""From a ConfigDict, which anybody can edit, to frozen dataclasses, which the code can trust."""
+"""Run configuration: frozen dataclasses, and their validated parsing from a ConfigDict."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_at_least(config: Any, minimum: float, *names: str) -> None:
 
 
 def check_pattern(config: Any, name: str) -> None:
-    """Raises UserError where the key's value is not a regular expression."""
+    """Raises UserError if the key's value is not a regular expression."""
     try:
         re.compile(getattr(config, name))
     except re.error as error:
@@ -42,17 +42,18 @@ def check_templates(name: str, templates: tuple[str, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What training does to pictures after crop and flip, in this order; see `data.augment` for each.
+    """Augmentations of training images after crop and flip, applied in this order; see `data.images.augment`.
 
     Attributes:
-      affine: degrees to turn by and the share of the side to shift by, at most, then the least and the greatest scale.
-      rand_augment: RandAugment without colour operations: how many operations and their magnitude, 0 to 10.
-      rand_augment_p: the probability of each of them.
-      color_jitter: how far brightness, contrast, saturation and hue are changed at most.
-      color_jitter_p: the probability of that.
-      gray: the probability of a picture without colour.
+      affine: the maximum rotation in degrees, the maximum shift as a share of the side, the minimum and the maximum
+        scale.
+      rand_augment: RandAugment without color operations: the number of operations and their magnitude, 0 to 10.
+      rand_augment_p: the probability of each of these operations.
+      color_jitter: the maximum changes of brightness, contrast, saturation and hue.
+      color_jitter_p: the probability of color jitter.
+      gray: the probability of conversion to grayscale.
       blur: the probability of a Gaussian blur.
-      blur_sigma: its least and its greatest deviation in pixels.
+      blur_sigma: the minimum and maximum standard deviation of the blur, in pixels.
     """
 
     affine: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
@@ -67,14 +68,14 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PixelsConfig:
-    """From a picture to what an image tower takes; it belongs to the weights as much as the tower does.
+    """Image preprocessing. Part of the model: weights are valid only with the preprocessing they were trained with.
 
     Attributes:
-      mean, std: of the channels red, green and blue, in [0, 1], that the pixels are normalised by; CLIP's by default
-        (OpenAI's clip/clip.py).
-      resize: at evaluation: "crop", the short side to the model's size and then the centre (CLIP); "squash", both sides
-        to the model's size whatever the picture's shape (SigLIP).
-      interpolation: at evaluation, antialiased.
+      mean, std: the mean and standard deviation of the red, green and blue channels, in [0, 1], by which pixels are
+        normalized; CLIP's by default (OpenAI's clip/clip.py).
+      resize: at evaluation: "crop" resizes the short side to the model's size and crops the center (CLIP); "squash"
+        resizes both sides to the model's size whatever the aspect ratio (SigLIP).
+      interpolation: the interpolation at evaluation, antialiased.
     """
 
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
@@ -89,10 +90,10 @@ class PixelsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ViewConfig:
-    """A view of an image in training, for methods that show a model several.
+    """A view of an image in training, for methods with several views per image.
 
     Attributes:
-      crop_scale, flip, augment: as those of `DataConfig`.
+      crop_scale, flip, augment: as in `DataConfig`.
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -105,29 +106,29 @@ class ViewConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is trained and validated on; see `data.sources.open_source` for the forms a source is written in.
+    """Training and validation data; see `data.sources.open_source` for the text forms of a source.
 
     Attributes:
-      train: the source to train on, or several: as text ("0.7 * A + 0.3 * B"), or as a list of (source, weight).
-      eval: the source of the validation loss and of the report's pictures; empty for none.
+      train: the training source, or a mixture: as text ("0.7 * A + 0.3 * B"), or as a list of (source, weight).
+      eval: the source of the validation loss and of the report's images; empty for none.
       root: the folder that relative paths (of data, vocabulary and classes) start from.
-      vocabulary: path of a published vocabulary; empty where one is trained.
+      vocabulary: path of a published vocabulary; empty if one is trained.
       train_vocabulary: size of the vocabulary to train from the run's own captions; 0 to use `vocabulary`.
       caption_templates: phrases with a `{c}` that captions are wrapped in at random in training; empty for none.
-      shuffle_window: how many records are shuffled among each other where the order of storage matters (remote files,
-        Parquet); anywhere else all are.
-      max_pixels: pictures whose header says they have more are passed over in training (in evaluation: 64 million).
-      max_skip_rate: the share of records that cannot be used above which training stops; see docs/data.md.
-      crop_scale: the share of a picture's area that a training crop covers, from and to.
-      flip: mirror every other picture in training, "left" and "right" changing places in its caption.
-      augment: what else is done to images in training.
-      views: by name, the views that a method's inputs ask for besides the data's own, which is `crop_scale`, `flip` and
-        `augment` above.
-      augment_on_device: color jitter, gray and blur, and the flip of `views`, are left to the devices. What is drawn
-        differs from what the CPU draws.
-      captions: which of a picture's captions training takes: "random" for any of them; "first"; "all" for each in its
-        turn, one an epoch; "sentence" for one sentence of any of them.
-      drop_words: the probability that a word is left out of a caption in training.
+      shuffle_window: the number of records that are shuffled with each other if the order of storage matters (remote
+        files, Parquet); otherwise all records are shuffled.
+      max_pixels: images with more pixels according to their header are skipped in training (in evaluation: 64 million).
+      max_skip_rate: the share of unusable records above which training stops; see docs/data.md.
+      crop_scale: the minimum and maximum share of an image's area that a training crop covers.
+      flip: mirror training images with probability 1/2, and exchange "left" and "right" in their captions.
+      augment: further augmentations in training.
+      views: by name, the views that the method's inputs require besides the default one, which is `crop_scale`, `flip`
+        and `augment` above.
+      augment_on_device: apply color jitter, gray and blur, and the flip of `views`, on the devices. The random draws
+        differ from those on the CPU.
+      captions: the caption of an image used in training: "random" for any of them; "first"; "all" for each in turn,
+        one per epoch; "sentence" for one sentence of any of them.
+      drop_words: the probability that a word of a caption is left out in training.
     """
 
     train: str | tuple[tuple[str, float], ...]
@@ -165,10 +166,10 @@ class GroupConfig:
     """A rule for some of the parameters; `optimizer.groups` holds them in order, and the first that matches applies.
 
     Attributes:
-      match: a regular expression that is searched for in a parameter's path, such as image/positions.
+      match: a regular expression, searched for in the parameters' paths, such as image/positions.
       rate: a factor on the learning rate. 0 freezes: the parameters have no gradient and no optimizer state, and the
         batch statistics of their layers stay as they are.
-      weight_decay: of the group; negative for the optimizer's own.
+      weight_decay: the group's weight decay; a negative value stands for the optimizer's own.
       decay_all: whether gains and biases are decayed too.
       layer_decay: in stacked blocks [layers, ...], a further factor of layer_decay ** (layers - 1 - l) on the learning
         rate of layer l, counted from 0.
@@ -194,8 +195,8 @@ class OptimizerConfig:
     """The optimizer; the defaults are CLIP's (Radford et al. 2021, table 18 and 19).
 
     Attributes:
-      learning_rate: the peak, reached after `warmup_steps` of linear growth; `schedule` says how it goes on.
-      warmup_steps: cut to a tenth of a shorter run.
+      learning_rate: the peak, reached after `warmup_steps` of linear growth; `schedule` defines the rate after that.
+      warmup_steps: at most a tenth of the run's steps are used.
       name: "adamw", with decoupled decay; "adam", whose decay is added to the gradient; "sgd" with momentum, likewise;
         "muon" for matrices, with AdamW for all else.
       beta1: decay of the mean gradient; the momentum of "sgd" and "muon".
@@ -204,10 +205,10 @@ class OptimizerConfig:
       clip_norm: the global norm that gradients are clipped to; 0 for no clipping.
       schedule: the name of a class in `jaxclip.schedule`, and its keys.
       groups: parameters with a learning rate or a decay of their own, or that are frozen.
-      lookahead: (every, step size): every so many steps the weights go back to a point between the slow weights and
-        themselves, which is the step size's share of the way (Zhang et al. 2019); (0, 0.0) for none.
-      average_decay: of the exponential moving average of the weights, which is then what is evaluated and exported; 0
-        for none, 0.9999 is typical.
+      lookahead: (every, step size): every so many steps, the slow weights move by the share `step size` towards the
+        weights, which are then set to them (Zhang et al. 2019); (0, 0.0) for none.
+      average_decay: the decay of an exponential moving average of the weights, which is then evaluated and exported
+        instead of them; 0 for none, 0.9999 is typical.
     """
 
     learning_rate: float
@@ -237,7 +238,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How the devices are used: `fsdp` of them share one copy of the parameters, the rest repeat that (-1: all)."""
+    """The mesh of devices: each group of `fsdp` shards one copy of the parameters; `data` groups (-1: all devices)."""
 
     data: int = -1
     fsdp: int = 1
@@ -245,27 +246,28 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A run.
+    """The configuration of a run.
 
     Attributes:
-      seed: of initialisation, data order and augmentation.
+      seed: the seed of initialization, data order and augmentation.
       steps: length of the run; 0 to use `epochs`.
-      epochs: passes over the training data, used where `steps` is 0.
+      epochs: passes over the training data, used if `steps` is 0.
       batch_size: pairs per step over all devices.
-      microbatches: parts that a batch goes through the towers in, one after the other, to save memory; the loss and the
-        gradient stay those of the whole batch (gradient caching).
-      precision: what the towers compute in: "auto" is bfloat16 on TPU and GPU and float32 on CPU.
+      microbatches: the number of parts of a batch that pass through the towers one after the other, to save memory; the
+        loss and the gradient remain those of the whole batch (gradient caching).
+      precision: the dtype of the towers' computations: "auto" is bfloat16 on TPU and GPU and float32 on CPU.
       log_every, eval_every, checkpoint_every: in steps; 0 for only at the end.
-      keep_checkpoints: how many of the last checkpoints stay on disk.
+      keep_checkpoints: the number of latest checkpoints kept on disk.
       profile_steps: first and last step of a profiler trace; (0, 0) for none.
-      init_from: what to start from: a run's workdir, a checkpoint, or weights that `jaxclip.load` opens; empty for a
-        fresh start.
-      init_only: a regular expression; only parameters in whose path it is found ("^image/") are taken from there.
+      init_from: initial weights: a run's workdir, a checkpoint, or weights that `jaxclip.load` opens; empty for random
+        initialization.
+      init_only: a regular expression; only parameters whose path it is found in ("^image") are initialized from
+        `init_from`.
       method: the method's own keys and its `name`, the module's name in `jaxclip.methods`.
-      keep_best: a metric such as "validation_loss", whose best checkpoint so far is kept beside the last ones; with a
-        minus before the name for a metric of which more is better; empty for none.
-      evals: evaluations by name: the `task`, a module's name in `jaxclip.evaluate`, and that task's own keys; if there
-        are none, the method's `task` on `data.eval`.
+      keep_best: a metric such as "validation_loss", whose best checkpoint so far is kept beside the latest ones; with a
+        minus before the name if a higher value is better; empty for none.
+      evals: evaluations by name: the `task`, a module's name in `jaxclip.evaluate`, and that task's own keys; if empty,
+        the method's `task` on `data.eval`.
     """
 
     seed: int
@@ -298,10 +300,10 @@ class Config:
             raise UserError("steps=0: give steps, or epochs with steps=0")
 
     def evaluations(self, task: str) -> Mapping[str, Mapping[str, Any]]:
-        """What to evaluate: `evals`, or else a task on `data.eval`.
+        """The evaluations to run: `evals`, or if it is empty, one task on `data.eval`.
 
         Args:
-          task: the method's, `jaxclip.methods.Method.task`; empty for none.
+          task: the method's `jaxclip.methods.Method.task`; empty for none.
         """
         if self.evals or not self.data.eval or not task:
             return self.evals
@@ -312,8 +314,8 @@ def parse(kind: type[T], value: Any, where: str = "config") -> T:
     """Builds the dataclass `kind` from a mapping.
 
     Args:
-      kind: a dataclass; nested dataclasses, tuples, mappings and literals are built too. The messages of what it
-        checks itself begin with the key at fault.
+      kind: a dataclass; nested dataclasses, tuples, mappings and literals are built too. The messages of its own checks
+        must begin with the name of the invalid key.
       value: a mapping such as a ConfigDict.
       where: the dotted name of `value`, for messages.
 
@@ -338,15 +340,15 @@ def parse(kind: type[T], value: Any, where: str = "config") -> T:
     try:
         return kind(**converted)
     except UserError as error:
-        # A dataclass does not know where in the config it stands.
+        # A dataclass does not know its place in the config.
         raise UserError(f"{where}.{error}") from None
 
 
 def parse_named(kinds: Sequence[Any], value: Any, where: str) -> Any:
-    """Builds the one of several dataclasses whose field `name` has the value's `name`; the first if it has none.
+    """Builds one of several dataclasses, chosen by the `name` in the value; the first if there is no `name`.
 
     Raises:
-      UserError: none has that name, or as `parse`.
+      UserError: no dataclass has that name, or as in `parse`.
     """
     names = {next(field.default for field in dataclasses.fields(kind) if field.name == "name"): kind for kind in kinds}
     if not hasattr(value, "items"):
@@ -358,7 +360,7 @@ def parse_named(kinds: Sequence[Any], value: Any, where: str) -> Any:
 
 
 def defaults(kind: type) -> dict[str, Any]:
-    """The keys of a config's dataclass that have a default, with it; nested dataclasses become nested dicts."""
+    """The default values of a config dataclass, by key; nested dataclasses become nested dicts."""
     hints, values = typing.get_type_hints(kind), {}
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
@@ -383,7 +385,7 @@ def to_dict(config: Any) -> Any:
 
 
 def flatten(config: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """{"data.train": ...}: the leaves of a plain config under their dotted names."""
+    """The leaves of a plain config by dotted name, such as {"data.train": ...}."""
     leaves = {}
     for key, item in config.items():
         if isinstance(item, Mapping) and item:
@@ -414,7 +416,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is types.UnionType and dataclasses.is_dataclass(args[0]):
         return parse_named(args, value, where)
     if origin is types.UnionType:
-        if type(value) is str:  # each other union there is has text first, and then a tuple
+        if type(value) is str:  # all other unions are of text and a tuple, in this order
             return value
         if not isinstance(value, tuple | list):
             raise UserError(f"{where}={value!r} must be text or a tuple")
@@ -437,7 +439,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A value that nothing is said of, the same whether it comes from Python or from JSON."""
+    """Normalizes an untyped value so that Python and JSON inputs compare equal."""
     if isinstance(value, tuple | list):
         return tuple(map(_plain, value))
     return {key: _plain(item) for key, item in value.items()} if isinstance(value, Mapping) else value

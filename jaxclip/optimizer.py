@@ -106,9 +106,9 @@ def rates(config: OptimizerConfig, steps: int, step: int, rate: float = 1.0) -> 
 def create(config: OptimizerConfig, steps: int) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a run of `steps`.
 
-    Gradients are clipped where asked. Decay is decoupled (Loshchilov and Hutter 2019) for "adamw" and "muon", and added
-    to the gradient for "adam" and "sgd", as in PyTorch. Frozen parameters are not updated and have no state; their
-    gradients do not count for clipping.
+    Gradients are clipped if `clip_norm` is set. Decay is decoupled (Loshchilov and Hutter 2019) for "adamw" and "muon",
+    and added to the gradient for "adam" and "sgd", as in PyTorch. Frozen parameters are not updated and have no state;
+    their gradients do not count for clipping.
 
     Its `update` takes a keyword `rate`, a scalar that the learning rate is multiplied by; 1 if it is not given.
 

@@ -57,7 +57,7 @@ def _arrange(devices: list[jax.Device], data: int, fsdp: int) -> np.ndarray:
         # Slices are joined by the data center's network only: the slowest axis of the grid runs over them.
         return mesh_utils.create_hybrid_device_mesh((data // slices, fsdp), (slices, 1), devices)
     if devices[0].device_kind == "TPU v4" and any(device.core_on_chip for device in devices):
-        # jax arranges the chips of a v4 only where both cores are one device.
+        # jax arranges the chips of a v4 only if both cores are one device.
         return np.array(devices).reshape(data, fsdp)
     return mesh_utils.create_device_mesh((data, fsdp), devices)
 

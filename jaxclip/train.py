@@ -28,7 +28,7 @@ from jaxclip.step import TrainState
 
 
 class Preempted(Exception):
-    """The run was told to stop and has saved everything."""
+    """The run received a signal to stop, and everything is saved."""
 
 
 class NotFinite(Exception):
@@ -39,7 +39,7 @@ def train(config: Config, workdir: pathlib.Path) -> None:
     """Trains, from the newest checkpoint in `workdir` if there is one.
 
     Raises:
-      UserError: something in the config or the data that a person can mend.
+      UserError: an error in the config or the data that the user can correct.
       Preempted: after SIGTERM, when everything is saved.
       NotFinite: the loss or a gradient is not finite; nothing of that step is saved.
     """
@@ -63,7 +63,7 @@ def train(config: Config, workdir: pathlib.Path) -> None:
 
 
 class _Trainer:
-    """A run under way: its parts, and the state that the steps replace."""
+    """A run in progress: its parts, and the current training state."""
 
     def __init__(self, run: Run, state: TrainState, checkpoints: Checkpoints, monitor: Monitor):
         self.run, self.config = run, run.config
@@ -78,7 +78,7 @@ class _Trainer:
             self._follow_plateau(self.start)
 
     def loop(self, profiler: Profiler) -> None:
-        """Steps from `start` to the end, two in flight at most; each one's figures are checked before the next save."""
+        """Runs the steps from `start` to the end, at most two in flight; metrics are checked before the next save."""
         run, config = self.run, self.config
         in_flight: collections.deque[tuple[int, Mapping[str, jax.Array]]] = collections.deque()
         batches = self._batches()
@@ -110,7 +110,7 @@ class _Trainer:
                     )
 
     def finish(self) -> None:
-        """The final evaluation and the page; the state is saved already."""
+        """Runs the final evaluation and writes the report; the state is already saved."""
         run = self.run
         self.checkpoints.wait()
         if self.start == run.steps:
@@ -137,12 +137,12 @@ class _Trainer:
             yield {name: jax.make_array_from_process_local_data(over_devices, rows) for name, rows in batch.items()}
 
     def _settle(self, step: int, metrics: Mapping[str, jax.Array], evaluating: bool) -> None:
-        """Waits for a step's figures, stops the run on one that is not finite, logs them if they are due."""
+        """Waits for a step's metrics, stops the run if one is not finite, and logs them if they are due."""
         run, config = self.run, self.config
         figures = {name: float(value) for name, value in metrics.items()}
         self._check_finite(step, figures)
         self.monitor.step()
-        # Only the newest of the steps that were in flight is evaluated.
+        # Of the steps in flight, only the newest is evaluated.
         evaluating = step == run.steps or (evaluating and _due(step, config.eval_every))
         if not (_due(step, config.log_every) or evaluating):
             return
@@ -172,7 +172,7 @@ class _Trainer:
             self.checkpoints.save(step, self.state, self._model_values())
 
     def _model_values(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the state: all that is needed to use the model."""
+        """The content of a checkpoint besides the state: the config and tokenizer needed to use the model."""
         tokenizer = self.run.tokenizer
         return {"config": to_dict(self.config)} | ({} if tokenizer is None else {"tokenizer": tokenizer.to_json()})
 
@@ -188,7 +188,7 @@ class _Trainer:
             return results
 
     def _measured(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Lets a plateau schedule and the best checkpoint follow what an evaluation measured."""
+        """Updates a plateau schedule and the best checkpoint after an evaluation."""
         if self.plateau_history is not None:
             self.plateau_history.add(step, metrics)
             self._follow_plateau(step)
@@ -196,7 +196,7 @@ class _Trainer:
             save_best(self.run.workdir / "best", self.state, self._model_values())
 
     def _follow_plateau(self, step: int) -> None:
-        """Sets the factor on the updates, and the end of the run if the metric has not improved for too long."""
+        """Sets the factor on the updates, and ends the run if the metric has not improved for too long."""
         if self.plateau is None or self.plateau_history is None:
             return
         rate, stop = schedule.plateau(
@@ -211,13 +211,13 @@ class _Trainer:
 
 
 class _StopSignal:
-    """Whether SIGTERM has come, agreed between all processes so that they save the same step."""
+    """Whether SIGTERM was received, synchronized among all processes so that they save the same step."""
 
     def __enter__(self) -> _StopSignal:
         self._several = jax.process_count() > 1
         self._received = threading.Event()
         self._before: Any = None
-        # With several processes jax.distributed listens itself, and tells all of them at which step to stop.
+        # With several processes, jax.distributed handles SIGTERM and tells all of them at which step to stop.
         if not self._several and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGTERM, lambda *_: self._received.set())
         return self
@@ -232,7 +232,7 @@ class _StopSignal:
 
 @contextlib.contextmanager
 def _stopping_at_once() -> Iterator[None]:
-    """Raises Preempted as soon as SIGTERM comes: there is nothing to save, and the next start evaluates again."""
+    """Raises Preempted on SIGTERM at once: the state is already saved, and the next start evaluates again."""
 
     def stop(*_: object) -> None:
         raise Preempted("stopped by SIGTERM during the final evaluation; all steps are saved, the same command goes on")

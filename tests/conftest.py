@@ -1,4 +1,4 @@
-"""What every test starts from: eight CPU devices, quiet libraries, and checked shapes in the signatures."""
+"""Shared test setup: eight CPU devices, quiet libraries, and shape checks of signatures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxtyping import install_import_hook
 # All of it is read once, when jax or tensorflow is first imported, and is inherited by the commands that tests start.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# The TPU's compiler, where it is installed, is not to look for a TPU, and serves several processes.
+# If the TPU's compiler is installed, it must not look for a TPU, and must support several processes.
 os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}".strip()
@@ -31,7 +31,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["JAXCLIP_CACHE"] = tempfile.mkdtemp(prefix="jaxclip-tests-")
 atexit.register(shutil.rmtree, os.environ["JAXCLIP_CACHE"], ignore_errors=True)
 
-# Has to stand before the first import of these packages: it rewrites them as they load.
+# Must precede the first import of these packages, because it rewrites them as they load.
 install_import_hook(["jaxclip.towers", "jaxclip.losses", "jaxclip.methods", "jaxclip.evaluate"], "beartype.beartype")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
-    """The folder of real pictures beside the repository (emoji/, cifar10/, ...); skips where there is none."""
+    """The folder of real images beside the repository (emoji/, cifar10/, ...); skips the test if there is none."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside the repository")
@@ -61,7 +61,7 @@ def shared_data() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def peer_python() -> str:
-    """The Python that PEER_PYTHON names, in which the peers are installed; skips where it names none."""
+    """The Python named by PEER_PYTHON, with open_clip and transformers; skips the test if it is not set."""
     if "PEER_PYTHON" not in os.environ:
         pytest.skip("set PEER_PYTHON to a Python that has torch, open_clip_torch and transformers")
     return os.environ["PEER_PYTHON"]

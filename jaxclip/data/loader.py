@@ -1,4 +1,4 @@
-"""From a source to batches: which records, decoded, cropped and tokenised, several batches ahead of the step."""
+"""Loader of batches from a source: selection, decoding, cropping and tokenization, ahead of the step."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from jaxclip.quiet import quiet_stderr
 
 T = TypeVar("T")
 
-# Rows read by one call of the pipeline: enough to batch reads and tokenising, few enough to share among threads.
+# Rows read by one call of the pipeline: enough to batch reads and tokenizing, few enough to share among threads.
 _CHUNK = 32
-# Rows that are ready before they are wanted, or two batches where that is more.
+# Rows prepared in advance, or two batches if they are more.
 _AHEAD = 512
 _KEPT_ORDERS = 64 << 20  # bytes of steps' orders, 24 a row
 # Unreadable records in a row before the data, not the record, is to blame.

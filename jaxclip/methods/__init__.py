@@ -31,7 +31,7 @@ class Method:
       scale_and_bias() -> two scalars: logits are scale * cosine + bias
       features(images, ctx) -> [batch, width], the image tower's pooled output before any projection
 
-    and likewise `caption_logits` and `match` where a method has them. A method may add others for evaluations of its
+    and likewise `caption_logits` and `match` if a method has them. A method may add others for evaluations of its
     own.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Curves over the training steps: losses, what evaluations measured, and every other logged metric."""
+"""Curves over the training steps: losses, results of evaluations, and all other logged metrics."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from jaxclip.report.charts import Series, line_chart
 from jaxclip.report.workdir import RunRecord
 from jaxclip.report.writing import count, title_of
 
-# Titles of metrics of which the name is no title.
+# Titles of metrics whose name is unsuitable as a title.
 _TITLES = {"grad_norm": "Gradient norm", "param_norm": "Parameter norm"}
-# Metrics with a chart of their own, or none; those of validation stand beside those of training.
+# Metrics with a chart of their own, or without one; those of validation are drawn with those of training.
 _PLACED = ("step", "loss", "skipped", "images_per_second", "data_wait")
 _PLACED_PREFIXES = ("validation_", "learning_rate")
 

@@ -1,4 +1,4 @@
-"""The head of the page: the run's name, what was trained in a sentence, and its headline numbers as cards."""
+"""Head of the report: the run's name, a summary in a sentence or two, and headline figures as cards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def head(run: RunRecord) -> str:
 
 
 def _summary(run: RunRecord) -> str:
-    """What was trained, on what, how far and whether it was evaluated, in a sentence or two."""
+    """The model, the data, the length of training and the evaluations, in a sentence or two."""
     method, data = run.config.get("method"), run.config.get("data")
     name = method.get("name") if isinstance(method, dict) else method
     source = data.get("train") if isinstance(data, dict) else None

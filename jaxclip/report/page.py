@@ -1,4 +1,4 @@
-"""The page's parts in reading order: what was trained and how well, how it learned, what it learned, at what cost."""
+"""Composition of the report: summary and results, learning curves, images and captions, cost and configuration."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The page's look and its one small script."""
+"""Style sheet and script of the report."""
 
-# Nothing may be fetched: the browser itself holds the page to that.
+# Enforced by the browser: the page must not fetch anything.
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 # From this share of the scale on, a colored cell is dark enough for its number to be written in white.

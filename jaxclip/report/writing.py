@@ -1,4 +1,4 @@
-"""How the page writes numbers, durations and text that comes from data."""
+"""Formatting of numbers, durations and escaped text in the report."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def batch_statistics(
     """Mean and biased variance of each channel in float32, over the whole batch wherever its rows lie.
 
     Both sums are taken in one sweep, after a shift by the mean of one pixel of every image: a sweep per sum would
-    read the activations twice, and the mean of squares less the square of the mean cancels where the mean is large.
+    read the activations twice, and the mean of squares less the square of the mean cancels if the mean is large.
     The shift lies within sqrt(height * width) standard deviations of the mean, so what cancels is some 1e-3 of the
     variance at the very worst.
     """

@@ -100,7 +100,7 @@ class Bert(nnx.Module):
         self.segments = nnx.Param(start(rngs.params(), (2, width)))
         self.ln_embedding = LayerNorm(width, config.eps)
         init = BlockInit(start, start, start, start, zeros, zeros)
-        # Drawn together, so that where the tower is divided does not change how it starts.
+        # Drawn together, so that the division of the tower does not change its initialization.
         keys, half = layer_keys(rngs, config.layers), config.lower_layers
         if half:
             self.lower = Transformer(config.block, init, keys[:half], scan=config.scan, remat=config.remat)

@@ -1,1 +1,1 @@
-"""Public weights in and out: the files, the layouts of each family, and the way between them and jaxclip."""
+"""Import and export of public weights: file formats, model families, and conversion to jaxclip's arrays."""

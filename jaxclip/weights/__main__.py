@@ -1,4 +1,4 @@
-"""python -m jaxclip.weights SRC DST --to=huggingface: a model from one form of weights into another."""
+"""python -m jaxclip.weights SRC DST --to=huggingface: conversion of a model between forms of weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     from jaxclip.weights.load import open_weights
     from jaxclip.weights.positions import at_size, read_at_size
 
-    # Nothing here is computed on an accelerator, whose memory may be smaller than the model.
+    # On the CPU, because the accelerator's memory may be smaller than the model.
     jax.config.update("jax_platforms", "cpu")
     check_new(arguments.folder)
     weights = open_weights(arguments.source, from_flags(arguments))

@@ -1,4 +1,4 @@
-"""Weights written in the forms that others open as their own."""
+"""Export of weights in the formats of open_clip, Hugging Face and jaxclip."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def save(
     """Writes a model into a new folder.
 
     Args:
-      folder: made here; what is there already is not touched.
+      folder: the folder to create; existing content is never changed.
       form: "jaxclip", a checkpoint for `jaxclip.load` and `config.init_from`; "openclip", for
         `open_clip.create_model_and_transforms("local-dir:FOLDER")`; "huggingface", for `CLIPModel` or
         `SiglipModel.from_pretrained(FOLDER)` and `AutoProcessor`.
-      method: the model's.
-      tokenizer: the model's.
+      method: the model's method.
+      tokenizer: the model's tokenizer.
       params, stats: nested dicts of arrays.
 
     Raises:
-      UserError: the form has no such model, the folder is there already, or it cannot be written.
+      UserError: the form does not support the model, or the folder already exists or cannot be written.
     """
     check_new(folder)
     folder = folder.absolute()
     if form != "jaxclip":
-        # Refuses a model that the form has not, before anything is made.
+        # Raises for a model that the form does not support, before anything is written.
         if not isinstance(method, clip.Method):
             raise UserError(f"{form} has no models of this method; write the form jaxclip")
         _FAMILIES[form].config_of(method, tokenizer)
@@ -70,13 +70,13 @@ def save(
 
 
 def check_new(folder: pathlib.Path) -> None:
-    """Raises UserError where a folder that is to be made is there already with something in it."""
+    """Raises UserError if a folder that is to be created already exists and is not empty."""
     try:
         taken = folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} cannot be written: {error}") from None
     if taken:
-        raise UserError(f"{folder} is there already; name a new folder")
+        raise UserError(f"{folder} already exists; choose a new folder")
 
 
 def _save_open_clip(folder: pathlib.Path, method: Any, tokenizer: Tokenizer, arrays: Mapping[str, jax.Array]) -> None:
@@ -86,7 +86,7 @@ def _save_open_clip(folder: pathlib.Path, method: Any, tokenizer: Tokenizer, arr
     extras = [
         (name, value.shape, value.dtype, lambda value=value: value) for name, value in open_clip.extras(method).items()
     ]
-    # open_clip looks for one file.
+    # open_clip opens only a single file.
     write_tensors(
         folder, "open_clip_model", [*tensor_map.write(arrays, open_clip.pieces(method)), *extras], limit=1 << 62
     )

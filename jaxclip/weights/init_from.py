@@ -1,4 +1,4 @@
-"""Where a run starts that does not start fresh: `config.init_from`."""
+"""Initialization of a run from existing weights (`config.init_from`)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from jaxclip.weights.load import open_weights
 from jaxclip.weights.overrides import Answers
 from jaxclip.weights.positions import resized
 
-# Keys in which a tower may differ from the one it starts from: sizes that positions are resized to, sizes that the
-# shapes show, and how the tower is run.
+# Keys in which a tower may differ from its initial weights: sizes to which positions are resized, sizes that the shapes
+# determine, and settings of the computation.
 _FREE = {"image_size", "context_length", "vocab_size", "scan", "remat", "patch_drop", "drop", "norm_groups"}
 _SHOWN = 6  # faults named in an error
 _SAMPLE = ("a photo of a dog", "Two red circles, left of 3 blue stars!", "ein Strassenschild", "don't", "")
@@ -35,12 +35,12 @@ _SAMPLE = ("a photo of a dog", "Two red circles, left of 3 blue stars!", "ein St
 
 @dataclasses.dataclass(frozen=True)
 class _Start:
-    """What a run may start from.
+    """Weights from which a run may be initialized.
 
     Attributes:
       keys: the method's keys, as far as they are known.
-      arrays: by path.
-      tokenizer: None where it is not known.
+      arrays: the arrays by path.
+      tokenizer: the tokenizer; None if it is not known.
     """
 
     keys: Mapping[str, Any]
@@ -49,24 +49,24 @@ class _Start:
 
 
 def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer | None, state: Any) -> tuple[Any, int]:
-    """A fresh state whose parameters, or those that `config.init_only` finds, are replaced by trained ones.
+    """Replaces the parameters of a fresh state, or those that match `config.init_only`, by trained ones.
 
-    The source is anything `jaxclip.load` opens, or one tower alone: torchvision's or timm's ResNet in a .safetensors, a
-    Hugging Face folder of a BertModel.
+    The source is anything `jaxclip.load` opens, or a single tower: torchvision's or timm's ResNet in a .safetensors, or
+    a Hugging Face folder of a BertModel.
 
     Args:
-      config: the run's.
-      method: the run's.
+      config: the run's config.
+      method: the run's method.
       mesh: the run's devices.
-      tokenizer: the run's.
-      state: fresh.
+      tokenizer: the run's tokenizer.
+      state: a fresh training state.
 
     Returns:
-      The state, and how many numbers were taken.
+      The state, and the number of replaced values.
 
     Raises:
-      UserError: the source cannot be opened, or does not have what is wanted of it, or means another thing by it: other
-        activations, other preprocessing, another vocabulary.
+      UserError: the source cannot be opened, lacks required arrays, or has other activations, preprocessing or another
+        vocabulary than the run.
     """
     source = config.init_from
     own = tensor_map.flat(state.params) | tensor_map.flat(state.stats)
@@ -102,7 +102,7 @@ def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer | N
 
 
 def _whole(config: Config, method: Any, mesh: Mesh) -> _Start:
-    # What files do not say, the recipe does; what they say, it is compared with.
+    # The recipe supplies values that are not in the files. Values in the files are later compared with it.
     text_activation = method.text.activation
     answers = Answers(
         activation=f"{getattr(method.image, 'activation', text_activation)},{text_activation}",
@@ -116,7 +116,7 @@ def _whole(config: Config, method: Any, mesh: Mesh) -> _Start:
 
 
 def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
-    """A tower alone; None where the source is something else."""
+    """The weights of a single tower; None if the source is something else."""
     path = pathlib.Path(source).expanduser()
     if path.is_dir() and (path / "config.json").is_file():
         config = public.read_json(path / "config.json")
@@ -136,7 +136,7 @@ def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
     public.check_numbers(source, keys, len(tensors))
     theirs = parse(kind, keys, source)
     listed = family.pieces(theirs)
-    # Beside the run's other tower, for its paths and shapes.
+    # Together with the run's other tower, for paths and shapes.
     variables = methods.abstract_variables(dataclasses.replace(method, **{tower: theirs}))
     shapes = tensor_map.flat(methods.joined(*variables))
     named = {piece.path for piece in listed}
@@ -147,11 +147,11 @@ def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
 
 
 def _check_same(source: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raises UserError where a tower that is taken computes another thing in the recipe than in its weights."""
+    """Raises UserError if the recipe's config of a replaced tower differs from that of its weights."""
     parts = [tower for tower in ("image", "text") if any(path.startswith(f"{tower}/") for path in wanted)]
     if "image" in parts:
         parts.append("pixels")
-    # Weights that have a bias compute another thing without it.
+    # A projection with a bias computes a different result without it.
     faults: dict[str, tuple[Any, Any]] = {
         key: (theirs[key], ours[key])
         for tower in ("image", "text")
@@ -161,7 +161,7 @@ def _check_same(source: str, theirs: Mapping[str, Any], ours: Mapping[str, Any],
     for part in parts:
         if part not in theirs:
             continue
-        # Keys of another kind of tower tell nothing beside its name.
+        # If the kind of tower differs, its other keys are not comparable.
         keys = theirs[part] if theirs[part].get("name") == ours[part].get("name") else ("name",)
         faults |= {
             f"{part}.{key}": (theirs[part][key], ours[part][key])

@@ -1,4 +1,4 @@
-"""Weights opened, ours or another project's."""
+"""Opening of weights, from jaxclip's checkpoints or from other projects."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from jaxclip.weights.public import open_foreign
 
 
 class Weights(Protocol):
-    """A model in files, of which the parameters have not been read yet.
+    """A model in files, whose parameters have not been read yet.
 
     Attributes:
-      source: its path.
-      method: the method it is of.
-      tokenizer: its tokenizer; None only where it was not needed and nothing says it.
-      config: of the run that trained it, where it is one of ours.
+      source: the path of the model.
+      method: the model's method.
+      tokenizer: the model's tokenizer; None only if it is not needed and not in the files.
+      config: the config of the run that trained the model, if jaxclip trained it.
     """
 
     @property
@@ -41,13 +41,13 @@ class Weights(Protocol):
     def config(self) -> Config | None: ...
 
     def read(self, mesh: Mesh, dtype: Any = "float32") -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parameters, of that dtype, and batch statistics on the devices of a mesh."""
+        """Parameters of the given dtype, and batch statistics, on the devices of a mesh."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class OwnWeights:
-    """Those of a checkpoint of ours; a `Weights`."""
+    """The weights in a checkpoint of jaxclip; a `Weights`."""
 
     source: str
     method: Any
@@ -55,9 +55,9 @@ class OwnWeights:
     config: Config | None
 
     def read(self, mesh: Mesh, dtype: Any = "float32") -> tuple[dict[str, Any], dict[str, Any]]:
-        """As `Weights` has it."""
+        """See `Weights.read`."""
         abstract = sharding.placed(mesh, *methods.abstract_variables(self.method), dtype)
-        # What was evaluated is what is used and exported.
+        # The parameters that were evaluated are also used and exported.
         averaged = self.config is not None and self.config.optimizer.average_decay > 0
         return checkpoint.load_variables(pathlib.Path(self.source), *abstract, averaged=averaged)
 
@@ -72,13 +72,13 @@ def open_weights(
     """Opens a run's workdir (its newest checkpoint), one checkpoint's folder, or public weights.
 
     Args:
-      path: one of these, or what `foreign.open_foreign` takes.
-      answers: what public weights may not say.
-      answers_binding: whether an answer to what the files say themselves is an error.
-      tokenizer_needed: whether the vocabulary has to be known.
+      path: one of these, or a path for `public.open_foreign`.
+      answers: settings that public weights may omit.
+      answers_binding: whether an answer is an error if the files contain the setting.
+      tokenizer_needed: whether a missing vocabulary is an error.
 
     Raises:
-      UserError: it is none of these, something in it is wrong, or something must be asked for.
+      UserError: the path is none of these, its content is invalid, or a setting is missing.
     """
     answers = answers or Answers()
     folder = checkpoint.find(pathlib.Path(os.fspath(path)).expanduser())

@@ -1,4 +1,4 @@
-"""What files of weights do not always say, and how a person is asked for it."""
+"""Settings that weight files may omit, and the error that asks the user for them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from jaxclip.towers.layers import Activation
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
-# By the name that a person gives: `config.PixelsConfig`'s keys, and whose weights want it.
+# By the user's name for it: the keys of `config.PixelsConfig`, and the weights that need them.
 PREPROCESSING: dict[str, tuple[dict[str, Any], str]] = {
-    "clip": ({}, "OpenAI's and most others: the short side resized, the centre, CLIP's mean and deviation"),
+    "clip": ({}, "OpenAI's and most others: the short side resized, the center, CLIP's mean and deviation"),
     "inception": (HALF, "LAION-2B's L/14: the same with 0.5 and 0.5"),
     "siglip": (HALF | {"resize": "squash"}, "SigLIP's: resized to a square, 0.5 and 0.5"),
 }
@@ -26,16 +26,16 @@ PREPROCESSING: dict[str, tuple[dict[str, Any], str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """What a person says of weights whose files do not say it.
+    """The user's settings for weights whose files omit them.
 
     Attributes:
-      activation: of both towers, or of the image and the text tower with a comma between ("gelu,gelu_tanh").
+      activation: of both towers, or of the image and the text tower, separated by a comma ("gelu,gelu_tanh").
       preprocess: a key of `PREPROCESSING`, or the config itself.
-      heads: of the attention of the image tower, or of the image and the text tower with a comma between ("16,20"); a
-        side that need not be said may be empty (",20").
-      tokenizer: path of the vocabulary, which counts whatever the files have.
-      image_size: pixels of the images' side, for files whose patches are those of several sizes. Another size is
-        that which the caller resizes the positions to, and what the files were trained at then makes no difference.
+      heads: the number of attention heads of the image tower, or of the image and the text tower, separated by a comma
+        ("16,20"); a side that is not needed may be empty (",20").
+      tokenizer: path of the vocabulary, which takes precedence over the files.
+      image_size: the image size in pixels, for files whose number of patches fits several sizes. Any other size is a
+        size to which the caller resizes the positions, for which the original size does not matter.
     """
 
     activation: str | None = None
@@ -56,19 +56,19 @@ class Answers:
             raise UserError(f"heads={str(self.heads)[:80]} must be at least 1, or two such numbers, IMAGE,TEXT")
 
     def activations(self) -> tuple[str, str]:
-        """Those of the image and of the text tower, where there is an answer."""
+        """The activations of the image and of the text tower, if given."""
         image, comma, text = (self.activation or "").partition(",")
         return image, text if comma else image
 
     def heads_of(self, tower: str) -> int | None:
-        """Those of the tower "image" or "text", where there is an answer."""
+        """The number of heads of the tower "image" or "text", if given."""
         image, _, text = ("" if self.heads is None else str(self.heads)).partition(",")
         side = image if tower == "image" else text
         return int(side) if side else None
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the answers' flags to a command line."""
+    """Adds flags for the settings to a command line."""
     group = parser.add_argument_group("what public weights may not say themselves (an error asks for it)")
     group.add_argument(
         "--activation", help=f"of both towers, or the image and the text tower's: {', '.join(get_args(Activation))}"
@@ -80,22 +80,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def from_flags(arguments: argparse.Namespace) -> Answers:
-    """The answers of a parsed command line. Raises UserError where one is none of the choices."""
+    """The settings of a parsed command line. Raises UserError for an invalid one."""
     names = (field.name for field in dataclasses.fields(Answers))
     return Answers(**{name: getattr(arguments, name) for name in names})
 
 
 class Questions:
-    """Collects what must be asked, so that one error asks for all of it."""
+    """Collector of missing settings, so that one error asks for all of them."""
 
     def __init__(self, source: str, answers: Answers, *, binding: bool = True):
-        """Starts with nothing asked.
+        """Starts without questions.
 
         Args:
-          source: whose weights they are, for messages.
-          answers: what is known already.
-          binding: whether answers are what a person says of these weights, so that one that nobody asked for is an
-            error; else they are guesses, and all that is known counts before them.
+          source: the path of the weights, for messages.
+          answers: the settings given.
+          binding: whether the answers are the user's for these weights, so that an unnecessary one is an error. If not,
+            they are defaults, and known values take precedence.
         """
         self.source = source
         self.answers = answers
@@ -105,7 +105,7 @@ class Questions:
         self._headless: dict[str, int] = {}  # widths of towers
 
     def activations(self) -> tuple[str, str]:
-        """Of the image and the text tower."""
+        """The activations of the image and the text tower."""
         self._used.add("activation")
         if self.answers.activation is None:
             self._open.append(f"activation={_ACTIVATIONS}")
@@ -113,7 +113,7 @@ class Questions:
         return self.answers.activations()
 
     def pixels(self) -> dict[str, Any]:
-        """Of `config.PixelsConfig`."""
+        """The keys of `config.PixelsConfig`."""
         self._used.add("preprocess")
         if self.answers.preprocess is None:
             self._open.append(f"preprocess={_PREPROCESS}")
@@ -123,7 +123,7 @@ class Questions:
         return to_dict(self.answers.preprocess)
 
     def heads(self, tower: str, width: int, published: int | None) -> int:
-        """Of the tower "image" or "text", which is of this width; all that is published of it has that many, if any."""
+        """The number of heads of the tower "image" or "text"; `published` is that of published models of this width."""
         self._used.add(f"heads of the {tower} tower")
         answer = self.answers.heads_of(tower)
         heads = (answer or published) if self._binding else (published or answer)
@@ -138,9 +138,9 @@ class Questions:
         return heads
 
     def image_size(self, patch_size: int, grid: int) -> int:
-        """Pixels of the side of images, of which that many patches along a side are seen."""
+        """The image size in pixels of a tower with `grid` patches along a side."""
         least = patch_size * grid
-        # SigLIP's so400m/14 was published for both; of 384 pixels the last 6 are not seen.
+        # SigLIP's so400m/14 was published for 378 and 384 pixels; the last 6 of 384 are not part of any patch.
         if (patch_size, grid) != (14, 27):
             return least
         answer = self.answers.image_size
@@ -149,18 +149,18 @@ class Questions:
         return answer if answer is not None and answer // patch_size == grid else least
 
     def ask(self, question: str) -> None:
-        """Adds a question in its own words."""
+        """Adds a question as free text."""
         self._open.append(question)
 
     def check(self, described: Mapping[str, Any]) -> None:
-        """Checks that all that was asked has an answer, and that every answer was asked for.
+        """Checks that every question has an answer, and that every answer was needed.
 
         Args:
-          described: the model's keys, as `methods.from_config` takes them; what the methods above gave where there was
-            no answer is only there to go on until here.
+          described: the model's keys for `methods.from_config`; unanswered ones have placeholders from the methods
+            above.
 
         Raises:
-          UserError: something was asked, or an answer is to what the files say themselves.
+          UserError: a question has no answer, or an answer concerns a setting that is in the files.
         """
         if self._open:
             raise UserError(

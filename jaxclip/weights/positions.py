@@ -1,4 +1,4 @@
-"""Position embeddings for another resolution or context length than the weights were trained at."""
+"""Resizing of position embeddings to other resolutions and context lengths."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jaxclip.errors import UserError
 from jaxclip.weights import tensor_map
 from jaxclip.weights.load import Weights
 
-# Paths of arrays with one row per patch, in reading order, after a row for the class token (or the mean) or none.
+# Paths of arrays with one row per patch in reading order, optionally after a row for the class token (or the mean).
 _IMAGE = ("image/positions", "image/attention_pool/positions")
 _TEXT = ("text/positions",)
 
 
 def at_size(method: Any, image_size: int | None, context_length: int | None) -> Any:
-    """A method of two towers for images and texts of other sizes, if these are given.
+    """A method of two towers, changed to another image size or context length if given.
 
     Raises:
-      UserError: the towers cannot be of that size.
+      UserError: the towers do not support the size.
     """
     image, text = method.image, method.text
     if image_size is not None:
@@ -40,7 +40,7 @@ def at_size(method: Any, image_size: int | None, context_length: int | None) -> 
 
 
 def read_at_size(weights: Weights, method: Any, mesh: Mesh, dtype: Any = "float32") -> tuple[Any, Any]:
-    """What `weights.read` gives, resized for a method that `at_size` made of the weights' own."""
+    """The result of `weights.read`, resized for a method from `at_size`."""
     params, stats = weights.read(mesh, dtype)
     if method == weights.method:
         return params, stats
@@ -53,15 +53,16 @@ def read_at_size(weights: Weights, method: Any, mesh: Mesh, dtype: Any = "float3
 def resized(
     arrays: Mapping[str, jax.Array], shapes: Mapping[str, tuple[int, ...]], *, cut_text: bool = False
 ) -> dict[str, jax.Array]:
-    """Arrays by path, the position embeddings among them interpolated to the shapes asked for.
+    """Arrays by path, with position embeddings interpolated to the given shapes.
 
     Image positions are resized on their grid by an antialiased bicubic kernel and text positions linearly along the
-    text, both as open_clip does (`resize_pos_embed`, `resize_text_pos_embed`); other arrays stay.
+    text, both as in open_clip (`resize_pos_embed`, `resize_text_pos_embed`); other arrays do not change.
 
     Args:
-      arrays: as read.
-      shapes: of the model that is to have them, by path; paths that are not there stay as they are.
-      cut_text: a shorter text has the first positions, as is the habit with BERT's, and a longer one cannot be.
+      arrays: the arrays as read.
+      shapes: the shapes in the new model, by path; arrays of other paths do not change.
+      cut_text: truncate text positions to a shorter context length instead, as is usual for BERT; a longer one is not
+        supported.
     """
     result = dict(arrays)
     for path, array in arrays.items():
@@ -79,7 +80,7 @@ def resized(
 
 
 def _on_grid(positions: jax.Array, rows: int) -> jax.Array:
-    """[1 + grid^2 or grid^2, width] to [rows, width]."""
+    """Resizes positions [1 + grid^2 or grid^2, width] to [rows, width]."""
     first = positions.shape[0] - math.isqrt(positions.shape[0]) ** 2
     grid, wanted = math.isqrt(positions.shape[0] - first), math.isqrt(rows - first)
     if first not in (0, 1) or wanted**2 + first != rows:

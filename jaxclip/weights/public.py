@@ -1,4 +1,4 @@
-"""Weights of other projects, opened: whose they are, what model they are of, which tensor goes where."""
+"""Opening of third-party weights: detection of the format, model config, and mapping of tensors to parameters."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _ACCEPTED = (
     "folder, OpenAI's or open_clip's .safetensors, and a big_vision .npz"
 )
 _MOST_JSON = 4 << 20  # bytes of a config
-_FEWEST = 9  # tensors of a layer: a ResNet's bottleneck has no fewer, and a transformer's block more
-_MOST_SCANNED = 1000  # layers that are together in the tensors of one; towers have no more than some dozens
+_FEWEST = 9  # tensors per layer: a ResNet's bottleneck has at least 9, a transformer's block more
+_MOST_SCANNED = 1000  # layers stacked in one set of tensors; towers have a few dozen at most
 
 
 @dataclasses.dataclass(frozen=True)
 class ForeignWeights:
-    """Weights in files, of which nothing but the names, types and shapes has been read.
+    """Weights in files, of which only names, types and shapes have been read.
 
     Attributes:
       source: the path, for messages.
-      method: the method they are of.
-      tokenizer: theirs; None where the files have none and none was asked for.
-      config: that of the run that trained them, of which such files say nothing.
+      method: the method of the model.
+      tokenizer: the model's tokenizer; None if the files have none and none is needed.
+      config: None, because such files do not contain the config of a run.
     """
 
     source: str
@@ -54,8 +54,8 @@ class ForeignWeights:
         """Parameters and batch statistics on the devices of a mesh, read one array at a time.
 
         Args:
-          mesh: where they go, laid out by the rules of `jaxclip.mesh`.
-          dtype: of the parameters; scalars and batch statistics are float32 whatever it is.
+          mesh: the devices; arrays are sharded by the rules of `jaxclip.sharding`.
+          dtype: the dtype of the parameters; scalars and batch statistics are always float32.
         """
         abstract = sharding.placed(mesh, *methods.abstract_variables(self.method), dtype)
         leaves = [tensor_map.flat(part) for part in abstract]
@@ -72,17 +72,17 @@ def open_foreign(
     Args:
       path: a Hugging Face folder of a CLIPModel or SiglipModel, an open_clip folder, a .safetensors of OpenAI's or
         open_clip's, or a big_vision .npz.
-      answers: what the files may not say.
-      tokenizer_needed: whether the vocabulary has to be known.
-      answers_binding: whether an answer is an error where the files say it themselves; else what they say counts. The
-        tokenizer's is never one.
+      answers: settings that the files may omit.
+      tokenizer_needed: whether a missing vocabulary is an error.
+      answers_binding: whether an answer is an error if the files contain the setting; otherwise the files take
+        precedence. An answer for the tokenizer is never an error.
 
     Raises:
-      UserError: it is none of these, something in it is wrong, or something must be asked for.
+      UserError: the path is none of these, its content is invalid, or a setting is missing.
     """
     path = pathlib.Path(os.fspath(path)).expanduser()
     if not path.exists():
-        raise UserError(f"{path}: there is nothing; {_ACCEPTED}")
+        raise UserError(f"{path} does not exist; {_ACCEPTED}")
     questions = Questions(str(path), answers, binding=answers_binding)
     config: dict[str, Any] | None = None
     if path.is_dir() and (path / "open_clip_config.json").is_file():
@@ -123,17 +123,17 @@ def open_foreign(
         raise UserError(
             f"{path}: the vocabulary has {tokenizer.vocab_size} ids, and the text tower only {method.text.vocab_size}"
         )
-    # A file without a config does not say where its texts are read: it is at the vocabulary's end token.
+    # Without a config, texts are pooled at the vocabulary's end token.
     if tokenizer is not None and config is not None:
         family.check_end(str(path), config, tokenizer)
     return ForeignWeights(str(path), method, tokenizer, tensors, listed)
 
 
 def build(source: str, described: Mapping[str, Any], tensors: int, *, scanned: bool = False) -> Any:
-    """The method of a description, which may come from a stranger's file.
+    """The method of an untrusted description.
 
     Raises:
-      UserError: it describes no model, or one that the number of tensors cannot be.
+      UserError: the description is invalid, or does not fit the number of tensors.
     """
     check_numbers(source, described, tensors, scanned=scanned)
     try:
@@ -143,16 +143,16 @@ def build(source: str, described: Mapping[str, Any], tensors: int, *, scanned: b
 
 
 def check_numbers(source: str, described: Mapping[str, Any], tensors: int, *, scanned: bool = False) -> None:
-    """Looks at the numbers of a description before anything is made by them.
+    """Checks the numbers of a description before they determine time or memory.
 
     Args:
-      source: what it is of, for messages.
-      described: a method's keys, or a tower's.
-      tensors: how many the weights have.
-      scanned: whether all layers may be in the tensors of one.
+      source: the path of the weights, for messages.
+      described: the keys of a method or a tower.
+      tensors: the number of tensors in the weights.
+      scanned: whether all layers may be stacked in one set of tensors.
 
     Raises:
-      UserError: a number would take more time or memory than what the tensors can be of.
+      UserError: a number is larger than the tensors allow.
     """
     for key, value in described.items():
         if isinstance(value, Mapping):
@@ -168,7 +168,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object in a small JSON file.
 
     Raises:
-      UserError: there is none.
+      UserError: the file cannot be read, is too large, or contains something else.
     """
     try:
         with path.open("rb") as file:
@@ -185,25 +185,25 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def has_tokenizer(folder: pathlib.Path) -> bool:
-    """Whether a folder has a tokenizer's files."""
+    """Whether a folder contains a tokenizer."""
     names = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "vocab.txt")
     return any((folder / name).is_file() for name in names)
 
 
 def weight_file(folder: pathlib.Path, *stems: str) -> pathlib.Path:
-    """The tensors of a folder: one file or an index of several."""
+    """The path of a folder's tensors: one file, or the index of several."""
     for stem in stems:
         for name in (f"{stem}.safetensors", f"{stem}.safetensors.index.json"):
             if (folder / name).is_file():
                 return folder / name
     others = sorted(name for kind in ("*.bin", "*.pt", "*.pth") for name in folder.glob(kind))
     if others:
-        return others[0]  # refused with what to do about it
+        return others[0]  # opening it raises an error with advice
     raise UserError(f"{folder} has no {stems[0]}.safetensors: copy all of the folder")
 
 
 def _preprocessor(folder: pathlib.Path) -> tuple[str, Any] | None:
-    """What a Hugging Face folder says of images, and the file it says it in, the one that transformers would take."""
+    """The image preprocessing of a Hugging Face folder, with the name of its file; as chosen by transformers."""
     whole, alone = folder / "processor_config.json", folder / "preprocessor_config.json"
     if whole.is_file() and (part := read_json(whole).get("image_processor")) is not None:
         return f"{whole.name}, image_processor", part
@@ -229,17 +229,17 @@ def _tokenizer(folder: pathlib.Path | None, questions: Questions, needed: bool) 
 
 
 def _cleaning(folder: pathlib.Path | None) -> str | None:
-    """What open_clip does to texts before it cuts them into tokens, where the folder is one of its own.
+    """The text cleaning before tokenization in an open_clip folder; None for other folders.
 
     Raises:
-      UserError: it does what jaxclip does not.
+      UserError: jaxclip does not support the cleaning.
     """
     if folder is None or not (folder / "open_clip_config.json").is_file():
         return None
     path = folder / "open_clip_config.json"
-    text = read_json(path)["model_cfg"]["text_cfg"]  # described by now, and so of this form
+    text = read_json(path)["model_cfg"]["text_cfg"]  # the structure has been validated by `describe`
     options, mode = text.get("tokenizer_kwargs") or {}, text.get("tokenizer_mode")
-    # Unless it is given a name of another, open_clip's tokenizer is OpenAI's.
+    # open_clip's default tokenizer is OpenAI's.
     named = bool(text.get("hf_tokenizer_name"))
     known = ("whitespace", "lower", "canonicalize") if named else ("lower",)
     clean = options.get("clean", known[0]) if isinstance(options, dict) else None

@@ -1,4 +1,4 @@
-"""Which tensor of a foreign file is which part of one of our arrays, in both directions."""
+"""Bidirectional mapping between the tensors of third-party files and jaxclip's arrays."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from jaxclip.errors import UserError
 from jaxclip.io import first_few
 from jaxclip.weights.formats.safetensors import Stored
 
-_MOST = 1 << 40  # numbers in an array: 4 TB, more than any file has
+_MOST = 1 << 40  # numbers in an array: 4 TB, more than in any file
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a tensor's axes are ordered there and here; each function undoes the other, both without copying if they can.
+    """The axis orders of a tensor in a file and here, as two inverse functions, which avoid copies if possible.
 
     Attributes:
-      to_ours: from the tensor as stored to the part of our array.
-      to_theirs: back.
+      to_ours: converts the tensor as stored to the part of our array.
+      to_theirs: the inverse.
     """
 
     to_ours: Callable[[np.ndarray], np.ndarray]
@@ -35,7 +35,7 @@ SAME = Layout(lambda x: x, lambda x: x)
 LINEAR = Layout(np.transpose, np.transpose)
 # torch.nn.Conv2d: [outputs, inputs, height, width]; ours [height, width, inputs, outputs].
 CONVOLUTION = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
-# A leading axis of length 1 that ours has not.
+# A leading axis of length 1 that our array does not have.
 ONE_ROW = Layout(lambda x: x[0], lambda x: x[None])
 TWO_ROWS = Layout(lambda x: x[0, 0], lambda x: x[None, None])
 
@@ -49,19 +49,19 @@ def _square_patch(x: np.ndarray) -> np.ndarray:
 PATCHES = Layout(
     lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]), lambda x: _square_patch(x).transpose(3, 2, 0, 1)
 )
-# The same as flax.linen stores it: [height, width, 3, outputs].
+# The same in flax.linen: [height, width, 3, outputs].
 FLAX_PATCHES = Layout(lambda x: x.reshape(-1, x.shape[3]), _square_patch)
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """One tensor of a foreign file.
+    """The place of one tensor of a third-party file in our arrays.
 
     Attributes:
-      name: of the tensor.
-      path: of our array, such as "image/transformer/blocks/qkv_kernel".
-      where: index of the part of that array which the tensor is; () for all of it.
-      layout: of the tensor against that part.
+      name: the tensor's name.
+      path: the path of our array, such as "image/transformer/blocks/qkv_kernel".
+      where: the index of the part of that array that equals the tensor; () for the whole array.
+      layout: the conversion between the tensor and that part.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Piece:
     layout: Layout = SAME
 
     def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        """The tensor's shape, where our array has that one."""
+        """The tensor's shape, given the shape of our array."""
         return self.layout.to_theirs(np.broadcast_to(np.float32(0), ours)[self.where]).shape
 
 
@@ -90,16 +90,16 @@ def layer_norm(theirs: str, ours: str, where: tuple[int | slice, ...] = ()) -> l
 def check(
     source: str, tensors: Mapping[str, Stored], pieces: Iterable[Piece], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Checks that a file has the tensors that are asked for, of the right shapes, and no others.
+    """Checks that a file has exactly the required tensors, with the right shapes.
 
     Args:
-      source: what the file is called, for the message.
-      tensors: the file's; those that mean nothing to any model are left out already.
-      pieces: what is asked for.
-      shapes: of our arrays, by path.
+      source: the name of the file, for the message.
+      tensors: the file's tensors, without those that no model uses.
+      pieces: the required tensors.
+      shapes: the shapes of our arrays, by path.
 
     Raises:
-      UserError: one message on all that is missing, too much, misshapen or not made of numbers.
+      UserError: one message lists tensors that are missing, unexpected, of a wrong shape, or not numeric.
     """
     for path, shape in shapes.items():
         if math.prod(shape) > _MOST:
@@ -114,7 +114,7 @@ def check(
     wrong = [
         f"{name} {_shape(tensors[name].shape)} instead of {_shape(expected[name])}"
         for name in shared
-        # A scalar may have been stored as a vector of one.
+        # A scalar may be stored as a vector of length 1.
         if tensors[name].shape != expected[name] and (tensors[name].shape, expected[name]) != ((1,), ())
     ]
     if wrong:
@@ -129,11 +129,11 @@ def check(
 def read(
     tensors: Mapping[str, Stored], pieces: Iterable[Piece], abstract: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
-    """Our arrays, by path, each put on the devices before the next is read.
+    """Our arrays by path, each transferred to the devices before the next is read.
 
     Args:
-      tensors: a file's, checked.
-      pieces: that together make up the arrays.
+      tensors: a file's tensors, checked by `check`.
+      pieces: the pieces that together make up the arrays.
       abstract: shape, dtype and sharding of each array, by path.
     """
     by_path: dict[str, list[Piece]] = {}
@@ -149,7 +149,7 @@ def read(
         if leaf.sharding.is_fully_addressable:
             arrays[path] = jax.device_put(values, leaf.sharding, may_alias=True)
         else:
-            # Each process puts its own part of what all of them have read.
+            # Every process reads the whole array and transfers its own part.
             arrays[path] = jax.make_array_from_callback(leaf.shape, leaf.sharding, values.__getitem__)
     return arrays
 
@@ -157,7 +157,7 @@ def read(
 def write(
     arrays: Mapping[str, jax.Array], pieces: Iterable[Piece]
 ) -> Iterator[tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]]:
-    """The tensors of a foreign file as `writing` takes them: name, shape, dtype, a function that gives the values."""
+    """The tensors of a third-party file, in the form required by `safetensors_writer.write_tensors`."""
     for piece in pieces:
         array = arrays[piece.path]
 
@@ -168,7 +168,7 @@ def write(
 
 
 def flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """{"image/projection": leaf}: the leaves of nested dicts under their paths."""
+    """The leaves of nested dicts by path, such as {"image/positions": leaf}."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         leaves |= flat(value, f"{where}{key}/") if isinstance(value, Mapping) else {f"{where}{key}": value}
@@ -176,7 +176,7 @@ def flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """What `flat` made flat."""
+    """The inverse of `flat`."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, name = path.split("/")
@@ -188,7 +188,7 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Room for an array at an address that the CPU backend takes over as it is, instead of copying it."""
+    """An uninitialized array, aligned such that the CPU backend can use its memory without a copy."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     room = np.empty(size + 64, np.uint8)

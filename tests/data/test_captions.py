@@ -1,4 +1,4 @@
-"""Captions on their way to the tokenizer: the choice among them, sentences, templates, and mirrored images."""
+"""Caption selection, sentences, templates and mirrored captions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_same_randomness_chooses_the_same():
 
 
 @pytest.mark.parametrize("caption", ["{c}", "100% {0} {x!r}", r"\1 \g<0>"])
-def test_what_looks_like_formatting_in_a_caption_stays_as_it_is(caption):
+def test_formatting_characters_in_a_caption_do_not_change(caption):
     assert choose((caption,), ("a {c}!",), np.random.default_rng(0), "random", 0, 0) == f"a {caption}!"
 
 
@@ -116,7 +116,7 @@ def test_a_sentence_is_chosen_of_any_caption():
 
 
 @pytest.mark.parametrize("piece", [".", "1. ", "a. ", "\n ", "x", '."', "。", "ab. \n", ".x"])
-def test_whatever_a_text_repeats_nothing_of_it_is_lost(piece):
+def test_repetitions_in_a_text_are_not_lost(piece):
     text = piece * 20_000
     assert "".join("".join(sentences(text)).split()) == "".join(text.split())
 

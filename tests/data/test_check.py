@@ -1,4 +1,4 @@
-"""What is found out about a source before training, and the command that shows it."""
+"""Statistics of a source before training, and the command that shows them."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ class Some:
         key = f"{index % 4}.tar:{index}"
         if self.period and index % self.period == 0:
             return Skip("unreadable shard", key) if index % 2 else Record(b"<html>", ("a page",), key)
-        return Record(np.full((5, 9, 3), 7, np.uint8), (f"picture {index}", "another"), key)
+        return Record(np.full((5, 9, 3), 7, np.uint8), (f"image {index}", "another"), key)
 
 
 def test_a_sample_is_spread_over_the_whole_source():
     found = findings.look_at(Some(1000, 0), 10)
     assert found.records == 1000 and found.looked_at == 10
     assert [example.key for example in found.examples] == [f"{i % 4}.tar:{i}" for i in range(0, 1000, 111)]
-    assert found.examples[3].size == (9, 5) and found.examples[3].captions == ("picture 333", "another")
+    assert found.examples[3].size == (9, 5) and found.examples[3].captions == ("image 333", "another")
 
 
-def test_what_cannot_be_used_is_told_by_reason_and_by_shard():
+def test_unusable_records_are_counted_by_reason_and_by_shard():
     found = findings.look_at(Some(60, 5), 60)
     assert found.skips.counts == {"unreadable shard": 6, "not an image": 6}
     assert found.at_fault == {"0.tar": 3, "1.tar": 3, "2.tar": 3, "3.tar": 3}
@@ -119,7 +119,7 @@ def test_the_sheet_shows_a_part_of_many():
 def shard(tmp_path: pathlib.Path) -> pathlib.Path:
     members = {}
     for index in range(6):
-        members[f"{index}.png"] = png("red") if index else b"<html>no picture</html>"
+        members[f"{index}.png"] = png("red") if index else b"<html>no image</html>"
         members[f"{index}.txt"] = f"the caption of number {index}".encode()
     return write_tar(tmp_path / "pairs.tar", members)
 

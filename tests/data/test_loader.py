@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, step): on any number of processes, from any step, whatever cannot be read."""
+"""Batches as a pure function of (seed, step), for any number of processes, any first step and unreadable records."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INPUTS = {"image": Image(SIZE), "text": Text(CONTEXT)}
 
 @dataclasses.dataclass(frozen=True)
 class Numbered:
-    """Pictures of noise with their id as the caption; some ids hold something else."""
+    """Images of noise with their id as the caption; some ids hold something else."""
 
     length: int
     instead: Mapping[int, Record | Skip] = dataclasses.field(default_factory=dict)
@@ -97,7 +97,7 @@ def test_rows_are_a_function_of_the_position_alone():
         assert_same(rows, expected)
 
 
-def test_a_row_holds_the_picture_and_the_caption_of_one_record():
+def test_a_row_holds_the_image_and_the_caption_of_one_record():
     plain = dataclasses.replace(CONFIG, crop_scale=(1.0, 1.0))
     square = {i: Record(np.full((SIZE, SIZE, 3), i, np.uint8), (f"number {i}",), f"square/{i}") for i in range(40)}
     rows = training(Numbered(40, square), config=plain).rows(0, 40)
@@ -160,7 +160,7 @@ def test_every_record_is_seen_once_in_every_epoch_whatever_the_batch_size(length
         assert sorted(seen[epoch * length : (epoch + 1) * length]) == list(range(length)), epoch
 
 
-def test_another_seed_or_epoch_crops_a_picture_otherwise():
+def test_another_seed_or_epoch_crops_an_image_otherwise():
     source = Numbered(1)
     images, _, _ = arrays(training(source), 4)
     others, _, _ = arrays(training(source, seed=1), 4)
@@ -184,7 +184,7 @@ def test_unreadable_records_are_replaced_and_the_others_stay_where_they_were():
         np.testing.assert_array_equal(mended[part][~bad], good[part][~bad])
     instead = np.array(numbers(mended[1]))[bad]
     assert not set(instead) & set(BAD)
-    # From all over the source, not always the same neighbour.
+    # From all over the source, not always the same neighbor.
     assert len(set(instead)) > 4
 
 
@@ -203,7 +203,7 @@ def test_what_is_replaced_is_counted_by_reason_with_an_example():
     assert str(training_loader.skips) == "" and training_loader.skips.total == 0
     training_loader.rows(0, 20)
     counts = training_loader.skips.counts
-    # More than one each where a replacement was itself unreadable.
+    # More than one each if a replacement is itself unreadable.
     assert counts.keys() == {"unreadable shard", "not an image", "no caption"}
     assert counts["not an image"] >= 2
     assert training_loader.skips.total == sum(counts.values())
@@ -240,7 +240,7 @@ def test_a_fault_in_a_source_is_raised_as_it_is():
         next(training(Faulty(5)).batches(0, 2))
 
 
-def test_batches_that_nobody_takes_do_not_keep_the_process():
+def test_unused_batches_do_not_keep_the_process_alive():
     batches = training(Numbered(50), 32).batches(0, 10_000)
     next(batches)
     began = time.monotonic()
@@ -248,7 +248,7 @@ def test_batches_that_nobody_takes_do_not_keep_the_process():
     assert time.monotonic() - began < 5
 
 
-def test_a_mirrored_picture_has_a_mirrored_caption():
+def test_a_mirrored_image_has_a_mirrored_caption():
     pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
     pixels[:, : SIZE // 2, 0] = pixels[:, SIZE // 2 :, 2] = 255
     source = Numbered(1, {0: Record(pixels, ("red left of blue",), "0")})
@@ -261,7 +261,7 @@ def test_a_mirrored_picture_has_a_mirrored_caption():
     assert (images[mirrored] == pixels[:, ::-1]).all()
 
 
-def test_no_picture_is_mirrored_unless_the_recipe_says_so():
+def test_no_image_is_mirrored_unless_the_recipe_says_so():
     pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
     pixels[:, :3] = 255
     source = Numbered(1, {0: Record(pixels, ("red left of blue",), "0")})
@@ -288,11 +288,11 @@ def test_examples_come_in_the_order_of_their_ids(length):
     assert [record.captions for _, _, record in found] == [(f"number {i}",) for i in ids]
 
 
-def test_examples_stand_empty_where_a_picture_cannot_be_read_and_are_counted():
+def test_examples_with_unreadable_images_are_empty_and_counted():
     skips = SkipLog()
     found = list(loader.examples(Numbered(20, BAD), range(20), SIZE, PixelsConfig(), skips))
     assert [number for number, image, record in found if image is None and record is None] == [3, 8, 14]
-    # A picture without a caption can be classified all the same.
+    # An image without a caption can be classified all the same.
     assert found[9][2].captions == ()
     assert skips.counts == {"unreadable shard": 1, "not an image": 2}
 
@@ -331,10 +331,10 @@ def test_words_are_dropped_where_a_config_says_so():
     assert 1 == min(kept) < max(kept) <= 5 and 2 < sum(kept) / 90 < 3
 
 
-def test_pictures_are_augmented_where_a_config_says_so():
+def test_images_are_augmented_where_a_config_says_so():
     config = dataclasses.replace(CONFIG, augment=AugmentConfig(gray=1.0))
-    coloured, grey = arrays(training(Numbered(9)), 9)[0], arrays(training(Numbered(9), config=config), 9)[0]
-    assert (grey == grey[..., :1]).all() and not (coloured == coloured[..., :1]).all()
+    colored, gray = arrays(training(Numbered(9)), 9)[0], arrays(training(Numbered(9), config=config), 9)[0]
+    assert (gray == gray[..., :1]).all() and not (colored == colored[..., :1]).all()
     with pytest.raises(UserError, match="data.augment.gray: p=2.0"):
         training(Numbered(9), config=dataclasses.replace(CONFIG, augment=AugmentConfig(gray=2.0)))
 
@@ -351,8 +351,8 @@ print(next(batches)["image"].shape)
     assert ran.returncode == 0 and ran.stdout == "(8, 8, 8, 3)\n"
 
 
-def test_what_stands_in_for_a_record_does_not_count_towards_the_rate():
-    # One chunk of ten is bad as a whole, so that nine in ten stand-ins are too; but only a tenth of the records.
+def test_replacements_do_not_count_towards_the_rate():
+    # One chunk of ten is completely bad, and so are nine of ten replacements, but only a tenth of the records.
     ends = np.arange(1, 11) * 100
     bad = {i: Skip("unreadable shard", f"numbered/{i}") for i in range(100)}
     config = dataclasses.replace(CONFIG, max_skip_rate=0.11)

@@ -1,4 +1,4 @@
-"""The order of a million examples, and the bytes of 200 batches, on any number of hosts and from any step."""
+"""The order of a million examples and the bytes of 200 batches, for any number of hosts and any first step."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ HOSTS = (1, 2, 4, 8)
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Small pictures of noise; every tenth cannot be read."""
+class Images:
+    """Small images of noise; every tenth cannot be read."""
 
     length: int
     chunk_ends: np.ndarray | None = None
-    name: str = "picture"
+    name: str = "image"
     class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -51,16 +51,16 @@ def uneven(length: int) -> np.ndarray:
 def sources(length: int) -> dict[str, object]:
     half, rest = length * 3 // 5, length - length * 3 // 5
     return {
-        "plain": Pictures(length),
-        "chunked": Pictures(length, uneven(length)),
-        "both at once": Mixture([Pictures(half), Pictures(rest, uneven(rest), "other")]),
-        "weighted": Mixture([Pictures(half), Pictures(rest, uneven(rest), "other")], (0.25, 0.75)),
+        "plain": Images(length),
+        "chunked": Images(length, uneven(length)),
+        "both at once": Mixture([Images(half), Images(rest, uneven(rest), "other")]),
+        "weighted": Mixture([Images(half), Images(rest, uneven(rest), "other")], (0.25, 0.75)),
     }
 
 
 @functools.cache
 def tokenizer():
-    return tokenizers.train([f"picture number {i % 10} other on the left right" for i in range(20)], 600)
+    return tokenizers.train([f"image number {i % 10} other on the left right" for i in range(20)], 600)
 
 
 def loader(source, batch_size: int, host: int = 0, hosts: int = 1) -> TrainingLoader:

@@ -1,4 +1,4 @@
-"""Several sources as one: which record is whose, how a config writes them, and what stands in for what."""
+"""Mixtures of sources: the assignment of records, their text form, and replacements of unusable records."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_weight_is_above_zero(weight):
         Mixture([Named("a", 3), Named("b", 5)], (1, weight))
 
 
-def test_what_stands_in_is_of_the_same_source_and_first_of_the_same_chunk():
+def test_replacements_are_from_the_same_source_and_first_from_the_same_chunk():
     chunked = Named("b", 50, np.array([10, 35, 50]))
     mixed = Mixture([Named("a", 20), chunked])
     assert mixture.may_replace(mixed, 5, 0) == range(0, 20)
@@ -97,7 +97,7 @@ def test_a_plus_or_a_star_in_a_path_is_no_mixture(tmp_path: pathlib.Path):
         ("shapes + nothing.xyz", "'nothing.xyz' is not a data source"),
     ],
 )
-def test_a_wrong_mixture_is_told(text, said):
+def test_an_invalid_mixture_is_an_error(text, said):
     with pytest.raises(UserError, match=said):
         open_source(text)
 

@@ -1,4 +1,4 @@
-"""What is passed over is counted, and too much of it stops the run."""
+"""Counts of skipped records, and the limit above which a run stops."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_few_records_are_not_judged():
         looked_at(SkipLog(0.0), 999, 1)
 
 
-def test_what_a_key_says_cannot_harm_a_terminal():
+def test_keys_in_messages_cannot_affect_a_terminal():
     skips = SkipLog()
     skips.add("missing file", "t.csv:\x1b[31m\x07\ud800.png")
     assert str(skips) == "1 x missing file (such as t.csv:\ufffd[31m\ufffd\ufffd.png)"
 
 
-def test_larger_blocks_forgive_a_bad_run():
+def test_larger_blocks_tolerate_a_bad_run():
     skips = SkipLog(0.1, block=10_000)
     for bad in (0, 900, 0):
         for _ in range(5):

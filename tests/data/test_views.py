@@ -1,4 +1,4 @@
-"""The inputs of methods, made of records: several views, two images, questions, answers, tags, labels, ids."""
+"""Inputs of methods made from records: several views, two images, questions, answers, tags, labels, ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a recipe's tokenizer comes from."""
+"""The choice of a recipe's tokenizer."""
 
 from __future__ import annotations
 

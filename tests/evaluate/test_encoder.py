@@ -1,4 +1,4 @@
-"""Functions of a model by name, for any number of rows, over all devices."""
+"""Evaluation of a model's functions by name, for any number of rows, over all devices."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def images(count: int) -> np.ndarray:
 def test_a_model_has_the_functions_that_its_class_defines():
     encoder, _ = encoder_of(1)
     assert encoder.has() and encoder.has("features") and encoder.has("several", "features")
-    # Neither what every module has, nor what is no function.
+    # Neither functions of every module, nor attributes that are not functions.
     for name in ("encode_image", "weight", "traced", "train", "eval", "__init__"):
         assert not encoder.has(name), name
     assert not encoder.has("features", "encode_text")

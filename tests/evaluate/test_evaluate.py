@@ -1,4 +1,4 @@
-"""Evaluations are modules found by their task, are checked before data is read, and write CLIP_benchmark's JSON."""
+"""Discovery of evaluations by task, checks before data is read, and JSON in CLIP_benchmark's format."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def only_features(tmp_path, monkeypatch) -> Iterator[methods.Method]:
     del sys.modules["jaxclip.methods.only_features"]
 
 
-def test_what_a_method_cannot_do_is_one_line_that_says_what_it_can(only_features):
+def test_an_unsupported_function_is_a_one_line_error_that_lists_the_supported_ones(only_features):
     evaluators = evaluate.from_config({"x": RETRIEVAL})
     evaluate.check(evaluators, CLIP)
     assert the_error(evaluate.check, evaluators, only_features) == (

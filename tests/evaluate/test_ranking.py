@@ -1,4 +1,4 @@
-"""Ranks are those of a plain stable sort, whatever the blocks and devices."""
+"""Ranks compared with a stable sort, for any blocks and devices."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_ranks_of_real_embeddings_do_not_depend_on_blocks_or_devices(devices):
         np.testing.assert_array_equal(ranks(mesh_of(devices), query, key, groups, groups, chunk), expected)
 
 
-def test_the_best_of_several_right_answers_counts_and_the_others_do_not_stand_in_the_way():
+def test_the_best_of_several_right_answers_determines_the_rank():
     query = np.array([[1.0]], np.float32)
     key = np.array([[0.9], [0.8], [0.7], [0.6], [0.5]], np.float32)
     rank = lambda *groups: int(ranks(mesh_of(1), query, key, np.array([1]), np.array(groups))[0])  # noqa: E731
@@ -67,7 +67,7 @@ def test_the_best_of_several_right_answers_counts_and_the_others_do_not_stand_in
 @pytest.mark.parametrize("devices", (1, 8))
 @pytest.mark.parametrize("chunk", (4096, 16))
 def test_a_collapsed_model_gets_what_chance_gives(devices, chunk):
-    """Equal similarities stand in the order of the keys: one query in a hundred has its own first."""
+    """Equal similarities are ranked in the order of the keys, so one query in a hundred has its own first."""
     same = np.full((100, 8), 0.3, np.float32)
     numbers = np.random.default_rng(1).permutation(100)
     found = ranks(mesh_of(devices), same, same, numbers, np.arange(100), chunk)
@@ -75,7 +75,7 @@ def test_a_collapsed_model_gets_what_chance_gives(devices, chunk):
     assert recalls(found) == {1: 0.01, 5: 0.05, 10: 0.1}
 
 
-def test_what_is_not_a_number_stands_behind_everything():
+def test_nan_ranks_last():
     rng = np.random.default_rng(2)
     query, key = rng.standard_normal((2, 10, 4)).astype(np.float32)
     numbers = np.arange(10)

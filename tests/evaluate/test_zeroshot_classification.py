@@ -1,4 +1,4 @@
-"""Zero-shot accuracy follows from the ranks of the classes, against results by hand."""
+"""Zero-shot accuracy compared with results by hand."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_images_without_a_label_are_left_out():
 
 
 def test_two_classes_of_one_name_are_two_classes():
-    """As the crane that flies and the crane that lifts: the mean is over classes, the listing by name."""
+    """Two classes with the same name (crane): the mean is over classes, the listing by name."""
     images = embedded_set(np.eye(2)[[0, 0, 0, 1]], labels=[0, 0, 0, 1])
     embeddings = {"crane": [1.0, 0.0]}
     metrics, per_class = classify(embeddings, images, ("crane", "crane"), ("{c}",))
@@ -70,7 +70,7 @@ def test_two_classes_of_one_name_are_two_classes():
     assert per_class == {"crane": 0.75}
 
 
-def test_a_collapsed_model_always_says_the_first_class():
+def test_a_collapsed_model_always_predicts_the_first_class():
     images = embedded_set(np.ones((10, 3)), labels=[0, 1, 2, 3, 4] * 2)
     embeddings = {name: [1.0, 1.0, 1.0] for name in CLASSES}
     metrics, per_class = classify(embeddings, images, CLASSES, ("{c}",))

@@ -1,4 +1,4 @@
-"""Recall in both directions of retrieval, against results by hand."""
+"""Recall in both directions of retrieval, compared with results by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_with_several_captions_per_image(devices):
     """By hand: three images on three axes, and five captions between them.
 
     Captions to images: a0, a1 and c0 find theirs first, b0 second, b1 third.
-    Pictures to captions: a and c find one of theirs first. Behind b's own best, b0, stand none but a1.
+    Images to captions: a and c find one of their own first. Only a1 ranks behind b's own best, b0.
     """
     table = {
         "a0": [1.0, 0.1, 0.0],

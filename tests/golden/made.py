@@ -1,6 +1,6 @@
-"""Weights and inputs that are a function of their names: the same here and where the peers are installed.
+"""Weights and inputs as functions of their names, equal here and in the Python of the reference libraries.
 
-Needs NumPy alone. Its legacy generator is used because its numbers never change.
+Needs only NumPy, whose legacy generator is used because its numbers never change.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
     else:
         # x @ proj in CLIP's projections; everywhere else the outputs come first.
         inputs = shape[0] if last in ("proj", "text_projection") else math.prod(shape[1:])
-        # Twice the variance before a ReLU, which halves it; biases of a size that drowns no picture.
+        # Twice the variance before a ReLU, which halves it; biases of a size that drowns no image.
         gain = 2 if len(shape) == 4 else 1
         width = 0.4 if len(shape) < 2 or "embed" in name else math.sqrt(12 * gain / inputs)
         drawn = width * (drawn - 0.5)
     return drawn.astype(np.float32)
 
 
-def pictures(count: int, size: int) -> np.ndarray:
-    """uint8 [count, size, size, 3]: coarse patterns of many colours, of which no two are alike."""
+def images(count: int, size: int) -> np.ndarray:
+    """uint8 [count, size, size, 3]: coarse patterns of many colors, of which no two are alike."""
     random = np.random.RandomState(size)
     coarse = random.randint(0, 256, (count, 8, 8, 3))
     place = np.arange(size) * 8 // size

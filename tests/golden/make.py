@@ -1,7 +1,7 @@
-"""python tests/golden/make.py FOLDER, where torch, open_clip and transformers are installed: what they compute.
+"""python tests/golden/make.py FOLDER: reference embeddings, computed by torch, open_clip and transformers.
 
-Writes models.json, what each model is and the names and shapes of its tensors, and embeddings.npz, the unit embeddings
-that the peer gives for the pictures and tokens of `made` with the weights of `made`.
+Writes models.json, with the config of each model and the names and shapes of its tensors, and embeddings.npz, with the
+unit embeddings of the images and tokens of `made` by the weights of `made`.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def fill(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def normalised(pictures: np.ndarray, pixels: dict) -> torch.Tensor:
-    """What the peers' own transforms make of 8-bit pictures of the right size."""
+def normalized(images: np.ndarray, pixels: dict) -> torch.Tensor:
+    """What the peers' own transforms make of 8-bit images of the right size."""
     mean, std = (np.asarray(pixels[key], np.float32) for key in ("mean", "std"))
-    return torch.from_numpy(((pictures.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2).copy())
+    return torch.from_numpy(((images.astype(np.float32) / 255 - mean) / std).transpose(0, 3, 1, 2).copy())
 
 
 def unit(x: torch.Tensor) -> np.ndarray:
@@ -100,14 +100,14 @@ def from_open_clip(name: str, vision_layers: int | None, text_layers: int | None
     pixels = HALF if "SigLIP" in name else CLIP
     size, context = config["vision_cfg"]["image_size"], config["text_cfg"]["context_length"]
     with torch.no_grad():
-        image = model.encode_image(normalised(made.pictures(16, size)[: count(name)], pixels))
+        image = model.encode_image(normalized(made.images(16, size)[: count(name)], pixels))
         text = model.encode_text(torch.from_numpy(made.tokens(16, context, VOCABULARY)[: count(name)]))
     written = {"model_cfg": config, "preprocess_cfg": {"size": size, "mode": "RGB", "fill_color": 0} | pixels}
     return {"config": written, "tensors": tensors}, {"image": unit(image), "text": unit(text)}
 
 
 def count(name: str) -> int:
-    """Sixteen pictures and texts where that is quick."""
+    """Sixteen images and texts where that is quick."""
     return 16 if "B-32" in name or "hf-" in name else 3
 
 
@@ -119,7 +119,7 @@ def from_transformers(kind: type, vision: dict, text: dict) -> tuple[dict, dict]
     size, context = vision["image_size"], text["max_position_embeddings"]
     rows = torch.from_numpy(made.tokens(16, context, VOCABULARY))
     with torch.no_grad():
-        pixels = normalised(made.pictures(16, size), CLIP if is_clip else HALF)
+        pixels = normalized(made.images(16, size), CLIP if is_clip else HALF)
         found = model(input_ids=rows, pixel_values=pixels, interpolate_pos_encoding=False)
     written = json.loads(config.to_json_string(use_diff=True))
     return {"config": written, "tensors": tensors}, {"image": unit(found.image_embeds), "text": unit(found.text_embeds)}

@@ -1,4 +1,4 @@
-"""Running `python -m jaxclip.main` in tests: a recipe that takes seconds, and one start-up for many commands."""
+"""Runs of `python -m jaxclip.main`: a recipe that takes seconds, and one start-up for many commands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cpu_devices import xla_flags
 from paths import ROOT
 from PIL import Image
 
-# 50,000 parameters, pictures of 16 pixels: a step takes milliseconds. Paths start from the recipe's folder.
+# 50,000 parameters, images of 16 pixels: a step takes milliseconds. Paths start from the recipe's folder.
 TINY = """
 import pathlib
 
@@ -64,11 +64,11 @@ class Result:
 
 
 def png(left: str, right: str = "white", size: int = 20) -> bytes:
-    """A square picture, its halves of two colours."""
-    picture = Image.new("RGB", (size, size), right)
-    picture.paste(left, (0, 0, size // 2, size))
+    """A square image, its halves of two colors."""
+    image = Image.new("RGB", (size, size), right)
+    image.paste(left, (0, 0, size // 2, size))
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -83,19 +83,19 @@ def write_tar(path: pathlib.Path, members: Mapping[str, bytes]) -> pathlib.Path:
 
 
 def recipe(folder: pathlib.Path, change: str = "", name: str = "tiny.py", size: int = 20) -> pathlib.Path:
-    """Writes the tiny recipe, and its 64 pairs where they are not there yet.
+    """Writes the tiny recipe, and its 64 pairs unless they exist.
 
     Args:
       folder: for both.
       change: lines of Python that change the recipe, such as `config.steps = 9`.
       name: of the recipe.
-      size: of the pictures. Large ones take longer to read: a way to make steps slow.
+      size: of the images. Large ones take longer to read: a way to make steps slow.
     """
     if not (folder / "pairs.tar").exists():
         pairs = [(f"{left}-{right}", left, right) for left in _COLORS for right in _COLORS]
-        pictures = {f"{key}.png": png(left, right, size) for key, left, right in pairs}
+        images = {f"{key}.png": png(left, right, size) for key, left, right in pairs}
         texts = {f"{key}.txt": f"{left} to the left of {right}".encode() for key, left, right in pairs}
-        write_tar(folder / "pairs.tar", dict(sorted((pictures | texts).items())))
+        write_tar(folder / "pairs.tar", dict(sorted((images | texts).items())))
     path = folder / name
     lines = "".join(f"    {line.strip()}\n" for line in change.strip().splitlines())
     path.write_text(TINY.replace("    return config\n", f"{lines}    return config\n"))
@@ -136,10 +136,10 @@ class Command:
 
 
 def start(arguments: Sequence[str], env: Mapping[str, str], output: pathlib.Path) -> Command:
-    """Starts the command; what it says goes to the file `output`.
+    """Starts the command, with its output in the file `output`.
 
-    The process is forked from one that has done the imports, which take longer than most runs of tests. What they would
-    print is not seen: `run_anew` is for that.
+    The process is forked from one that has done the imports, which take longer than most runs of tests. Output of the
+    imports is lost; `run_anew` has it.
     """
     return _fork(arguments, env, output, output)
 
@@ -206,7 +206,7 @@ def _main(arguments: list[str], env: dict[str, str], stdout: str, stderr: str) -
 
 
 def wait_until(condition: Callable[[], bool], process: Command, output: pathlib.Path) -> None:
-    """Waits for a condition while a process runs; fails with what the process said when it ends before."""
+    """Waits for a condition while a process runs; fails with the process's output if it ends before."""
     until = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, f"ended with {process.returncode} too early: {output.read_text()}"
@@ -220,7 +220,7 @@ def rows(workdir: pathlib.Path) -> list[dict]:
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:
-    """The logged losses by step; fails where a step stands there twice."""
+    """The logged losses by step; fails if a step occurs twice."""
     found = [(row["step"], row["loss"]) for row in rows(workdir)]
     assert len(dict(found)) == len(found), found
     return dict(found)

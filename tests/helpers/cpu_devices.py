@@ -1,6 +1,6 @@
-"""XLA's flags for tests on a CPU."""
+"""XLA flags for tests on a CPU."""
 
-# Most of the time of a small program that runs a few times is the compiler's. At level 0 sums round visibly worse.
+# Tests compile small programs and run them a few times, so compilation dominates. Level 0 would round sums worse.
 _QUICK_COMPILES = (
     "--xla_backend_optimization_level=1",
     "--xla_llvm_disable_expensive_passes=true",

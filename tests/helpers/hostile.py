@@ -1,4 +1,4 @@
-"""What a crawl of the web brings: bad records of many kinds, each with the reason it is to be counted under."""
+"""Bad records of many kinds, as in web crawls, each with the reason under which it is counted."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(
-    width: int, height: int, *, depth: int = 8, colour: int = 0, rows: bytes = b"\0" * 64, more: bytes = b""
+    width: int, height: int, *, depth: int = 8, color: int = 0, rows: bytes = b"\0" * 64, more: bytes = b""
 ) -> bytes:
-    """A PNG that says it has so many pixels, whatever it holds."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    """A PNG that declares so many pixels, whatever its content."""
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     data = png_chunk(b"IHDR", header) + more + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
 
 
 def jpeg_of(data: bytes, width: int, height: int) -> bytes:
-    """A JPEG whose header lies about its size."""
+    """A JPEG with a false size in its header."""
     start = data.index(b"\xff\xc0")
     return data[: start + 5] + struct.pack(">HH", height, width) + data[start + 9 :]
 
 
 def many_scans(rng: np.random.Generator, number: int = 500) -> bytes:
-    """A progressive JPEG whose last scan is repeated: every repetition is a pass over the whole picture."""
+    """A progressive JPEG whose last scan is repeated: every repetition is a pass over the whole image."""
     data = encode(noise(rng, 64, 64), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:-2] + data[last:-2] * number + b"\xff\xd9"
 
 
 def webp_of(width: int, height: int) -> bytes:
-    """A WebP (extended form) that says its canvas has so many pixels."""
+    """A WebP (extended form) that declares a canvas of so many pixels."""
     canvas = struct.pack("<I", 0)[:4] + struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
     chunk = b"VP8X" + struct.pack("<I", 10) + canvas
     frame = encode(Image.new("RGB", (8, 8)), "WEBP")[12:]
@@ -65,7 +65,7 @@ def bmp_of(data: bytes, width: int, height: int) -> bytes:
 
 
 def tiff_of(width: int, height: int, strip_bytes: int) -> bytes:
-    """A TIFF whose one strip lies."""
+    """A TIFF whose only strip has a false size."""
     entries = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
     entries += [(279, strip_bytes)]
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
@@ -86,8 +86,8 @@ def idat_damaged(data: bytes) -> bytes:
 
 Make = Callable[[np.random.Generator], bytes]
 
-# Pictures that cannot be used, by kind: how one is made, and the reason it is counted under.
-PICTURES: dict[str, tuple[Make, str]] = {
+# Images that cannot be used, by kind: how one is made, and the reason it is counted under.
+IMAGES: dict[str, tuple[Make, str]] = {
     "nothing": (lambda rng: b"", "not an image"),
     "a page named .jpg": (lambda rng: b"<!doctype html><title>404</title>" + rng.bytes(99), "not an image"),
     "noise": (lambda rng: b"\0" + rng.bytes(3000), "not an image"),
@@ -112,12 +112,12 @@ PICTURES: dict[str, tuple[Make, str]] = {
     "gif bomb": (lambda rng: gif_of(encode(noise(rng), "GIF"), 65_535, 65_535), "too many pixels"),
     "bmp bomb": (lambda rng: bmp_of(encode(noise(rng), "BMP"), 40_000, 40_000), "too many pixels"),
     "tiff bomb": (lambda rng: tiff_of(60_000, 60_000, 1 << 31), "too many pixels"),
-    "tiff with a lying strip": (lambda rng: tiff_of(64, 64, 1 << 31), "truncated image"),
+    "tiff with a false strip": (lambda rng: tiff_of(64, 64, 1 << 31), "truncated image"),
     "jpeg of many scans": (many_scans, "too many scans"),
     "floating point tiff": (lambda rng: encode(Image.new("F", (9, 9), 0.5), "TIFF"), "32-bit pixels"),
 }
 
-# Captions that cannot be used: the members beside a sound picture, by their suffix.
+# Captions that cannot be used: the members beside a sound image, by their suffix.
 CAPTIONS: dict[str, dict[str, bytes]] = {
     "no caption": {},
     "empty caption": {"txt": b""},
@@ -129,7 +129,7 @@ CAPTIONS: dict[str, dict[str, bytes]] = {
     "deep json": {"json": b"[" * 200_000},
 }
 
-# Odd pictures that can be used all the same.
+# Odd images that can be used all the same.
 SOUND: dict[str, Make] = {
     "cmyk": lambda rng: encode(noise(rng).convert("CMYK"), "JPEG"),
     "16-bit": lambda rng: encode(Image.fromarray(rng.integers(0, 65536, (9, 9)).astype(np.uint16)), "PNG"),
@@ -146,12 +146,12 @@ SOUND: dict[str, Make] = {
 }
 
 
-# Pictures that are dear: as large as allowed, or bombs in what stands beside the pixels. They may be used or refused.
+# Expensive images: as large as allowed, or with bombs in their metadata. They may be used or rejected.
 _ROW = b"\0" + bytes(8000)
 DEAR: dict[str, Callable[[], bytes]] = {
-    "64 megapixels grey": lambda: png(8000, 8000, rows=_ROW * 8000),
-    "64 megapixels rgb": lambda: png(8000, 8000, colour=2, rows=(b"\0" + bytes(24_000)) * 8000),
-    "64 megapixels rgba": lambda: png(8000, 8000, colour=6, rows=(b"\0" + bytes(32_000)) * 8000),
+    "64 megapixels gray": lambda: png(8000, 8000, rows=_ROW * 8000),
+    "64 megapixels rgb": lambda: png(8000, 8000, color=2, rows=(b"\0" + bytes(24_000)) * 8000),
+    "64 megapixels rgba": lambda: png(8000, 8000, color=6, rows=(b"\0" + bytes(32_000)) * 8000),
     "64 megapixels of 16 bits": lambda: png(8000, 8000, depth=16, rows=(b"\0" + bytes(16_000)) * 8000),
     "64 megapixels jpeg": lambda: encode(Image.new("RGB", (8000, 8000), "teal"), "JPEG"),
     "64 megapixels progressive jpeg": lambda: encode(Image.new("RGB", (8000, 8000)), "JPEG", progressive=True),
@@ -189,7 +189,7 @@ def write_shards(folder, kinds: int, good: int, seed: int = 0) -> tuple[list[str
     import tarfile
 
     rng = np.random.default_rng(seed)
-    bad = [(kind, None) for kind in PICTURES] + [(None, kind) for kind in CAPTIONS]
+    bad = [(kind, None) for kind in IMAGES] + [(None, kind) for kind in CAPTIONS]
     records: list = [*(bad * kinds), *((None, None, index) for index in range(good))]
     sound = list(SOUND.values())
     reasons: list[str | None] = []
@@ -204,7 +204,7 @@ def write_shards(folder, kinds: int, good: int, seed: int = 0) -> tuple[list[str
                     tail = (b"", b" \xff\xfe\x80", b" " + b"long " * 2000)[record[2] % 3]
                     members["txt"] = f"number {record[2]}".encode() + tail
                 elif record[0]:
-                    make, reason = PICTURES[record[0]]
+                    make, reason = IMAGES[record[0]]
                     members["jpg"] = make(rng)
                 else:
                     members, reason = {"jpg": members["jpg"]} | CAPTIONS[record[1]], "no caption"

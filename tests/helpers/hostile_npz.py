@@ -1,4 +1,4 @@
-"""Hostile .npz files: what the zip says, what the .npy files in it say, and what they hold."""
+"""Hostile .npz files: invalid zips, headers and contents of arrays."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def zips() -> Iterator[tuple[str, Hostile]]:
     yield "crc", one(patched(packed, central, 16, "<I", 1), "model.npz")
     yield "npz-hole", one(stored, "model.npz", hole=1 << 29)
     for power in (20, 23, 29, 30):
-        # A directory as long as the hole, at the place where the hole is.
+        # A directory of the hole's length, in the place of the hole.
         record = struct.pack("<4s4H2IH", end, 0, 0, 1, 1, 1 << power, len(stored), 0)
         yield f"npz-directory-{power}", one(stored, "model.npz", hole=1 << power, tail=record)
     yield "npz-trailing", one(stored + bytes(100_000), "model.npz")

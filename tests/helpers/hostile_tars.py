@@ -1,4 +1,4 @@
-"""Tars that mean harm, or that something harmed: over two hundred of them, the same ones every time."""
+"""Malicious and damaged tars: over two hundred, generated deterministically."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tar_files import header, member, pax
 
 END = bytes(1024)
 GOOD = member(b"good.jpg", b"!") + member(b"good.txt", b"a good one")
-# A record whose members a walk comes to if it misses what stands before.
+# A record whose members a walk reaches if it misses the ones before.
 HIDDEN = member(b"hidden.jpg", b"?") + member(b"hidden.txt", b"hidden")
 EXABYTES = 8 << 60
 TRAP = "trap"  # a file in the working directory, which must not come to be
@@ -49,7 +49,7 @@ def names() -> Iterator[tuple[str, bytes]]:
 
 
 def kinds() -> Iterator[tuple[str, bytes]]:
-    """Links, devices, pipes, and kinds that nobody knows."""
+    """Links, devices, pipes, and unknown kinds."""
     for kind in b"123456789ADIMNSVXZ\xff\x01 ":
         for size in (0, 5, 0o77777777777):
             link = header(b"l.jpg", size, bytes([kind]), at_157=b"/etc/passwd")
@@ -57,7 +57,7 @@ def kinds() -> Iterator[tuple[str, bytes]]:
 
 
 def sizes() -> Iterator[tuple[str, bytes]]:
-    """Sizes that are negative, huge, no numbers or lies."""
+    """Sizes that are negative, huge, not numbers or false."""
     fields = [base256(number) for number in (-1, -512, -(1 << 62), EXABYTES, (1 << 63) - 1, (1 << 87) - 1, 1 << 40)]
     fields += [
         b"77777777777\0",
@@ -139,7 +139,7 @@ def contents() -> Iterator[tuple[str, bytes]]:
     ):
         yield f"json-{number}", GOOD + member(b"j.jpg", b"!") + member(b"j.json", text) + END
     yield "same-name", GOOD + (member(b"x.jpg", b"!") + member(b"x.txt", b"x")) * 2000 + END
-    yield "same-picture", GOOD + member(b"x.jpg", b"!") * 5000 + END
+    yield "same-image", GOOD + member(b"x.jpg", b"!") * 5000 + END
     yield "same-as-good", GOOD * 2000 + END
     yield "empty-members", GOOD + b"".join(header(b"%d.jpg" % n) for n in range(5000)) + END
     yield "empty-names", GOOD + header(b"") * 5000 + END

@@ -1,4 +1,4 @@
-"""Files of weights that mean harm, or that something harmed: over a thousand with hostile_npz, the same every time."""
+"""Malicious and damaged weight files: over a thousand with hostile_npz, generated deterministically."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Hostile:
       hole: how many bytes without content follow in the first.
       tail: what comes after them.
       links: symbolic links beside them, to what.
-      refused: whether it has to be; if not, what opens must be what it says it is.
+      refused: whether it must be rejected; if not, opened weights must be as declared.
     """
 
     files: dict[str, bytes]

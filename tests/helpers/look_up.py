@@ -1,4 +1,4 @@
-"""An encoder that looks its embeddings up, for evaluations by hand."""
+"""Encoder that looks up given embeddings, for evaluations with results by hand."""
 
 from __future__ import annotations
 

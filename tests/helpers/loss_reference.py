@@ -1,4 +1,4 @@
-"""The contrastive losses written out in NumPy in float64: whole matrices, derivatives by hand, no code of jaxclip's."""
+"""Contrastive losses in NumPy and float64: whole matrices, derivatives by hand, independent of jaxclip's code."""
 
 from __future__ import annotations
 

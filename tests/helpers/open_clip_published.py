@@ -1,4 +1,4 @@
-"""Published models of open_clip: their configs, and how many parameters they have."""
+"""Published models of open_clip: configs and numbers of parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that tests read from."""
+"""Paths of folders with test data."""
 
 from __future__ import annotations
 

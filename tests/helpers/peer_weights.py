@@ -1,9 +1,9 @@
-"""What open_clip and transformers make of a folder, and folders of theirs; runs where these are installed.
+"""Embeddings and folders of open_clip and transformers; runs in a Python with these libraries.
 
-python peer_weights.py make NAME FOLDER: open_clip's model NAME with the weights of golden/made.py, as a folder of its.
+python peer_weights.py make NAME FOLDER: open_clip's model NAME with golden/made.py's weights, as an open_clip folder.
 python peer_weights.py embed openclip|huggingface FOLDER INPUTS.json OUT.npz: opens a folder as that library's own, and
   embeds the files and texts that {"images": [...], "texts": [...]} lists by the library's own preprocessing.
-python peer_weights.py retrieve FOLDER PAIRS.json OUT.json: recalls of [[picture file, [caption, ...]], ...] by
+python peer_weights.py retrieve FOLDER PAIRS.json OUT.json: recalls of [[image file, [caption, ...]], ...] by
   open_clip's model, transform and tokenizer.
 """
 
@@ -36,7 +36,7 @@ def make(name: str, folder: pathlib.Path) -> None:
 
 
 def open_folder(kind: str, folder: str):
-    """(embed pictures, embed texts, token ids of texts, ln of the scale, bias)."""
+    """(embed images, embed texts, token ids of texts, ln of the scale, bias)."""
     if kind == "openclip":
         import open_clip
 
@@ -45,10 +45,16 @@ def open_folder(kind: str, folder: str):
         model.eval()
         bias = float(model.logit_bias) if model.logit_bias is not None else 0.0
 
-        def images(pictures):
-            return model.encode_image(torch.stack([transform(picture) for picture in pictures]))
+        def embed_images(batch):
+            return model.encode_image(torch.stack([transform(image) for image in batch]))
 
-        return images, lambda texts: model.encode_text(tokenizer(texts)), tokenizer, float(model.logit_scale), bias
+        return (
+            embed_images,
+            lambda texts: model.encode_text(tokenizer(texts)),
+            tokenizer,
+            float(model.logit_scale),
+            bias,
+        )
     import transformers
 
     model, loading = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
@@ -67,14 +73,14 @@ def open_folder(kind: str, folder: str):
     def first(output):
         return output if isinstance(output, torch.Tensor) else output.pooler_output
 
-    def images(pictures):
-        return first(model.get_image_features(**processor(images=pictures, return_tensors="pt")))
+    def embed_images(batch):
+        return first(model.get_image_features(**processor(images=batch, return_tensors="pt")))
 
     def texts(strings):
         return first(model.get_text_features(input_ids=tokenizer(strings)))
 
     bias = float(model.logit_bias) if hasattr(model, "logit_bias") else 0.0
-    return images, texts, tokenizer, float(model.logit_scale), bias
+    return embed_images, texts, tokenizer, float(model.logit_scale), bias
 
 
 def in_parts(embed, items: list, size: int = 32) -> np.ndarray:
@@ -83,7 +89,7 @@ def in_parts(embed, items: list, size: int = 32) -> np.ndarray:
     return torch.nn.functional.normalize(torch.cat(parts), dim=-1).numpy()
 
 
-def pictures_of(paths: list[str]) -> list[Image.Image]:
+def images_of(paths: list[str]) -> list[Image.Image]:
     return [Image.open(path).convert("RGB") for path in paths]
 
 
@@ -91,7 +97,7 @@ def embed(kind: str, folder: str, inputs: dict, out: str) -> None:
     images, texts, tokenizer, scale, bias = open_folder(kind, folder)
     np.savez(
         out,
-        image=in_parts(images, pictures_of(inputs["images"])),
+        image=in_parts(images, images_of(inputs["images"])),
         text=in_parts(texts, inputs["texts"]),
         tokens=tokenizer(inputs["texts"]).numpy(),
         logit_scale=scale,
@@ -101,10 +107,10 @@ def embed(kind: str, folder: str, inputs: dict, out: str) -> None:
 
 def retrieve(folder: str, pairs: list, out: str) -> None:
     images, texts, _, _, _ = open_folder("openclip", folder)
-    pictures = in_parts(images, pictures_of([path for path, _ in pairs]))
+    embedded = in_parts(images, images_of([path for path, _ in pairs]))
     captions = [(row, caption) for row, (_, listed) in enumerate(pairs) for caption in listed]
     owners = np.array([row for row, _ in captions])
-    similarity = pictures @ in_parts(texts, [caption for _, caption in captions]).T
+    similarity = embedded @ in_parts(texts, [caption for _, caption in captions]).T
     # How many are ahead of the best right one.
     own = owners[None, :] == np.arange(len(pairs))[:, None]
     best = np.where(own, similarity, -np.inf).max(axis=1)

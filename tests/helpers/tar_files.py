@@ -1,4 +1,4 @@
-"""Tars as tests need them."""
+"""Tars for tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def special(name: str, kind: bytes) -> tarfile.TarInfo:
 
 
 def numbered(first: int, count: int) -> list[tuple[str, bytes]]:
-    """Pictures and captions that say their number, in records of 2048 bytes."""
+    """Images and captions that say their number, in records of 2048 bytes."""
     return [
         member
         for number in range(first, first + count)
@@ -62,7 +62,7 @@ def member(name: bytes, data: bytes, kind: bytes = b"0") -> bytes:
 
 
 def pax(**said: str | bytes) -> bytes:
-    """An extended header that says so of the next member ("__" stands for ".")."""
+    """An extended header with these records for the next member ("__" stands for ".")."""
     records = b""
     for keyword, value in said.items():
         rest = (

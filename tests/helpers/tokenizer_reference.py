@@ -1,4 +1,4 @@
-"""CLIP's tokenizer written slowly from its description, and strings to compare with it."""
+"""Slow reference implementation of CLIP's tokenizer from its description, and strings for comparison."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Reference:
             parts = merged
 
 
-# The character for each byte: itself where Latin-1 shows it, else the next one free from 256 on.
+# The character for each byte: itself if it is visible in Latin-1, else the next unused one from 256 on.
 SHOWN = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
 HIDDEN = [byte for byte in range(256) if byte not in SHOWN]
 VISIBLE = {byte: chr(byte) for byte in SHOWN} | {byte: chr(256 + i) for i, byte in enumerate(HIDDEN)}
@@ -152,7 +152,7 @@ def write_small(folder: pathlib.Path) -> pathlib.Path:
 
 
 def row(tokenizer, text: str, context_length: int) -> list[int]:
-    """The ids of one text up to its end, which must be where the tokenizer says."""
+    """The ids of one text up to its end, whose position must be the one returned."""
     tokens, ends = tokenizer([text], context_length)
     assert tokens.shape == (1, context_length) and tokens.dtype == ends.dtype == np.int32
     assert not tokens[0, ends[0] + 1 :].any()

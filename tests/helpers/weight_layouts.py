@@ -1,4 +1,4 @@
-"""Weights that tests describe without reading any: shapes of a method's arrays, and tensors that pieces ask for."""
+"""Shapes of a method's arrays and of the tensors in its pieces, without weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contrastive loss against its definition, written out in float64."""
+"""The contrastive loss compared with its definition in float64."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pairs(kind: str, batch: int, width: int = 32):
     if kind == "alike":
         texts = images + 0.3 * texts
     elif kind == "duplicates":
-        # Every caption stands there twice, as class names do.
+        # Every caption occurs twice, like class names.
         texts[batch // 2 :] = texts[: batch - batch // 2]
     elif kind == "collapsed":
         images[:] = texts[:] = images[0]
@@ -73,7 +73,7 @@ def test_loss_and_gradients_equal_the_definition(kind, batch, scale):
         np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * size)
 
 
-def test_one_pair_costs_nothing():
+def test_one_pair_has_zero_loss():
     images, texts = pairs("random", 1)
     (loss, accuracy), gradients = loss_and_gradients(images, texts, jnp.float32(100))
     assert (float(loss), float(accuracy)) == (0.0, 1.0)
@@ -89,14 +89,14 @@ def test_an_untrained_models_loss_is_about_the_logarithm_of_the_batch(batch):
     assert float(accuracy) < 0.3
 
 
-def test_collapsed_embeddings_cost_the_logarithm_of_the_batch_and_have_nowhere_to_go():
+def test_collapsed_embeddings_have_the_loss_log_batch_and_zero_gradient():
     images, texts = pairs("collapsed", 32)
     (loss, _), (by_image, by_text, by_scale) = loss_and_gradients(images, texts, jnp.float32(10))
     np.testing.assert_allclose(loss, math.log(32), rtol=1e-6)
     assert max(np.abs(by_image).max(), np.abs(by_text).max(), abs(float(by_scale))) < 1e-6
 
 
-def test_pairs_told_apart_perfectly_cost_nothing():
+def test_perfectly_separated_pairs_have_zero_loss():
     (loss, accuracy), gradients = loss_and_gradients(jnp.eye(8), jnp.eye(8), jnp.float32(100))
     np.testing.assert_allclose(loss, 0, atol=1e-6)
     assert float(accuracy) == 1
@@ -221,7 +221,7 @@ def test_bfloat16_embeddings_give_bfloat16_gradients_near_the_exact_ones(embeddi
         np.testing.assert_allclose(np.asarray(found, float), right, rtol=0, atol=2**-7 * np.abs(right).max())
 
 
-def test_what_is_not_a_number_comes_through():
+def test_nan_propagates():
     images, texts = pairs("random", 8)
     images[0, 0] = np.nan
     loss, _ = contrast(images, texts, jnp.float32(10))

@@ -1,4 +1,4 @@
-"""Both contrastive losses against a float64 reference: many draws, meshes, layouts and tile sizes, both precisions."""
+"""Both contrastive losses compared with a float64 reference, for many draws, meshes, layouts, tiles and precisions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DRAWS = 10
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What is compiled once: sizes, where the devices are, and which loss."""
+    """The arguments of one compilation: sizes, layout of the devices, and loss."""
 
     batch: int
     width: int
@@ -88,7 +88,7 @@ def draw(shape: Shape, number: int) -> tuple[np.ndarray, np.ndarray, float]:
     match number % 5:
         case 1:
             texts = unit(images + 0.2 * texts)
-        case 2:  # Captions that stand there many times, as class names do.
+        case 2:  # Captions that occur many times, like class names.
             texts = texts[rng.integers(0, max(1, shape.batch // 4), shape.batch)]
         case 3:  # All logits are equal, and 0.
             images[:, shape.width // 2 :] = 0

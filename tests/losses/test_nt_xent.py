@@ -1,4 +1,4 @@
-"""SimCLR's loss: equal to its definition, on any number of devices and in any layout."""
+"""SimCLR's loss compared with its definition, on any number of devices and in any layout."""
 
 from __future__ import annotations
 

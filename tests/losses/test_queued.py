@@ -1,4 +1,4 @@
-"""The loss against a batch's keys and a queue's equals the softmax over all of them together."""
+"""The loss over a batch's keys and a queue's, compared with one softmax over all of them."""
 
 from __future__ import annotations
 

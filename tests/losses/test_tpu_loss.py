@@ -1,4 +1,4 @@
-"""The contrastive losses as the TPU's compiler makes them, at sizes no test can run: memory, values, collectives."""
+"""The contrastive losses compiled for TPUs at sizes too large to run: memory, values, collectives."""
 
 from __future__ import annotations
 

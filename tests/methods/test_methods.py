@@ -1,4 +1,4 @@
-"""Methods beside CLIP with vision transformers: SigLIP's loss and start, and CLIP with the other towers."""
+"""Methods other than CLIP with ViTs: SigLIP's loss and initialization, and CLIP with other towers."""
 
 from __future__ import annotations
 
@@ -208,13 +208,13 @@ TEXTS = {"text": (TEXT, TextConfig), "bert": ({}, BertConfig)}
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_the_name_says_which_image_tower(name):
+def test_the_name_selects_the_image_tower(name):
     keys, kind = TOWERS[name]
     assert type(methods.from_config(CLIP | {"image": keys | {"name": name}}).image) is kind
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_the_name_says_which_text_tower(name):
+def test_the_name_selects_the_text_tower(name):
     keys, kind = TEXTS[name]
     assert type(methods.from_config(CLIP | {"text": keys | {"name": name}}).text) is kind
 
@@ -226,7 +226,7 @@ def test_without_names_the_towers_are_clips():
 
 
 @pytest.mark.parametrize("keys", [CLIP, SIGLIP, CLIP | {"text": {"name": "bert"}}], ids=["clip", "siglip", "bert"])
-def test_a_method_comes_back_from_its_config(keys):
+def test_a_method_is_restored_from_its_config(keys):
     method = methods.from_config(keys)
     assert type(method) is {"clip": clip.Method, "siglip": siglip.Method}[keys["name"]]
     assert methods.from_config(methods.to_config(method)) == method

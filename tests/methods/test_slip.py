@@ -1,4 +1,4 @@
-"""SLIP: CLIP's loss and SimCLR's, over the global batch."""
+"""SLIP: CLIP's loss and SimCLR's over the global batch."""
 
 from __future__ import annotations
 

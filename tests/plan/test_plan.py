@@ -1,4 +1,4 @@
-"""python -m jaxclip.plan, but for the TPU's compiler: reading programs, searching, counting, and wrong options."""
+"""python -m jaxclip.plan without the TPU's compiler: program parsing, search, counts and invalid options."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_frozen_tower_has_no_backward_pass():
     assert saved == 2 * tower + 16 * 2 * 16 * (8 * 8 * 3) * 64
 
 
-def test_remat_is_said_and_set_for_all_towers():
+def test_remat_is_shown_and_set_for_all_towers():
     assert remat_of(CONFIG) == "none"
     full = with_remat(CONFIG, "full")
     assert remat_of(full) == "full"
@@ -196,7 +196,7 @@ def memory(per_row: dict[str, int], hbm: int, compiled: list[tuple[str, int]]):
 
 
 @pytest.mark.parametrize("hbm", [10_000, 50_000, 1_000_000])
-def test_a_search_finds_the_largest_batch_and_the_cheapest_rematerialisation(hbm):
+def test_a_search_finds_the_largest_batch_and_the_cheapest_rematerialization(hbm):
     config = with_remat(dataclasses.replace(CONFIG, batch_size=4 * 256), "none")
     per_row, compiled = {"none": 300, "dots": 100, "full": 20}, []
     found = search(config, 4, hbm, memory(per_row, hbm, compiled))
@@ -215,7 +215,7 @@ def test_a_search_leaves_out_what_does_not_fit_with_the_smallest_batch():
     assert found.cheapest is None and list(found.largest) == ["full"]
 
 
-def test_what_does_not_fit_is_told_by_how_much_and_what_helps():
+def test_a_step_that_does_not_fit_is_reported_with_the_excess_and_advice():
     topology = chips.Topology("v5e:2x2", chips.CHIPS["v5e"], 1, [None] * 4)
     large = dataclasses.replace(plan(CONFIG, False, 20 * 2**30, "none"), estimated_cycles=None)
     text = table.table(large, topology)
@@ -252,7 +252,7 @@ def test_a_wrong_topology_is_one_line(name, options, said):
         chips.topology(name, **options)
 
 
-def test_without_libtpu_one_line_says_what_to_install(monkeypatch):
+def test_without_libtpu_a_one_line_error_names_the_package(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"libtpu, the TPU's compiler, is not installed: pip install 'jaxclip\[plan\]'"):
         chips.topology("v5e:4x4")

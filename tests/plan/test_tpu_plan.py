@@ -88,7 +88,7 @@ def test_a_table_for_people(folder):
         assert words in done.stdout
 
 
-def test_what_does_not_fit_is_said_by_how_much_with_exit_3(folder):
+def test_a_step_that_does_not_fit_reports_the_excess_and_exits_3(folder):
     big = sizes(width=8192, layers=8, heads=64)
     done = plan(folder, "v5e:1x1", *big)
     assert done.returncode == 3, done.stderr

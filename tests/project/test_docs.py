@@ -1,4 +1,4 @@
-"""What the README and the docs say is there, is there."""
+"""Consistency of the README and the docs with files, modules, flags and targets."""
 
 import re
 import shlex
@@ -56,7 +56,7 @@ def test_make_targets_that_are_named_exist():
             assert "".join(target) in targets, target
 
 
-def test_evaluate_says_how_it_is_used():
+def test_evaluate_has_a_usage_message():
     run = subprocess.run([sys.executable, "-m", "jaxclip.evaluate", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0
     for flag in ("--data", "--classes", "--template"):

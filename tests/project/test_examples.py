@@ -1,4 +1,4 @@
-"""The runnable examples in docstrings: they are true, and every public function of the packages named here has one."""
+"""The runnable examples in docstrings: their results, and their presence in every public function of some packages."""
 
 from __future__ import annotations
 

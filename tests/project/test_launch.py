@@ -1,4 +1,4 @@
-"""The scripts under launch/, run by a real bash with stand-ins for the programs of the cluster on the PATH."""
+"""The scripts under launch/, run by bash with substitutes for the cluster's programs on the PATH."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_create_asks_for_a_queued_resource():
     }
 
 
-def test_the_environment_stands_for_flags_and_flags_win():
+def test_environment_variables_set_flags_and_flags_take_precedence():
     [command] = dry_run("--zone", "flag", "delete", TPU_PROJECT="from-environment", TPU_ZONE="from-environment")
     assert command[5:] == ["b16", "--force", "--quiet", "--project=from-environment", "--zone=flag"]
 
@@ -184,7 +184,7 @@ def test_stop_lets_the_trainer_save_and_does_not_start_it_again(worker):
 
 @pytest.fixture
 def cluster(tmp_path):
-    """A folder to submit from, with stand-ins for srun and scontrol that write down how they were called."""
+    """A folder to submit from, with substitutes for srun and scontrol that record their arguments."""
     program(tmp_path / ".venv" / "bin", "python", "exit 0")
     program(tmp_path / "bin", "srun", 'printf "%s\\n" "$@" >srun.called; exit "${SRUN_EXIT:-0}"')
     program(tmp_path / "bin", "scontrol", 'echo "$@" >scontrol.called')
@@ -216,7 +216,7 @@ def test_a_job_goes_back_to_the_queue_after_75_only(cluster, status):
     assert (requeued.read_text() if requeued.exists() else "") == ("requeue 17\n" if status == 75 else "")
 
 
-def test_a_job_outside_an_installed_clone_says_so(cluster):
+def test_a_job_outside_an_installed_clone_is_an_error(cluster):
     shutil.rmtree(cluster / ".venv")
     ran = submit(cluster, *FLAGS)
     assert ran.returncode == 2

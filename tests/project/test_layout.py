@@ -1,4 +1,4 @@
-"""Who may import whom, and what no file of the package may do. The rules are those of docs/architecture.md."""
+"""Import rules and forbidden functions of the package, as in docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def import_graph(depth: int | None = None) -> dict[str, set[str]]:
             while imported and imported not in modules:
                 imported = imported.rpartition(".")[0]
             first, second = (".".join(name.split(".")[:depth]) for name in (importer, imported))
-            # A folder's __init__ names what is in it, which is no arrow between rooms.
+            # A folder's __init__ imports its own modules, which is not a dependency between folders.
             inside = depth is not None and f"{first}.".startswith(f"{second}.") or f"{second}.".startswith(f"{first}.")
             if imported not in ("", "jaxclip") and first != second and not (depth and inside):
                 graph.setdefault(first, set()).add(second)
@@ -290,7 +290,7 @@ def unsafe_calls(tree: ast.Module) -> Iterator[tuple[int, str]]:
         "np.load(path, allow_pickle=True)",
     ],
 )
-def test_an_unsafe_call_is_recognised(source):
+def test_an_unsafe_call_is_recognized(source):
     assert len(list(unsafe_calls(ast.parse(source)))) == 1
 
 
@@ -298,7 +298,7 @@ def test_no_file_runs_text_or_unpacks_archives():
     assert not [place(path, *call) for path in FILES for call in unsafe_calls(ast.parse(path.read_text()))]
 
 
-def test_what_is_imported_is_what_pyproject_asks_for():
+def test_imported_packages_are_the_dependencies_in_pyproject():
     def normal(name: str) -> str:
         return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", name, maxsplit=1)[0]).lower()
 

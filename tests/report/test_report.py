@@ -1,4 +1,4 @@
-"""The page a person opens after a run: whole, self-contained, safe with any text, and readable on a phone."""
+"""The report of a run: complete, self-contained, safe for any text, and readable on a phone."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def write_retrieval(workdir: pathlib.Path, step: int, dataset: str, found: float
 
 
 def make_gallery(count: int = 24, captions: list[str] | None = None) -> Gallery:
-    """Colored squares; each image is most like its own caption, and next most like its neighbours'."""
+    """Colored squares; each image is most like its own caption, and next most like its neighbors'."""
     random = np.random.default_rng(1)
     images = np.broadcast_to(random.integers(0, 255, (count, 1, 1, 3)), (count, 32, 32, 3)).astype(np.uint8)
     distance = np.abs(np.arange(count)[:, None] - np.arange(count)[None, :])
@@ -220,7 +220,7 @@ def test_a_missing_workdir_is_one_line_naming_it(tmp_path):
     assert "nowhere" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_page_asks_nothing_of_the_network(workdir):
+def test_page_makes_no_network_requests(workdir):
     page = page_of(workdir, make_gallery())
     for _, attributes in page.elements:
         for name in ("src", "href", "srcset", "data", "poster", "xlink:href"):
@@ -229,7 +229,7 @@ def test_page_asks_nothing_of_the_network(workdir):
     assert all("src" not in script for script in page.all("script"))
 
 
-def test_hostile_text_stays_text_wherever_it_comes_from(workdir):
+def test_hostile_text_is_escaped_wherever_it_comes_from(workdir):
     (workdir / "config.json").write_text(
         json.dumps({**CONFIG, HOSTILE: HOSTILE, "method": {"name": HOSTILE}, "data": {"train": HOSTILE}})
     )
@@ -250,7 +250,7 @@ def test_text_that_utf8_cannot_hold_does_not_stop_the_page(workdir):
     assert "thing ?" in page_of(workdir, make_gallery(captions=[f"thing \ud800 {i}" for i in range(24)])).text
 
 
-def test_a_cut_off_last_line_is_left_out_and_said_so(workdir):
+def test_a_truncated_last_line_is_left_out_with_a_note(workdir):
     write_metrics(workdir, metric_rows(40), ending='{"step": 410, "loss": 0.')
     page = page_of(workdir)
     assert "trained for 400 steps of 600 planned" in page.text
@@ -273,7 +273,7 @@ def test_losses_that_are_not_finite_leave_gaps_and_a_note(workdir, bad):
     assert "Not a finite number at 3 logged steps." in page_of(workdir).text
 
 
-def test_a_run_of_nothing_but_nan_draws_no_curve(workdir):
+def test_a_run_of_only_nan_draws_no_curve(workdir):
     keys = metric_rows(1)[0].keys() - {"step"}
     write_metrics(workdir, [{"step": step, **dict.fromkeys(keys, float("nan"))} for step in range(1, 40)])
     shutil.rmtree(workdir / "evals")
@@ -455,7 +455,7 @@ def test_cells_may_be_text_or_missing_and_bars_stay_in_their_column(tmp_path):
     assert [bar["style"] for bar in page.all("i")] == ["width:100.0%"]
 
 
-def test_examples_are_images_with_their_texts_and_nothing_else_is_an_image(tmp_path):
+def test_examples_are_images_with_texts_and_other_urls_are_rejected(tmp_path):
     good = "data:image/webp;base64,UklGRg=="
     bad = ["http://example.com/a.png", "data:text/html;base64,QQ==", good + '" onerror="x', None, 3]
     examples = [{"image": image, "text": f"{HOSTILE} {index}"} for index, image in enumerate([good, *bad])]

@@ -1,4 +1,4 @@
-"""Checkpoints: the same bits on any mesh, whole or not there, and found from a workdir or a step's folder."""
+"""Checkpoints: equal bits on any mesh, atomic saves, and lookup in a workdir or a step's folder."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_step_that_is_named_is_the_one_that_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("where", [".", "checkpoints", "missing", "file"])
-def test_where_there_is_no_checkpoint_none_is_found(tmp_path, where):
+def test_find_returns_none_without_a_checkpoint(tmp_path, where):
     (tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp").mkdir(parents=True)
     (tmp_path / "file").write_text("")
     assert checkpoint.find(tmp_path / where) is None
@@ -184,6 +184,6 @@ def test_parameters_are_loaded_alone(tmp_path):
         assert leaf.sharding.is_equivalent_to(asked.sharding, leaf.ndim)
 
 
-def test_what_describes_the_model_comes_back_as_it_was_given(tmp_path):
+def test_the_models_description_is_restored_unchanged(tmp_path):
     saved(tmp_path, filled(step_on(1)), 2)
     assert checkpoint.load_model(checkpoint.find(tmp_path)) == MODEL

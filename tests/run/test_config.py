@@ -1,4 +1,4 @@
-"""A config is trusted once parsed: every mistake is one line that names the key at fault."""
+"""Config parsing: a one-line error for every mistake, which names the key."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ CLIP = recipes.clip(
 
 
 def changed(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """A copy with one key set, or taken out where the value is ABSENT."""
+    """A copy with one key set, or removed if the value is ABSENT."""
     config = copy.deepcopy(config)
     *path, name = dotted.split(".")
     inner = config

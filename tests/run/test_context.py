@@ -1,4 +1,4 @@
-"""Gradient caching: micro-batches change memory, and nothing else."""
+"""Gradient caching: the same results in micro-batches, with less memory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def step_of(devices: int, microbatches: int, method: Any = None) -> Step:
 
 @functools.cache
 def first_params() -> Any:
-    """Disturbed: fresh towers embed all pictures nearly alike, and their gradients all but cancel."""
+    """Disturbed: fresh towers embed all images nearly alike, and their gradients all but cancel."""
     rng = np.random.default_rng(1)
     fresh = step_of(1, 1).init(3).params
     return jax.tree.map(lambda leaf: np.asarray(leaf + 0.1 * rng.standard_normal(leaf.shape), np.float32), fresh)
@@ -82,7 +82,7 @@ def test_cached_gradients_equal_uncached_ones(microbatches, devices):
         assert metrics[name] == pytest.approx(value, rel=1e-6), name
     difference = np.sqrt(sum(np.sum((found[name] - expected[name]) ** 2) for name in expected))
     assert difference <= 1e-6 * np.sqrt(sum(np.sum(leaf**2) for leaf in expected.values()))
-    # Not k times too large, as where each micro-batch adds that of the whole matrix.
+    # Not k times too large, as it would be if each micro-batch added that of the whole matrix.
     assert found["logit_scale"] == pytest.approx(expected["logit_scale"], rel=1e-6)
     assert abs(expected["logit_scale"]) > 1e-3
 

@@ -1,4 +1,4 @@
-"""Augmentation on the device: the CPU's changes for the CPU's amounts, and keys per record."""
+"""Augmentation on the device: equal to the CPU's for equal amounts, with random keys per record."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_blur_is_the_cpus():
     np.testing.assert_allclose(found, np.asarray(adjust.blur(Image.fromarray(x), sigma), np.float32), atol=2.5)
 
 
-def test_nothing_asked_for_changes_nothing():
+def test_without_augmentations_nothing_changes():
     keys = jax.random.split(jax.random.key(0), 16)
     np.testing.assert_array_equal(augmented(images(), keys, AugmentConfig(), False), images())
 

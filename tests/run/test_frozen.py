@@ -1,4 +1,4 @@
-"""Frozen parameters stay as they are, cost nothing, and leave the others as they would be without them."""
+"""Frozen parameters: unchanged, without cost, and without effect on the training of others."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def start() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
-def test_what_the_expression_finds_stays_bit_for_bit_and_all_else_moves(microbatches):
+def test_matching_parameters_stay_bit_for_bit_and_all_others_change(microbatches):
     """Weight decay too, which needs no gradient, leaves it alone."""
     before, (after, _) = start(), run("^image/", 3, microbatches)
     for path, values in after.items():
@@ -185,7 +185,7 @@ def forward(frozen: str) -> tuple[float, dict[str, np.ndarray], dict[str, np.nda
     return float(loss), arrays(state.stats), arrays(after)
 
 
-def test_frozen_layers_normalise_by_their_running_averages_and_keep_them():
+def test_frozen_layers_normalize_by_their_running_averages_and_keep_them():
     loss, before, after = forward("^image/")
     jax.tree.map(np.testing.assert_array_equal, after, before)
     step = step_with("^image/", image="resnet")
@@ -246,14 +246,14 @@ GROUPS = {
 
 
 @pytest.mark.parametrize(("groups", "said"), GROUPS.values(), ids=GROUPS)
-def test_rules_that_find_nothing_or_leave_nothing_are_an_error(groups, said):
+def test_rules_that_match_no_or_freeze_all_parameters_are_an_error(groups, said):
     with pytest.raises(UserError, match=re.escape(f"config.optimizer.groups{said}")) as error:
         optimizer.check_groups(step_with("").abstract_state.params, groups)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("match", ["", "^image/", "^image/.*blocks/"])
-def test_rules_that_find_something_are_none(match):
+def test_rules_that_match_some_parameters_are_valid(match):
     optimizer.check_groups(step_with("").abstract_state.params, frozen_by(match))
 
 

@@ -1,4 +1,4 @@
-"""The metric that plateau schedules and the best checkpoint go by: read back after a restart, and followed by a run."""
+"""The metric for plateau schedules and the best checkpoint: restored after a restart and updated by a run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_only_a_new_and_better_value_is_an_improvement(tmp_path):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory) -> tuple[pathlib.Path, str]:
-    """A run that never improves, and what it said."""
+    """A run that never improves, and its output."""
     folder = tmp_path_factory.mktemp("plateau")
     result = run([f"--config={recipe(folder, PLATEAU)}", f"--workdir={folder}/run"], environment())
     assert result.status == 0, result.stderr

@@ -1,4 +1,4 @@
-"""What a person reads when a command line, a recipe or the data is wrong: one line that names the culprit, status 2."""
+"""Errors of command lines, recipes and data: one line that names the cause, and exit status 2."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Case:
     """A command line that cannot work.
 
     Attributes:
-      says: what its message must hold.
-      arguments: beside --config and --workdir, which are left out where they stand here (`--config=` alone for none).
+      says: what its message must contain.
+      arguments: besides --config and --workdir, which are left out if they occur here (`--config=` alone for none).
       change: lines of Python that change the recipe.
-      file: the whole recipe, where it is not the tiny one.
+      file: the whole recipe, if it is not the tiny one.
       devices: that there are.
     """
 
@@ -81,7 +81,7 @@ CASES = {
         ("--config.evals.other.task=zeroshot_retrieval",),
     ),
     "a checkpoint to start from that is not there": Case(
-        ("{folder}/none", "there is nothing"), ("--config.init_from={folder}/none",)
+        ("{folder}/none", "does not exist"), ("--config.init_from={folder}/none",)
     ),
     "a part of nothing to start from": Case(
         ("config.init_only", "config.init_from=WEIGHTS"), ("--config.init_only=^image/",)
@@ -117,7 +117,7 @@ CASES = {
     "an empty file": Case(("nothing.tar", "empty"), ("--config.data.train=nothing.tar",)),
     "an empty tar": Case(("empty.tar", "empty"), ("--config.data.train=empty.tar",)),
     "a tar without captions": Case(("captionless.tar", "caption"), ("--config.data.train=captionless.tar",)),
-    "a tar without pictures": Case(("pictureless.tar", "image"), ("--config.data.train=pictureless.tar",)),
+    "a tar without images": Case(("no_images.tar", "image"), ("--config.data.train=no_images.tar",)),
     "a tar of broken images": Case(("data.train", "not an image"), ("--config.data.train=broken.tar",)),
     "a file that is no tar": Case(("text.tar", "not a tar"), ("--config.data.train=text.tar",)),
     "a table that is not there": Case(("{folder}/none.csv",), ("--config.data.train=none.csv",)),
@@ -161,11 +161,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     (folder / "nothing.tar").write_bytes(b"")
     (folder / "text.tar").write_text("This is no tar.\n" * 100)
     write_tar(folder / "captionless.tar", {f"{i}.png": png("red") for i in range(4)})
-    write_tar(folder / "pictureless.tar", {f"{i}.txt": b"a red square" for i in range(4)})
+    write_tar(folder / "no_images.tar", {f"{i}.txt": b"a red square" for i in range(4)})
     broken = {f"{i}.{kind}": b"a red square" for i in range(4) for kind in ("png", "txt")}
     write_tar(folder / "broken.tar", broken)
     write_tar(folder / "pairs-00000.tar", {"0.png": png("red"), "0.txt": b"a red square"})
-    # What a run of another recipe leaves that is killed while it saves for the first time.
+    # The files left by a run of another recipe that was killed during its first save.
     (folder / "early" / "checkpoints" / "2.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
     (folder / "early" / "config.json").write_text('{"seed": 5}')
     (folder / "early" / "tokenizer.json").write_text(tokenizers.train(["another recipe"] * 2, 516).to_json())
@@ -200,7 +200,7 @@ def test_a_mistake_leaves_no_run_behind(results, folder):
     assert {path.parent.name for path in folder.glob("*/config.json")} == {"run", "diverged", "early"}
 
 
-def test_a_run_that_works_says_nothing_but_its_progress(results):
+def test_a_successful_run_prints_only_its_progress(results):
     result = results["a run that works"]
     assert result.status == 0 and result.stdout == ""
     lines = result.stderr.splitlines()
@@ -209,7 +209,7 @@ def test_a_run_that_works_says_nothing_but_its_progress(results):
     assert all(line.startswith("step ") for line in lines[1:-1]), result.stderr
 
 
-def test_where_no_checkpoint_is_whole_a_run_starts_anew_with_the_recipe_it_is_given(results, folder):
+def test_without_a_complete_checkpoint_a_run_starts_again_with_the_given_recipe(results, folder):
     result = results["a run killed before its first checkpoint"]
     assert result.status == 0, result.stderr
     assert result.stderr.startswith("64 records, ")

@@ -1,4 +1,4 @@
-"""All that a method may have: two stages, dropout, grouped statistics, a momentum copy, a queue, an average."""
+"""All features of a method together: two stages, dropout, grouped statistics, momentum copy, queue and average."""
 
 from __future__ import annotations
 

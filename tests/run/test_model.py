@@ -1,4 +1,4 @@
-"""jaxclip.load: the model in a run's workdir, used without its recipe."""
+"""jaxclip.load on a run's workdir, without its recipe."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WIDTH, SIZE, CONTEXT = 16, 16, 12
 
 @contextlib.contextmanager
 def capture_logs() -> Iterator[list[str]]:
-    """What jax logs."""
+    """The log messages of jax."""
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
@@ -166,7 +166,7 @@ def test_bfloat16_halves_the_parameters_and_nearly_keeps_the_embeddings(workdir,
     assert (cosines > 0.999).all()
 
 
-def test_a_model_says_what_it_is(model):
+def test_a_model_has_a_readable_repr(model):
     assert re.fullmatch(
         r"<jaxclip model: clip, images of 16 pixels, texts of 12 tokens, \d\d,\d\d\d parameters>", repr(model)
     )
@@ -277,7 +277,7 @@ def test_pixels_may_be_of_any_library(model):
         ("nowhere.jpg", "nowhere.jpg cannot be embedded: No such file"),
     ],
 )
-def test_what_is_no_image_is_one_line_that_says_what_is(model, image, said):
+def test_other_arguments_than_images_are_a_one_line_error_with_the_accepted_ones(model, image, said):
     with pytest.raises(UserError) as raised:
         model.encode_image([image])
     assert said in str(raised.value) and "\n" not in str(raised.value)

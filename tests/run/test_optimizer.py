@@ -1,4 +1,4 @@
-"""Each optimizer against its definition in NumPy, one step after the other; groups, Lookahead, and devices."""
+"""Optimizers compared with their definitions in NumPy, step by step; groups, Lookahead and devices."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def defined(params, gradients, config: OptimizerConfig, steps: int):
 
 
 def draws(count: int):
-    """Parameters, and gradients that grow from one step to the next, so that clipping tells."""
+    """Parameters, and gradients that grow from one step to the next, so that clipping has an effect."""
     rng = np.random.default_rng(0)
     shapes = {"mlp_kernel": (4, 3), "mlp_bias": (3,), "logit_scale": ()}
     draw = lambda size: {name: size * rng.standard_normal(shape) for name, shape in shapes.items()}  # noqa: E731
@@ -286,7 +286,7 @@ def test_a_group_has_its_own_decay_and_may_decay_gains():
         np.testing.assert_allclose(values, 0.1 * expected[path], rtol=1e-5)
 
 
-def test_a_groups_decay_is_the_optimizers_unless_it_says_otherwise():
+def test_a_groups_decay_is_the_optimizers_by_default():
     groups = (GroupConfig("scale$", decay_all=True), GroupConfig("kernel$", rate=0.5))
     found = grouped(groups=groups, weight_decay=0.2)
     expected = {"text/blocks/mlp_in_kernel": 0.7, "text/blocks/ln_1/scale": 1.4, "image/positions": 1.4}
@@ -364,7 +364,7 @@ EVERY = {
 
 
 def on_devices(devices: int, keys) -> tuple:
-    """Three updates of a small CLIP by made-up gradients; the parameters and the state as they lie on the devices."""
+    """Three updates of a small CLIP by made-up gradients; the parameters and the state on the devices."""
     mesh = sharding.create(MeshConfig(fsdp=devices), jax.devices()[:devices])
     shapes = methods.abstract_variables(methods.from_config(TINY))[0]
     transformation = optimizer.create(config(learning_rate=1e-2, **keys), 10)

@@ -1,4 +1,4 @@
-"""Two processes joined by jax.distributed over loopback train as one does."""
+"""Training in two processes joined by jax.distributed over loopback, compared with training in one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def alone(folder: pathlib.Path) -> pathlib.Path:
 
 
 class Pair:
-    """Two processes of one run, and what each says."""
+    """Two processes of one run, and their output."""
 
     def __init__(self, folder: pathlib.Path, workdir: str, more: Sequence[str] = ()):
         with socket.socket() as free:
@@ -112,7 +112,7 @@ def test_two_processes_evaluate_as_one_and_write_it_once(together, alone):
         assert found[path]["metrics"] == expected[path]["metrics"]
 
 
-def test_only_the_first_process_speaks_and_writes_the_page(together):
+def test_only_the_first_process_prints_and_writes_the_report(together):
     first, second = together.said()
     assert "2 device(s)" in first[0] and first[-1].startswith("report: ")
     assert second == []

@@ -1,4 +1,4 @@
-"""What may change when a run goes on."""
+"""The keys that may change when a run is resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is killed or stopped, started again by the same command, ends as if nothing had happened."""
+"""Resumed runs after a kill or a stop, with the same results as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ config.evals = {{"pairs": {{"task": "zeroshot_retrieval", "data": "pairs.tar"}}}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Holds the recipe and its data. Pictures of 400 pixels make a step last long enough for a save to end in time."""
+    """Holds the recipe and its data. With images of 400 pixels, a step takes long enough for a save to finish."""
     folder = tmp_path_factory.mktemp("resume")
     recipe(folder, CHANGE, size=400)
     return folder

@@ -1,4 +1,4 @@
-"""Schedules: each shape at chosen steps, warm-up included, and the plateau's rule on made-up histories."""
+"""Schedules at chosen steps, with warm-up, and the plateau's rule on constructed histories."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_rate_is_the_same_for_a_number_and_for_an_array(name, warmup):
         (0, 5, 0, ""),
     ],
 )
-def test_a_warm_up_that_is_cut_is_said(warmup, steps, length, said):
+def test_a_shortened_warm_up_is_reported(warmup, steps, length, said):
     assert schedule.warmup_steps(config(warmup), steps) == length
     assert schedule.warmup_note(config(warmup), steps) == said
 

@@ -1,4 +1,4 @@
-"""How arrays lie on the devices: every parameter has its place, and no place changes a number."""
+"""Sharding of arrays: a rule for every parameter, and equal results for any placement."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_rows_of_a_batch_lie_on_all_devices():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_array_of_a_published_models_state_has_a_place(name):
-    """Under fsdp nothing that is large stays whole: parameters and both moments lie in eighths."""
+    """Under fsdp all large arrays are sharded: parameters and both moments into eighths."""
     step = Step(published(name), optimizer.create(OptimizerConfig(learning_rate=1e-3), 10), mesh_of(8, 8))
     arrays = names(step.abstract_state)
     whole = {path for path, leaf in arrays.items() if leaf.sharding.is_fully_replicated}

@@ -1,4 +1,4 @@
-"""The one training step: the same on every mesh, exact in what it keeps, random only where it should be."""
+"""The training step: equal on every mesh, exact in its metrics, and random only where intended."""
 
 from __future__ import annotations
 

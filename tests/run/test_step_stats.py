@@ -1,4 +1,4 @@
-"""Batch statistics are part of the training state: of the global batch, kept by checkpoints, used in evaluation."""
+"""Batch statistics in the training state: computed over the global batch, saved, and used in evaluation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def step_on(devices: int, remat: str = "none") -> Step:
 
 @functools.cache
 def batch() -> dict[str, np.ndarray]:
-    """Pictures grow brighter from row to row: the statistics of a device's own rows are far from the batch's."""
+    """Images grow brighter from row to row: the statistics of a device's own rows are far from the batch's."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 100, (BATCH, 64, 64, 3))
     return {
@@ -107,7 +107,7 @@ def variables() -> dict[str, np.ndarray]:
 
 
 def test_a_step_moves_the_running_averages_towards_the_global_batch():
-    """The first layer's, from its definition in float64, on eight devices of two pictures each."""
+    """The first layer's, from its definition in float64, on eight devices of two images each."""
     before, (_, after) = variables(), after_a_step(8)
     pixels, x = method().pixels, batch()["image"].astype(np.float64) / 255
     x = np.pad((x - pixels.mean) / pixels.std, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -200,7 +200,7 @@ def test_weights_saved_without_an_optimizer_keep_them_too(tmp_path):
     assert bits(found) == bits((state.params, state.stats))
 
 
-def test_a_checkpoint_has_a_place_for_them_only_where_there_are_some(tmp_path):
+def test_a_checkpoint_contains_statistics_only_if_there_are_some(tmp_path):
     vit = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "heads": 2}
     plain = methods.from_config({"name": "clip", "embed_dim": 16, "image": vit, "text": TEXT})
     without = Step(plain, step_on(1).optimizer, step_on(1).mesh, "float32")
@@ -234,7 +234,7 @@ def test_a_run_that_is_cut_off_goes_on_as_if_unbroken(tmp_path):
     config = f"--config={recipe(tmp_path, CHANGE)}"
     env = environment()
     assert (result := run([config, f"--workdir={tmp_path}/unbroken"], env)).status == 0, result.stderr
-    # What is left where a run is killed after its third step: a checkpoint of the second, lines of three.
+    # The files of a run that is killed after its third step: a checkpoint of the second, lines of three.
     shutil.copytree(tmp_path / "unbroken", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "4")
     metrics = tmp_path / "cut" / "metrics.jsonl"

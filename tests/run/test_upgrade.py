@@ -1,4 +1,4 @@
-"""Checkpoints and configs of version 0.1 open: their arrays are found under the names that they had."""
+"""Opening of version 0.1's checkpoints and configs, with the new names of arrays and keys."""
 
 from __future__ import annotations
 

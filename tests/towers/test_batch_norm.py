@@ -1,4 +1,4 @@
-"""BatchNorm normalizes by the statistics of the global batch, and keeps torch's running averages."""
+"""BatchNorm: normalization by statistics of the global batch, and torch's running averages."""
 
 from __future__ import annotations
 

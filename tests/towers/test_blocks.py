@@ -1,4 +1,4 @@
-"""One block serves every tower: norms before or after, cross-attention and masks; attention pooling; BERT."""
+"""The shared transformer block: norms before or after, cross-attention and masks; attention pooling; BERT."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def inputs() -> dict[str, jax.Array]:
     rng = np.random.default_rng(2)
     mask = rng.random((BATCH, TOKENS)) < 0.6
     context_mask = rng.random((BATCH, CONTEXT)) < 0.6
-    # Every query sees something: the first key is where causal ones can.
+    # Every query attends to at least one key: the first one, as in causal attention.
     mask[:, 0] = context_mask[:, 2] = True
     return {
         "x": jnp.asarray(rng.standard_normal((BATCH, TOKENS, WIDTH)), jnp.float32),
@@ -147,7 +147,7 @@ def test_unrolled_blocks_get_the_masks_and_the_context_too():
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_masked_tokens_and_masked_context_never_matter(norm):
-    """Not even where they are huge: their share is exactly nothing."""
+    """Not even if they are huge: their weight is exactly zero."""
     run, _ = transformer(norm, CONTEXT_WIDTH, False)
     given = chosen(True, True)
     mask, context_mask = given["mask"][..., None], given["context_mask"][..., None]
@@ -277,7 +277,7 @@ def test_bert_starts_as_published():
         assert abs(values.std() / stddev - 1) < 5 / math.sqrt(2 * values.size), path
 
 
-def test_where_bert_is_divided_changes_neither_its_start_nor_its_states():
+def test_the_division_of_bert_changes_neither_initialization_nor_states():
     """All blocks in the upper half, one of three below, and half by default, which of three is one."""
     given, states, starts = texts(), [], []
     for lower in (0, 2, -1):

@@ -1,4 +1,4 @@
-"""Queues keep the last keys, first in, first out, and a push moves the batch alone; momentum copies follow."""
+"""Queues of the latest keys, first in, first out, with pushes that move only the batch; momentum copies."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_push_moves_the_batch_and_never_the_queue():
     abstract = jax.tree.map(
         lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), memory, shardings
     )
-    # Keys that the towers gave lie as the rows of a batch do.
+    # Keys from the towers are sharded like the rows of a batch.
     keys = jax.ShapeDtypeStruct((BATCH, WIDTH), jnp.float32, sharding=sharding.batch_sharding(mesh))
     program = jax.jit(push, out_shardings=shardings).lower(abstract, keys).compile().as_text()
     for line in program.splitlines():

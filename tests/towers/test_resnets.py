@@ -1,4 +1,4 @@
-"""The two ResNets are CLIP's and torchvision's: parameters, initialization and arithmetic, on any mesh."""
+"""CLIP's and torchvision's ResNets: parameters, initialization and arithmetic, on any mesh."""
 
 from __future__ import annotations
 
@@ -297,7 +297,7 @@ def count(jaxpr, *names: str) -> int:
     return sum(equation.primitive.name in names for equation in jaxpr.eqns) + sum(count(part, *names) for part in inner)
 
 
-def test_remat_recomputes_as_much_as_it_says():
+def test_remat_recomputes_as_much_as_configured():
     def products(remat: str) -> int:
         gradient, _, *inputs = differentiated("modified", remat)
         return count(jax.make_jaxpr(gradient)(*inputs).jaxpr, "conv_general_dilated", "dot_general")

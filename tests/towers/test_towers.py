@@ -1,4 +1,4 @@
-"""The towers are CLIP's as published: parameters, initialization and arithmetic."""
+"""CLIP's towers as published: parameters, initialization and arithmetic."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def products(jaxpr) -> int:
 
 
 @pytest.mark.parametrize("scan", (False, True))
-def test_remat_recomputes_as_much_as_it_says(scan):
+def test_remat_recomputes_as_much_as_configured(scan):
     none, dots, full = (products(run_transformer(scan, remat)[2]) for remat in ("none", "dots", "full"))
     blocks = 1 if scan else LAYERS
     # Of a block's six products no gradient needs the last again; "dots" redoes the two batched ones of attention.

@@ -1,6 +1,6 @@
-"""Embeddings equal those of open_clip and of transformers for the same weights, pictures and tokens.
+"""Embeddings compared with those of open_clip and transformers for equal weights, images and tokens.
 
-What the peers computed is in golden/, made by golden/make.py where they are installed; no peer is needed here.
+The reference embeddings are in golden/, computed by golden/make.py; the libraries are not needed here.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ def values(tensor: str, shape: tuple[int, ...]) -> Any:
 
 
 def embeddings(weights: Weights, count: int) -> dict[str, np.ndarray]:
-    """What our towers give for the pictures and the tokens that the peer was given."""
+    """What our towers give for the images and the tokens that the peer was given."""
     import jax
 
     method = weights.method
     variables = methods.joined(*weights.read(sharding.create(MeshConfig(), jax.devices()[:1])))
     model = methods.bind(method)
-    pictures = jnp.asarray(made.pictures(16, method.image.image_size)[:count])
+    images = jnp.asarray(made.images(16, method.image.image_size)[:count])
     rows = made.tokens(16, method.text.context_length, method.text.vocab_size)[:count]
     tokens, ends = jnp.asarray(rows.astype(np.int32)), jnp.asarray(made.ends(rows))
 
     @jax.jit
-    def encode(variables, pictures, tokens, ends):
+    def encode(variables, images, tokens, ends):
         built = model(variables)
         ctx = Context()
-        return {"image": built.encode_image(pictures, ctx), "text": built.encode_text(tokens, ends, ctx)}
+        return {"image": built.encode_image(images, ctx), "text": built.encode_text(tokens, ends, ctx)}
 
-    return {tower: np.asarray(value) for tower, value in encode(variables, pictures, tokens, ends).items()}
+    return {tower: np.asarray(value) for tower, value in encode(variables, images, tokens, ends).items()}
 
 
 # Of each kind of tower one; the others differ by sizes.
@@ -80,7 +80,7 @@ def test_embeddings_equal_the_peers(name, tmp_path):
     found = embeddings(weights, len(expected["image"]))
     for tower, value in expected.items():
         assert np.abs(found[tower] - value).max() <= 1e-5 * np.abs(value).max(), tower
-        # Inputs are told apart by far more than that.
+        # Embeddings of different inputs differ by far more than that.
         assert np.abs(value[0] - value[1]).max() > 0.05 * np.abs(value).max(), tower
     if len(found["image"]) == 16:
         logits = [e["image"] @ e["text"].T / 0.07 for e in (found, expected)]

@@ -1,4 +1,4 @@
-"""config.init_from: what is taken is the source's bit for bit, what is not is fresh, and what differs is refused."""
+"""config.init_from: bit-exact copies of selected arrays, fresh values for the others, and errors for differences."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from jaxclip.weights import export, tensor_map
 from jaxclip.weights.init_from import start_from
 
 TOKENIZER = ClipTokenizer({token: i for i, token in enumerate([*SYMBOLS, START, END])}, [])
-# A bare file says how many heads a text tower has where they are 64 wide.
+# In a bare file, the number of a text tower's heads follows from its width if they are 64 wide.
 TEXT = {"vocab_size": len(SYMBOLS) + 2, "context_length": 8, "width": 64, "layers": 2, "heads": 1}
 IMAGE = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "heads": 2}
 CLIP = {"name": "clip", "embed_dim": 16, "image": IMAGE, "text": TEXT}
@@ -109,7 +109,7 @@ def changed(**keys: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_everything_is_taken_bit_for_bit(form, tmp_path):
+def test_all_parameters_are_copied_bit_for_bit(form, tmp_path):
     path, theirs = source(tmp_path, form)
     found, _, taken = started(path)
     assert_equal(found, theirs)
@@ -117,7 +117,7 @@ def test_everything_is_taken_bit_for_bit(form, tmp_path):
 
 
 @pytest.mark.parametrize("init_only", ["^image/", "^text/.*kernel$", "^logit_scale$"])
-def test_what_the_expression_does_not_find_stays_fresh(init_only, tmp_path):
+def test_parameters_that_do_not_match_stay_fresh(init_only, tmp_path):
     path, theirs = source(tmp_path, "openclip")
     found, fresh, taken = started(path, init_only=init_only)
     chosen = {name for name in theirs if re.search(init_only, name)}
@@ -126,7 +126,7 @@ def test_what_the_expression_does_not_find_stays_fresh(init_only, tmp_path):
     assert taken == sum(theirs[name].size for name in chosen)
 
 
-def test_batch_statistics_are_taken_too(tmp_path):
+def test_batch_statistics_are_copied_too(tmp_path):
     resnet = {"name": "modified_resnet", "image_size": 32, "width": 2, "layers": (1, 1, 1, 1)}
     keys = changed(image=resnet, image_projection_bias=True)
     path, theirs = source(tmp_path, "openclip", keys)
@@ -136,11 +136,11 @@ def test_batch_statistics_are_taken_too(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["jaxclip", "huggingface"])
-def test_positions_are_resized_to_other_pictures_and_contexts(form, tmp_path):
+def test_positions_are_resized_to_other_images_and_contexts(form, tmp_path):
     path, theirs = source(tmp_path, form)
     found, _, _ = started(path, changed(image__image_size=48, text__context_length=4))
     assert_equal(found, theirs | {name: found[name] for name in ("image/positions", "text/positions")})
-    # Half as many places in the text: each lies between two.
+    # Half as many text positions: each is between two old ones.
     np.testing.assert_allclose(found["text/positions"], theirs["text/positions"].reshape(4, 2, 64).mean(1), atol=1e-6)
     positions = found["image/positions"]
     np.testing.assert_array_equal(positions[0], theirs["image/positions"][0])
@@ -274,7 +274,7 @@ def test_a_text_tower_starts_from_bert_with_the_first_of_its_positions(tmp_path)
     assert_equal(found, fresh | ours)
 
 
-def test_from_a_longer_bert_of_ours_the_first_positions_are_taken_too(tmp_path):
+def test_the_first_positions_of_a_longer_bert_checkpoint_are_copied(tmp_path):
     longer = changed(text=BERT_TEXT | {"context_length": 12})
     path, theirs = source(tmp_path, "jaxclip", longer)
     found, _, _ = started(path, BERT, "^text/(?!token_embedding)")
@@ -319,7 +319,7 @@ def test_what_the_source_does_not_have_or_means_otherwise_is_named_in_one_line(c
     assert "\n" not in str(error.value) and "config.init_" in str(error.value)
 
 
-def test_what_is_not_taken_may_differ(tmp_path):
+def test_towers_that_are_not_copied_may_differ(tmp_path):
     path, theirs = source(tmp_path, "openclip")
     keys = changed(text=BERT_TEXT | {"context_length": 5}, image__image_size=32)
     found, fresh, _ = started(path, keys, "^image/")
@@ -359,12 +359,12 @@ def test_another_bert_is_refused(tmp_path):
         started(path, BERT, TAKEN, tokenizers.load(tmp_path))
 
 
-def test_a_path_that_is_nothing_is_refused(tmp_path):
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path}/none: there is nothing; accepted are")):
+def test_a_path_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}/none does not exist; accepted are")):
         started(f"{tmp_path}/none")
 
 
-def test_an_expression_that_is_none_is_refused(tmp_path):
+def test_an_invalid_expression_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"config.init_only='\^image\(' is not a regular expression"):
         started(str(tmp_path), init_only="^image(")
 

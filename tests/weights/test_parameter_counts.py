@@ -1,4 +1,4 @@
-"""The recipes' models have as many parameters as the published ones."""
+"""Parameter counts of the recipes' models compared with the published ones."""
 
 from __future__ import annotations
 

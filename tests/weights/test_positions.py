@@ -1,4 +1,4 @@
-"""Position embeddings at other sizes: as open_clip resizes them."""
+"""Resizing of position embeddings compared with open_clip's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of weights: what is written is read again, bit for bit, by us and by the safetensors library."""
+"""Weight files: bit-exact reading of written files, by jaxclip and by the safetensors library."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def in_file(array: np.ndarray) -> bool:
     return isinstance(array.base, mmap.mmap) and not array.flags.writeable
 
 
-def test_every_type_and_shape_comes_back_bit_for_bit_from_the_mapped_file(tmp_path):
+def test_every_type_and_shape_is_read_back_bit_for_bit_from_the_mapped_file(tmp_path):
     arrays = {f"{name}{shape}": values(shape, dtype) for name, dtype in DTYPES.items() for shape in SHAPES}
     path = write(tmp_path, arrays)
     assert path == tmp_path / "model.safetensors" and os.listdir(tmp_path) == [path.name]
@@ -96,7 +96,7 @@ def test_we_read_what_the_library_writes(tmp_path):
     assert all(same(tensor.read(), arrays[name]) for name, tensor in opened.items())
 
 
-def test_values_that_stand_at_odd_places_are_read_too(tmp_path):
+def test_values_at_unaligned_offsets_are_read_too(tmp_path):
     text = b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
     array = values((3,), np.float32)
     for spaces in range(8):
@@ -179,7 +179,7 @@ def test_everything_that_does_not_fit_an_index_is_named_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_arrays_of_an_npz_come_back_bit_for_bit(tmp_path, save):
+def test_arrays_of_an_npz_are_read_back_bit_for_bit(tmp_path, save):
     kinds = [dtype for name, dtype in DTYPES.items() if not name.startswith("F8")]
     arrays = {f"params/{dtype}/{len(shape)}{shape}": values(shape, dtype) for dtype in kinds for shape in SHAPES}
     save(tmp_path / "x.npz", **arrays)
@@ -216,7 +216,7 @@ def test_objects_in_an_npz_are_named_as_what_they_are(tmp_path):
         open_tensors(tmp_path / "x.npz")
 
 
-def test_what_a_file_is_is_told_by_its_content(tmp_path):
+def test_the_format_of_a_file_is_detected_from_its_content(tmp_path):
     array = values((5,), np.float32)
     path = write(tmp_path, {"a": array})
     np.savez(tmp_path / "x.npz", a=array)
@@ -245,7 +245,7 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [1 << 30, 40])
-def test_what_fails_leaves_nothing(tmp_path, limit):
+def test_a_failed_write_leaves_no_files(tmp_path, limit):
     def fail():
         raise UserError("no more")
 
@@ -260,7 +260,7 @@ def test_what_fails_leaves_nothing(tmp_path, limit):
     assert not os.listdir(tmp_path)
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
+def test_a_full_disk_is_an_error_and_leaves_no_files(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         # Writing past this many bytes fails as it does on a full disk.
@@ -366,7 +366,7 @@ def test_a_state_dict_is_converted(torch_files, tmp_path, name):
         ("missing.bin", "No such file"),
     ],
 )
-def test_what_is_no_state_dict_is_refused_in_one_line(torch_files, tmp_path, name, said):
+def test_other_content_than_a_state_dict_is_refused_in_one_line(torch_files, tmp_path, name, said):
     ran = convert(torch_files / name, tmp_path / "x.safetensors")
     assert ran.returncode == 2 and said in ran.stderr and ran.stderr.count("\n") == 1, ran.stderr
     assert not os.listdir(tmp_path) and not (torch_files / "trap").exists()

@@ -1,4 +1,4 @@
-"""big_vision's SigLIP files: every array has its tensors, in both forms, and a file without sense is told so."""
+"""big_vision's SigLIP files: complete mapping of arrays in both layouts, and errors for invalid files."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_file_reads_as_what_it_was_made_of(tmp_path, arrays, seen, prefix):
         np.testing.assert_array_equal(values, arrays[path], err_msg=path)
 
 
-def test_queries_keys_and_values_stand_side_by_side_with_their_heads_together(arrays):
+def test_queries_keys_and_values_are_concatenated_with_their_heads_together(arrays):
     tensors = {name: values() for name, _, _, values in tensor_map.write(arrays, big_vision.pieces(siglip(), {}))}
     kernel = arrays["image/transformer/blocks/qkv_kernel"][1]
     key = tensors["img/Transformer/encoderblock_1/MultiHeadDotProductAttention_0/key/kernel"]

@@ -1,4 +1,4 @@
-"""Configs of strangers: each opens as a model that fits its tensors, or is refused in one line.
+"""Untrusted configs: a model that fits its tensors, or a one-line error.
 
 Only the configs are changed; the tensors stay those of a small model.
 """
@@ -90,7 +90,7 @@ def changed(content: Any, place: tuple[str, ...], value: Any) -> Any:
 
 
 def refusal(folder: pathlib.Path, answers: Answers = NOTHING) -> str:
-    """The line that a folder is refused with, "" where it opens as a model of its tensors."""
+    """The error for a folder; "" if it opens as a model of its tensors."""
     try:
         weights = public.open_foreign(folder, answers)
     except UserError as error:
@@ -98,7 +98,7 @@ def refusal(folder: pathlib.Path, answers: Answers = NOTHING) -> str:
         assert line.startswith(str(folder)) and line.isprintable() and len(line) < 1000 + len(str(folder)), line
         return line
     shapes = SHAPES(weights.method)
-    # Tensors are read where they are, by the shapes that the config comes to.
+    # Tensors are read from the mapped file, with the shapes derived from the config.
     for piece in weights._pieces:
         assert weights._tensors[piece.name].read().shape == piece.shape(shapes[piece.path])
     return ""
@@ -137,7 +137,7 @@ def test_every_strange_value_in_a_processors_config_opens_or_is_refused_in_one_l
     assert "preprocess=" in refusal(folder)
     refused = []
     for number, content in enumerate(strange(original, "feature_extractor_type", "do_pad", "crop_pct")):
-        # The same is said of either file, by its name.
+        # The messages for both files are equal except for the name.
         file, named = ((alone, alone.name), (whole, f"{whole.name}, image_processor"))[number % 2]
         file.write_text(json.dumps(content if file == alone else {"image_processor": content}))
         said = refusal(folder)
@@ -150,7 +150,7 @@ def test_every_strange_value_in_a_processors_config_opens_or_is_refused_in_one_l
         assert junk == {} or "processor_config.json, image_processor: it must hold keys" in refusal(folder)
 
 
-def test_pictures_are_told_of_by_the_file_that_transformers_takes(copied):
+def test_image_preprocessing_is_read_from_the_file_that_transformers_uses(copied):
     folder = copied("huggingface")
     alone, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
     content = read(alone)
@@ -190,7 +190,7 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize(("name", "changes", "said"), IMPOSSIBLE)
-def test_sizes_that_no_file_has_are_refused_before_anything_is_made(copied, name, changes, said):
+def test_impossible_sizes_are_refused_before_anything_is_built(copied, name, changes, said):
     folder = copied(name)
     content = read(folder / OPEN_CLIP)
     for place, value in changes.items():
@@ -210,7 +210,7 @@ def test_products_of_sizes_that_are_each_possible_are_refused(copied):
     assert "which no file holds" in refusal(folder)
 
 
-def test_texts_are_read_where_the_config_says(copied):
+def test_texts_are_pooled_at_the_configs_end_token(copied):
     folder = copied("huggingface")
     content = read(folder / HUGGING_FACE)
     for value, said in ((513, ""), (2, ""), (512, "eos_token_id=512 must be 513, the end token"), (None, "=null must")):
@@ -229,7 +229,7 @@ def test_texts_are_read_where_the_config_says(copied):
         assert said in line if said else line == ""
 
 
-def test_an_answer_to_what_a_folder_says_is_refused_but_where_answers_are_not_binding(copied):
+def test_a_setting_that_is_in_the_folder_is_refused_unless_answers_are_not_binding(copied):
     for name in ("openclip", "huggingface"):
         folder = copied(name)
         for answers in (Answers(activation="gelu_tanh"), Answers(preprocess="siglip"), Answers(heads="4,4")):
@@ -241,7 +241,7 @@ def test_an_answer_to_what_a_folder_says_is_refused_but_where_answers_are_not_bi
 
 
 @pytest.mark.parametrize(("patch", "grid", "asked"), [(14, 27, True), (14, 16, False), (16, 27, False)])
-def test_big_visions_pictures_are_asked_for_where_two_sizes_have_their_patches(patch, grid, asked):
+def test_big_visions_image_size_is_asked_for_if_two_sizes_fit_the_patches(patch, grid, asked):
     block = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = {
         "model_type": "siglip",

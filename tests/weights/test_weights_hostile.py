@@ -1,4 +1,4 @@
-"""Hostile weights files: refused in one line or usable; no crash, no code run, bounded memory and time."""
+"""Hostile weight files: a one-line error or usable weights; no crash, no code run, bounded memory and time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hugging Face's CLIPModel, SiglipModel and BertModel: what config.json says and how tensors are named."""
+"""Hugging Face's CLIPModel, SiglipModel and BertModel: config.json and tensor names."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_a_model_that_is_written_is_read_at_the_end_token_of_its_vocabulary(own)
         ({"model_type": "siglip", "text_config": {"projection_size": 512}}, "projection_size=512 must be"),
     ],
 )
-def test_what_no_tower_is_or_makes_no_sense_is_refused_by_its_key(config, said):
+def test_unsupported_and_invalid_values_are_refused_by_their_key(config, said):
     with pytest.raises(UserError, match=said):
         described(config)
 
@@ -223,14 +223,14 @@ def test_what_no_tower_is_or_makes_no_sense_is_refused_by_its_key(config, said):
         ({"image": ViTConfig(16, 8, 8, 1, 2, ln_pre=False)}, "image.ln_pre=False"),
     ],
 )
-def test_a_model_that_transformers_has_not_is_refused_by_its_key(own, part, said):
+def test_a_model_unsupported_by_transformers_is_refused_by_its_key(own, part, said):
     method = clip_method(own, **part)
     for function in (lambda: hugging_face.config_of(method, own), lambda: hugging_face.pieces(method)):
         with pytest.raises(UserError, match=said):
             function()
 
 
-def test_a_vocabulary_at_whose_end_tokens_clipmodel_would_not_read_is_refused():
+def test_a_vocabulary_whose_end_token_clipmodel_would_not_pool_at_is_refused():
     backend = library.Tokenizer(library.models.WordLevel({"?": 0, "[S]": 1, "[E]": 2, "a": 3}, unk_token="?"))
     backend.pre_tokenizer = library.pre_tokenizers.Whitespace()
     backend.add_special_tokens(["[S]", "[E]"])
@@ -268,7 +268,7 @@ OLD = {"feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size
         ),
     ],
 )
-def test_what_a_processor_does_to_pictures_is_read(content, kind, pixels):
+def test_a_processors_image_preprocessing_is_read(content, kind, pixels):
     keys = described({"model_type": kind}, content)["pixels"]
     assert parse(PixelsConfig, keys) == pixels
 
@@ -298,12 +298,12 @@ def test_what_a_processor_does_to_pictures_is_read(content, kind, pixels):
         ({"crop_pct": 0.9}, "crop_pct=0.9 must be left out"),
     ],
 )
-def test_what_is_done_otherwise_to_pictures_is_refused_by_its_key(content, said):
+def test_unsupported_image_preprocessing_is_refused_by_its_key(content, said):
     with pytest.raises(UserError, match=f"there, preprocessor_config.json: .*{said}"):
         described({"model_type": "clip"}, content)
 
 
-def test_pixels_are_asked_for_where_no_file_tells():
+def test_preprocessing_is_asked_for_if_no_file_has_it():
     asked = Questions("there", Answers())
     keys = hugging_face.describe("there", {"model_type": "clip"}, None, asked)
     with pytest.raises(UserError, match="preprocess="):

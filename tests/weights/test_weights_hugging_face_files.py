@@ -1,4 +1,4 @@
-"""The files of a Hugging Face folder as written here: the same ids, the same pictures, the same model."""
+"""Exported Hugging Face folders: equal ids, image preprocessing and model."""
 
 from __future__ import annotations
 

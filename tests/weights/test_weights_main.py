@@ -1,4 +1,4 @@
-"""python -m jaxclip.weights: a run of ours into other forms and back, and what it says of what it cannot do."""
+"""python -m jaxclip.weights: conversion of a run to other formats and back, and the errors of the command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ config.steps = 1
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A run whose image tower has one head of width 64, since open_clip's config tells a head's width, 64 at first."""
+    """A run whose image tower has one head of width 64, which is the default in open_clip's config."""
     folder = tmp_path_factory.mktemp("run")
     wide = "\n".join(
         f"config.method.{tower}.{key}" for tower in ("image", "text") for key in ("width = 64", "heads = 1")
@@ -63,7 +63,7 @@ def same_bits(one: pathlib.Path, other: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["jaxclip", "openclip", "huggingface"])
-def test_a_run_comes_back_bit_equal_from_every_form(workdir, tmp_path, form, capsys):
+def test_a_run_is_bit_equal_after_a_round_trip_through_every_format(workdir, tmp_path, form, capsys):
     assert main([str(workdir), str(tmp_path / "out"), f"--to={form}"]) == 0
     count = sum(array.size for array in arrays(workdir).values())
     assert capsys.readouterr().out == f"{tmp_path}/out: {count:,} parameters for {form}\n"
@@ -74,8 +74,8 @@ def test_a_run_comes_back_bit_equal_from_every_form(workdir, tmp_path, form, cap
     ends = np.arange(12) <= (back.tokenize(texts) == 519).argmax(axis=1)[:, None]
     np.testing.assert_array_equal(back.tokenize(texts) * ends, ours.tokenize(texts) * ends)
     np.testing.assert_array_equal(back.encode_text(texts), ours.encode_text(texts))
-    picture = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
-    np.testing.assert_array_equal(back.encode_image(picture), ours.encode_image(picture))
+    image = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
+    np.testing.assert_array_equal(back.encode_image(image), ours.encode_image(image))
 
 
 @pytest.mark.parametrize("form", ["jaxclip", "openclip"])
@@ -91,8 +91,8 @@ def test_another_size_is_written_with_resized_positions(workdir, tmp_path):
     model = jaxclip.load(tmp_path / "out")
     assert (model.method.image.image_size, model.method.text.context_length) == (32, 20)
     expected = jaxclip.load(workdir, image_size=32, context_length=20)
-    picture = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
-    np.testing.assert_array_equal(model.encode_image(picture), expected.encode_image(picture))
+    image = np.random.default_rng(0).integers(0, 256, (50, 40, 3), np.uint8)
+    np.testing.assert_array_equal(model.encode_image(image), expected.encode_image(image))
 
 
 def test_bfloat16_is_written_as_such(workdir, tmp_path):
@@ -105,13 +105,13 @@ def test_bfloat16_is_written_as_such(workdir, tmp_path):
 
 @pytest.fixture(scope="module")
 def bare(workdir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """An open_clip file alone, as published: nothing says activation, preprocessing or vocabulary."""
+    """A published open_clip file without a folder, and so without activation, preprocessing or vocabulary."""
     folder = tmp_path_factory.mktemp("bare")
     assert main([str(workdir), str(folder / "out"), "--to=openclip"]) == 0
     return folder / "out" / "open_clip_model.safetensors"
 
 
-def test_what_a_file_does_not_say_is_asked_for_in_one_line_with_the_choices(bare, tmp_path, capsys):
+def test_missing_settings_are_asked_for_in_one_line_with_the_choices(bare, tmp_path, capsys):
     assert main([str(bare), str(tmp_path / "out"), "--to=jaxclip"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     for word in (
@@ -154,7 +154,7 @@ def test_a_wrong_answer_is_one_line(bare, tmp_path, capsys, flag, said):
     assert line.startswith("error: ") and said in line
 
 
-def test_an_answer_to_what_is_said_already_is_refused_and_not_dropped(workdir, bare, tmp_path, capsys):
+def test_a_setting_that_is_in_the_files_is_refused_and_not_ignored(workdir, bare, tmp_path, capsys):
     for source, said in ((bare.parent, "says its activation itself"), (workdir, "leave activation out")):
         assert main([str(source), str(tmp_path / "out"), "--to=jaxclip", "--activation=gelu"]) == 2
         assert said in capsys.readouterr().err
@@ -176,7 +176,7 @@ def refused(capsys, source: pathlib.Path, folder: pathlib.Path, form: str = "jax
     return line
 
 
-def test_a_form_that_has_no_such_model_says_why(resnet_workdir, tmp_path, capsys):
+def test_a_format_that_does_not_support_the_model_gives_the_reason(resnet_workdir, tmp_path, capsys):
     assert "image.name='modified_resnet'" in refused(capsys, resnet_workdir, tmp_path / "out", "huggingface")
     assert "modified_resnet" in refused(capsys, resnet_workdir, tmp_path / "a" / "b" / "out", "huggingface")
     assert not list(tmp_path.iterdir())
@@ -184,12 +184,12 @@ def test_a_form_that_has_no_such_model_says_why(resnet_workdir, tmp_path, capsys
 
 def test_a_folder_that_is_there_is_not_touched(workdir, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("")
-    assert "is there already" in refused(capsys, workdir, tmp_path)
+    assert "already exists" in refused(capsys, workdir, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_nothing_and_something_else_are_named(tmp_path, capsys):
-    assert "there is nothing" in refused(capsys, tmp_path / "none", tmp_path / "out")
+def test_missing_paths_and_other_files_are_named(tmp_path, capsys):
+    assert "does not exist" in refused(capsys, tmp_path / "none", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert "has neither" in refused(capsys, tmp_path / "empty", tmp_path / "out")
     (tmp_path / "page.safetensors").write_text("<html>")

@@ -1,4 +1,4 @@
-"""open_clip's and OpenAI's weights: published configs and bare files give the published models, others an error."""
+"""open_clip's and OpenAI's weights: published models from configs and bare files, and errors for others."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_each_batch_norm_has_its_count_beside_it():
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "ViT-SO400M-14-SigLIP-384"])
-def test_the_shapes_of_a_bare_file_say_what_its_config_says(name):
+def test_the_shapes_of_a_bare_file_determine_the_same_model_as_its_config(name):
     method = method_of(PUBLISHED[name][0])
     activations = f"{getattr(method.image, 'activation', 'gelu')},{method.text.activation}"
     questions = Questions("it", Answers(activation=activations, preprocess="clip"))
@@ -97,7 +97,7 @@ def test_the_shapes_of_a_bare_file_say_what_its_config_says(name):
     assert methods.from_config(found) == method
 
 
-def test_where_patches_are_those_of_two_published_sizes_the_size_is_asked_for():
+def test_the_image_size_is_asked_for_if_two_published_sizes_fit_the_patches():
     tensors = bare(method_of(PUBLISHED["ViT-SO400M-14-SigLIP-384"][0]))
     asked = Questions("it", ANSWERS)
     with pytest.raises(UserError, match="give image_size=378 or 384"):
@@ -110,7 +110,7 @@ def test_where_patches_are_those_of_two_published_sizes_the_size_is_asked_for():
         assert (found["image"]["image_size"], methods.from_config(found).image.grid) == (size, 27)
 
 
-def test_heads_are_asked_for_where_no_published_model_is_so_wide_and_an_answer_counts_everywhere():
+def test_heads_are_asked_for_at_unpublished_widths_and_an_answer_takes_precedence():
     def found(answer: Any, binding: bool = True, **changes: Any) -> Any:
         tensors = bare(method_of(published("ViT-B-32", vision__layers=1, text__layers=1, **changes)))
         questions = Questions("it", dataclasses.replace(ANSWERS, heads=answer), binding=binding)
@@ -121,7 +121,7 @@ def test_heads_are_asked_for_where_no_published_model_is_so_wide_and_an_answer_c
     assert [found(answer) for answer in (None, 6, "6", "6,16", ",16")] == [(12, 8), (6, 8), (6, 8), (6, 16), (12, 16)]
     wide = {"text__width": 960, "text__heads": 15, "vision__width": 1152}
     assert found("18,15", **wide) == found("18,15", binding=False, **wide) == (18, 15)
-    # What is no more than a guess itself counts for less than what is published.
+    # Published values take precedence over defaults.
     assert found("6,16", binding=False) == (12, 8)
     for answer, asked in (
         (None, "heads=IMAGE,TEXT, the numbers of the image tower of width 1152 and of the text tower of width 960"),
@@ -135,7 +135,7 @@ def test_heads_are_asked_for_where_no_published_model_is_so_wide_and_an_answer_c
             Answers(heads=wrong)
 
 
-def test_an_answer_to_what_the_config_says_is_refused_with_what_it_says():
+def test_a_setting_that_is_in_the_config_is_refused_with_its_value():
     config = {"model_cfg": PUBLISHED["ViT-B-16"][0], "preprocess_cfg": {}}
     for answers, said in [
         (
@@ -157,7 +157,7 @@ def test_an_answer_to_what_the_config_says_is_refused_with_what_it_says():
     questions.check(open_clip.describe("it", {}, config, questions))
 
 
-def test_texts_are_read_where_open_clip_reads_them():
+def test_texts_are_pooled_at_the_same_token_as_in_open_clip():
     def check(vocabulary: Any, **text: Any) -> None:
         changes = {f"text__{key}": value for key, value in text.items()}
         open_clip.check_end("it", {"model_cfg": published("ViT-B-32", **changes)}, vocabulary)
@@ -206,7 +206,7 @@ def test_a_name_that_is_there_in_both_forms_is_not_lost():
 
 
 @pytest.mark.parametrize("name", ["token_embedding.weight", "visual.conv1.weight", "text_projection"])
-def test_a_bare_file_without_a_tensor_that_says_its_size_is_refused_by_name(name):
+def test_a_bare_file_without_a_tensor_that_determines_a_size_is_refused_by_name(name):
     tensors = bare(method_of(published("ViT-B-32", text__layers=1)))
     for shape in (None, (), (0, 0), (0, 3, 1, 1)):
         wrong = {key: tensor for key, tensor in tensors.items() if key != name}
@@ -257,7 +257,7 @@ CANNOT = [
 
 
 @pytest.mark.parametrize(("name", "key", "value"), CANNOT)
-def test_what_the_towers_cannot_do_is_refused_by_name_and_value(name, key, value):
+def test_unsupported_values_are_refused_by_name_and_value(name, key, value):
     with pytest.raises(UserError) as error:
         described(published(name, **{key: value}))
     message = str(error.value)

@@ -1,4 +1,4 @@
-"""What is written for open_clip: a config from which it builds the same model, or the reason why it cannot."""
+"""Export for open_clip: a config of the same model, or an error with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights into open_clip and transformers and out of them, in the Python that PEER_PYTHON names."""
+"""Import and export compared with open_clip and transformers, in the Python named by PEER_PYTHON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from jaxclip.weights.load import open_weights
 PROGRAM = TESTS / "helpers" / "peer_weights.py"
 TEXTS = ["a photo of a dog", "Two red circles, left of 3 blue stars!", "naïve café — ‘quoted’", "don't", "x"]
 TEXTS += [f"a picture of number {number} in the rain" for number in range(11)]
-# What a Hugging Face tokenizer.json cannot say: unescaping, mending.
+# Texts whose cleaning a Hugging Face tokenizer.json cannot express: unescaping, repairs.
 ODD = ["salt &amp;amp; pepper", "cafÃ© mended", "\u201ccurly\u201d &lt;b&gt;"]
 
 pytestmark = pytest.mark.peer
@@ -131,7 +131,7 @@ def test_a_trained_model_gives_its_retrieval_figures_inside_open_clip(peer_pytho
     for number, record in enumerate(source.read(range(len(source)))):
         assert isinstance(record, Record) and isinstance(record.image, bytes)
         path = tmp_path / f"{number}.png"
-        # Over white, as we see them: of a transparent picture open_clip would see what the colours hide.
+        # Over white, as we see them: open_clip would use the colors of transparent pixels.
         decode(record.image).save(path)
         pairs.append([str(path), list(record.captions)])
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))

@@ -1,6 +1,6 @@
-"""Vocabularies in folders of weights: what the files beside one say of its use, and that it comes back as written.
+"""Vocabularies in weight folders: settings from neighboring files, and exact round trips.
 
-data/siglip_form.model has the special ids of c4_en: <pad> 0, </s> 1, <unk> 2.
+models/siglip_form.model has the special ids of c4_en: <pad> 0, </s> 1, <unk> 2.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def folder_of(path: pathlib.Path, *, model: str | None = None, fast: bool = Fals
 
 @pytest.fixture(scope="module")
 def open_clip_folder(tmp_path_factory) -> pathlib.Path:
-    """A model of open_clip's with a vocabulary that says nothing of any cleaning."""
+    """An open_clip model with a vocabulary without any cleaning."""
     folder = tmp_path_factory.mktemp("models") / "open_clip"
     return saved(folder, "openclip", HuggingFaceTokenizer(letters().to_str()))
 
@@ -74,14 +74,14 @@ def changed(folder: pathlib.Path, to: pathlib.Path, **text) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("clean", [None, "whitespace", "lower", "canonicalize"])
-def test_an_open_clip_folders_texts_are_cleaned_as_it_says(tmp_path, open_clip_folder, clean):
+def test_texts_are_cleaned_as_configured_in_an_open_clip_folder(tmp_path, open_clip_folder, clean):
     folder = changed(open_clip_folder, tmp_path / "folder", tokenizer_kwargs={"clean": clean} if clean else {})
     tokenizer = open_weights(folder).tokenizer
     cleaned = [EXPECTED[clean or "whitespace"](text) for text in TEXTS]
     assert ids(tokenizer) == ids(HuggingFaceTokenizer(letters().to_str()), cleaned)
 
 
-def test_a_vocabulary_named_for_an_open_clip_folder_is_used_as_the_folder_says(tmp_path, open_clip_folder):
+def test_a_given_vocabulary_is_used_with_the_settings_of_the_open_clip_folder(tmp_path, open_clip_folder):
     folder = changed(open_clip_folder, tmp_path / "folder", tokenizer_kwargs={"clean": "canonicalize"})
     (folder / "tokenizer.json").rename(tmp_path / "elsewhere.json")
     tokenizer = open_weights(folder, Answers(tokenizer=tmp_path / "elsewhere.json")).tokenizer
@@ -100,7 +100,7 @@ def test_a_vocabulary_named_for_an_open_clip_folder_is_used_as_the_folder_says(t
     ],
     ids=str,
 )
-def test_what_jaxclip_does_not_do_to_texts_is_refused_in_one_line(tmp_path, open_clip_folder, text):
+def test_unsupported_text_cleaning_is_refused_in_one_line(tmp_path, open_clip_folder, text):
     folder = changed(open_clip_folder, tmp_path / "folder", **text)
     with pytest.raises(UserError, match="text_cfg .*nothing but clean=") as caught:
         open_weights(folder)
@@ -116,10 +116,10 @@ def test_clips_vocabulary_is_not_used_without_punctuation(tmp_path):
 
 @pytest.mark.parametrize("form", ["jaxclip", "openclip"])
 @pytest.mark.parametrize("clean", [None, "lower", "canonicalize"])
-def test_a_saved_models_vocabulary_comes_back(tmp_path, form, clean):
+def test_a_saved_models_vocabulary_is_restored(tmp_path, form, clean):
     tokenizer = HuggingFaceTokenizer(letters().to_str(), clean=clean)
     folder = saved(tmp_path / "saved", form, tokenizer)
-    # open_clip mends all texts, and cleans no less than that.
+    # open_clip repairs all texts at least.
     texts = [text for text in TEXTS if clean or EXPECTED["whitespace"](text) == text]
     assert ids(open_weights(folder).tokenizer, texts) == ids(tokenizer, texts)
 
@@ -140,7 +140,7 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_a_vocabulary_written_for_hugging_face_comes_back_the_same(tmp_path, name):
+def test_a_vocabulary_written_for_hugging_face_is_read_back_unchanged(tmp_path, name):
     tokenizer = WRITTEN[name]()
     write_tokenizer(tmp_path, siglip_method(tokenizer), tokenizer)
     again = tokenizers.load(tmp_path)
@@ -183,7 +183,7 @@ def test_siglip_2s_texts_are_in_lower_case_and_otherwise_as_they_are(tmp_path, k
     assert ids(tokenizer) == ids(expected, [text.lower() for text in TEXTS])
 
 
-def test_gemmas_tokenizer_is_used_as_its_file_says(tmp_path):
+def test_gemmas_tokenizer_is_used_with_its_files_settings(tmp_path):
     folder = folder_of(tmp_path / "fast", fast=True, tokenizer_class="GemmaTokenizerFast")
     assert ids(tokenizers.load(folder)) == ids(HuggingFaceTokenizer(letters().to_str()))
     folder = folder_of(tmp_path / "model", model="tokenizer.model", tokenizer_class="GemmaTokenizer")

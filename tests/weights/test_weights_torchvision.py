@@ -1,4 +1,4 @@
-"""torchvision's and timm's ResNets: every array of the tower has its tensor, and the shapes say the sizes."""
+"""torchvision's and timm's ResNets: complete mapping of arrays, and sizes from shapes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_shapes_say_the_sizes(layers, width):
     assert ResNetConfig(**found) == config
 
 
-def test_other_networks_are_told_apart():
+def test_other_networks_are_rejected():
     tensors = tensors_for(torchvision.pieces(ResNetConfig(224)), image_shapes((3, 4, 6, 3)))
     assert not torchvision.is_one({f"visual.{name}": tensor for name, tensor in tensors.items()})
     assert not torchvision.is_one({name: tensor for name, tensor in tensors.items() if "conv3" not in name})

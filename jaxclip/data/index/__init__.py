@@ -1,1 +1,1 @@
-"""Indices of tar, Parquet and TFRecord files: where each record lies, built once and kept in a cache folder."""
+"""Indices of the records in tar, Parquet and TFRecord files, built once and kept in a cache folder."""

@@ -1,4 +1,4 @@
-"""Files of the index cache, written as a whole or not at all."""
+"""Atomic writes of files in the index cache."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from jaxclip.io import atomic_write
 
 
 def keep(place: pathlib.Path, fill: Callable[[BinaryIO], object]) -> bool:
-    """Writes a file of the cache, and its folder if need be.
+    """Writes a file of the cache, completely or not at all, and creates its folder if necessary.
 
     Args:
-      place: the file.
-      fill: is called with the open file and writes the content.
+      place: path of the file.
+      fill: writes the content to the open file.
 
     Returns:
-      Whether it could be written: a cache on a full or read-only disk stops no one.
+      Whether the file was written. A failure is not an error: the disk of the cache may be full or read-only.
     """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the ends of Parquet files say: their columns and row groups, read once and kept in a cache folder."""
+"""Index of Parquet files: the columns and row groups from their footers, read once and kept in a cache folder."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from jaxclip.data.index.keep import keep
 from jaxclip.data.storage import File, cache_folder, filesystem, fingerprint, is_remote
 from jaxclip.errors import UserError
 
-# Names a column may have, tried in this order: those of img2dataset, of webdataset and of Hugging Face data sets.
-_PICTURE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "picture")
+# Accepted column names, in order of preference: those of img2dataset, webdataset and Hugging Face data sets.
+_IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes", "picture")
 _CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "title")
 _LABEL_COLUMNS = ("label", "labels", "cls", "fine_label")
 _URL_COLUMNS = ("url", "URL", "image_url")
-LARGEST_GROUP = 8 << 30  # bytes of a row group when decoded: it is held in memory
-_MOST_ROWS = 1 << 40  # of a row group: sums of sane numbers stay within int64
-_FORMAT = 1  # a kept index of another format is made anew
+LARGEST_GROUP = 8 << 30  # bytes of a decoded row group, which is held in memory
+_MOST_ROWS = 1 << 40  # rows of a row group, so that sums of valid numbers fit into int64
+_FORMAT = 2  # a kept index of another format is built again
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Which columns are read.
+    """The columns that are read.
 
     Attributes:
-      picture: the column of bytes, or of structures with a field `bytes`.
-      structured: which of the two.
+      image: the column of images, either bytes or structures with a field `bytes`.
+      structured: whether images are structures.
       caption: the column of strings or lists of strings; empty for none.
       label: the column of integers; empty for none.
-      class_names: what the labels index; empty where the files do not say.
+      class_names: the class names that labels index; empty if the files have none.
     """
 
-    picture: str
+    image: str
     structured: bool
     caption: str
     label: str
@@ -46,16 +46,18 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        """What to ask of each row group."""
-        picture = f"{self.picture}.bytes" if self.structured else self.picture
-        return [name for name in (picture, self.caption, self.label) if name]
+        """The columns to read from each row group, in pyarrow's notation."""
+        image = f"{self.image}.bytes" if self.structured else self.image
+        return [name for name in (image, self.caption, self.label) if name]
 
 
 @dataclasses.dataclass(frozen=True)
 class ParquetIndex:
-    """Attributes:
-    columns: the same in all files.
-    groups: of each file, of each of its row groups, the number of rows and of bytes when decoded.
+    """The index of a list of Parquet files.
+
+    Attributes:
+      columns: the columns, the same in all files.
+      groups: for each row group of each file, the number of rows and of decoded bytes.
     """
 
     columns: Columns
@@ -64,7 +66,7 @@ class ParquetIndex:
 
 @contextlib.contextmanager
 def open_file(path: str) -> Iterator:
-    """A local or remote file as a pyarrow.parquet.ParquetFile."""
+    """Opens a local or remote file as a pyarrow.parquet.ParquetFile."""
     import pyarrow.parquet
 
     with (
@@ -75,10 +77,10 @@ def open_file(path: str) -> Iterator:
 
 
 def load_index(pattern: str, files: Sequence[File]) -> ParquetIndex:
-    """The index of these files: the kept one if they are as they were, or else a new one, kept.
+    """The index of files: from the cache if they are unchanged, otherwise built and added to the cache.
 
     Raises:
-      UserError: as for `Parquet`.
+      UserError: as in `Parquet`.
     """
     place = cache_folder("parquet-index") / f"{fingerprint(files)}.json"
     index = _restore(place, len(files))
@@ -129,7 +131,7 @@ def _facts(file: File) -> tuple[Columns, list[tuple[int, int]]]:
             sizes = [(int(group.num_rows), int(group.total_byte_size)) for group in groups]
     except UserError:
         raise
-    except Exception as error:  # pyarrow's errors have no common class with those of each storage library
+    except Exception as error:  # pyarrow and the storage libraries have no common exception class
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
             f"{file.path} cannot be read as a Parquet file, it may be cut: make or fetch it again ({reason})"
@@ -146,7 +148,7 @@ def _facts(file: File) -> tuple[Columns, list[tuple[int, int]]]:
 
 
 def _choose(path: str, schema) -> Columns:
-    """Decides which columns are the picture, the captions and the label."""
+    """Chooses the columns of images, captions and labels by their names and types."""
     from pyarrow import types
 
     def is_bytes(kind) -> bool:
@@ -165,38 +167,38 @@ def _choose(path: str, schema) -> Columns:
         return next((name for name in names if name in kinds and suits(kinds[name])), "")
 
     kinds = dict(zip(schema.names, schema.types, strict=True))
-    picture = first(_PICTURE_COLUMNS, lambda kind: is_bytes(kind) or is_structure(kind))
+    image = first(_IMAGE_COLUMNS, lambda kind: is_bytes(kind) or is_structure(kind))
     caption = first(_CAPTION_COLUMNS, is_texts)
     label = first(_LABEL_COLUMNS, types.is_integer)
     found = ", ".join(schema.names[:20]) or "none"
-    if not picture and first(_URL_COLUMNS, is_text):
+    if not image and first(_URL_COLUMNS, is_text):
         raise UserError(
-            f"{path} names pictures by their urls and holds none: download them first with img2dataset, for instance "
+            f"{path} names images by their urls and holds none: download them first with img2dataset, for instance "
             "with --output_format=webdataset"
         )
-    if not picture:
-        raise UserError(f"{path} has no column of pictures as bytes ({', '.join(_PICTURE_COLUMNS)}): found {found}")
+    if not image:
+        raise UserError(f"{path} has no column of images as bytes ({', '.join(_IMAGE_COLUMNS)}): found {found}")
     if not caption and not label:
         wanted = ", ".join(_CAPTION_COLUMNS + _LABEL_COLUMNS)
         raise UserError(f"{path} has no column of captions or class indices ({wanted}): found {found}")
     class_names = _class_names(schema.metadata or {}, label)
-    return Columns(picture, is_structure(kinds[picture]), caption, label, class_names)
+    return Columns(image, is_structure(kinds[image]), caption, label, class_names)
 
 
 def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
-    """The names of a ClassLabel in the JSON that Hugging Face's `datasets` adds to a schema; else none."""
+    """The names of a ClassLabel in the JSON that Hugging Face's `datasets` adds to a schema, if any."""
     try:
         names = json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return ()
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return ()
-    # Json may spell half a surrogate pair, which is no text that a tokenizer takes: it becomes "?".
+    # JSON can contain a lone surrogate, which tokenizers reject: it becomes "?".
     return tuple(name.encode("utf-8", errors="replace").decode() for name in names)
 
 
 def _restore(place: pathlib.Path, files: int) -> ParquetIndex | None:
-    """The index kept in a file; None where there is none, it is broken or of another format."""
+    """The index kept in a file; None if the file is missing, damaged or of another format."""
     try:
         kept = json.loads(place.read_text())
         if kept["format"] != _FORMAT or len(kept["groups"]) != files:

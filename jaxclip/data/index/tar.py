@@ -1,4 +1,4 @@
-"""The index of a set of tars: one file of columns, mapped into memory and never read as a whole."""
+"""Index of a set of tars: one memory-mapped file of columns, never read as a whole."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from jaxclip.data.index.tar_walk import LONGEST_NAME
 from jaxclip.data.storage import OpenFile
 from jaxclip.errors import UserError
 
-_FORMAT = 2  # a kept index of another format is made anew
+_FORMAT = 3  # a kept index of another format is built again
 _MAGIC = b"jaxclip tar index\n"
 
-# A record: for its picture, caption and label the member's first block of 512 bytes and its size in bytes, (0, 0) where
-# there is none (block 0 is always a header); where its name ends among those of its tar; whether the caption is json.
+# A record: for its image, caption and label the member's first block of 512 bytes and its size in bytes, (0, 0) if it
+# has none (block 0 is always a header); the end of its name among those of its tar; whether the caption is json.
 ROW = np.dtype([("places", "<u4", (3, 2)), ("name_end", "<u4"), ("json_caption", "?")])
 _ROW = struct.Struct("<7I?")
 _ROW_AND_THE_ONE_BEFORE = struct.Struct("<24xIx7I?")
 
-NAMED_EXTENSIONS = 12  # so many are remembered for messages
+NAMED_EXTENSIONS = 12  # the number of extensions kept for messages
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is to be said of tars without looking at their records.
+    """Facts about tars that messages need without reading the records.
 
     Attributes:
-      members: how many regular files the tars hold.
-      pictureless: how many records were left out because they have no picture.
-      irregular: how many links, devices and sparse files were passed over.
+      members: the number of regular files in the tars.
+      without_image: the number of records that were left out because they have no image.
+      irregular: the number of links, devices and sparse files that were skipped.
       has_text_or_label: whether any record has a .txt or a .cls member.
-      extensions: those met, the first few.
-      flaws: for each tar that is damaged or empty its number, what is wrong with it, to follow its path in a message
-        (nothing where it is empty), and how many members were found before.
+      extensions: the first few extensions found.
+      flaws: for each tar that is damaged or empty: its number, the flaw as text that follows its path in a message
+        (nothing if it is empty), and the number of members before the flaw.
     """
 
     members: int = 0
-    pictureless: int = 0
+    without_image: int = 0
     irregular: int = 0
     has_text_or_label: bool = False
     extensions: tuple[str, ...] = ()
@@ -51,10 +51,10 @@ class Facts:
 
     @staticmethod
     def of(parts: Sequence[Facts]) -> Facts:
-        """Those of several tars, each given by the facts of one."""
+        """Combines the facts about single tars."""
         return Facts(
             members=sum(part.members for part in parts),
-            pictureless=sum(part.pictureless for part in parts),
+            without_image=sum(part.without_image for part in parts),
             irregular=sum(part.irregular for part in parts),
             has_text_or_label=any(part.has_text_or_label for part in parts),
             extensions=tuple(sorted({name for part in parts for name in part.extensions})[:NAMED_EXTENSIONS]),
@@ -65,7 +65,7 @@ class Facts:
 
     @staticmethod
     def from_json(fields: dict) -> Facts:
-        """Raises TypeError, KeyError or ValueError where these are not the fields of facts."""
+        """Restores facts from parsed JSON; raises TypeError, KeyError or ValueError if the fields are invalid."""
         flaws = tuple((int(number), str(flaw), int(members)) for number, flaw, members in fields.pop("flaws"))
         return Facts(**fields | {"flaws": flaws, "extensions": tuple(map(str, fields["extensions"]))})
 
@@ -75,9 +75,9 @@ class Part:
     """The index of one tar.
 
     Attributes:
-      facts: on the tar.
+      facts: facts about the tar.
       rows: ROW [records].
-      names: uint8 [bytes], the names of the records, end to end.
+      names: uint8 [bytes], the concatenated names of the records.
       chunk_ends: int64 [chunks], as `Source.chunk_ends`.
     """
 
@@ -88,35 +88,35 @@ class Part:
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """How many records, bytes of names and chunks there are."""
+        """The numbers of records, bytes of names and chunks."""
         return len(self.rows), len(self.names), len(self.chunk_ends)
 
 
 class Row(NamedTuple):
-    """Where one record lies: the number of its tar, its name, and (block, size) of its members, (0, 0) for none."""
+    """The place of one record: the number of its tar, its name, and (block, size) of its members, (0, 0) for none."""
 
     shard: int
     name: bytes
-    picture: tuple[int, int]
+    image: tuple[int, int]
     caption: tuple[int, int]
     label: tuple[int, int]
     json_caption: bool
 
 
 class TarIndex:
-    """The index of a set of tars, out of the bytes that `write` wrote.
+    """The index of a set of tars, read from the bytes that `write` wrote.
 
-    The file has one line of JSON, and then int64 ends [3, shards] of each tar's records, names and chunks; chunk_ends;
-    ROW [records]; names.
+    The file contains one line of JSON, int64 ends [3, shards] of each tar's records, names and chunks, chunk_ends,
+    ROW [records], and names, in this order.
 
     Attributes:
-      facts: on all the tars.
-      record_ends: int64 [shards], the number of records up to the end of each tar.
+      facts: facts about all the tars.
+      record_ends: int64 [shards], the cumulative number of records at the end of each tar.
       chunk_ends: int64 [chunks], as `Source.chunk_ends`.
     """
 
     def __init__(self, content: mmap.mmap | bytes, file: OpenFile | None = None):
-        """Args: the bytes, and the file that they are mapped from. Raises ValueError where they are no whole index."""
+        """Takes the bytes and the file they are mapped from; raises ValueError if they are not a complete index."""
         self._content, self._file = content, file
         start = len(_MAGIC) + 8
         if len(content) < start or content[: len(_MAGIC)] != _MAGIC:
@@ -147,7 +147,7 @@ class TarIndex:
 
     @staticmethod
     def open(place: pathlib.Path, shards: int) -> TarIndex | None:
-        """The index kept in a file, mapped; None where there is none, it is broken, or not of so many tars."""
+        """The memory-mapped index in a file; None if it is missing, damaged, or not of `shards` tars."""
         try:
             file = OpenFile(str(place))
             index = TarIndex(mmap.mmap(file.descriptor, 0, access=mmap.ACCESS_READ), file)
@@ -159,7 +159,7 @@ class TarIndex:
         return int(self.record_ends[-1])
 
     def row(self, record: int) -> Row:
-        """Where a record lies, 0 <= record < len(index)."""
+        """The place of a record, 0 <= record < len(index)."""
         shard = int(np.searchsorted(self.record_ends, record, side="right"))
         first = int(self.record_ends[shard - 1]) if shard else 0
         place, name_start = self._rows + ROW.itemsize * record, 0
@@ -170,8 +170,8 @@ class TarIndex:
             *places, name_end, json_caption = _ROW.unpack(self._row_bytes(place, ROW.itemsize))
         names = self._names + (int(self._name_ends[shard - 1]) if shard else 0)
         name = self._read(names + name_start, min(max(0, name_end - name_start), LONGEST_NAME))
-        picture, caption, label = zip(places[::2], places[1::2], strict=True)
-        return Row(shard, name, picture, caption, label, json_caption)
+        image, caption, label = zip(places[::2], places[1::2], strict=True)
+        return Row(shard, name, image, caption, label, json_caption)
 
     def _row_bytes(self, start: int, size: int) -> bytes:
         data = self._read(start, size)
@@ -180,12 +180,12 @@ class TarIndex:
         return data
 
     def _read(self, start: int, size: int) -> bytes:
-        # Not out of the mapping: up to 2 MiB around each byte that is touched there would count as the process's
-        # memory, and a file that somebody cuts would end the process.
+        # Not from the mapping: up to 2 MiB around each byte read there would count as the process's memory, and a file
+        # truncated by another process would cause a fatal signal.
         return self._file.read(start, size) if self._file else self._content[start : start + size]
 
     def part(self) -> Part:
-        """The whole of an index of one tar."""
+        """The complete content of an index of one tar."""
         records, names = len(self), int(self._name_ends[-1])
         rows = np.frombuffer(self._content, ROW, records, self._rows)
         return Part(self.facts, rows, np.frombuffer(self._content, np.uint8, names, self._names), self.chunk_ends)
@@ -195,14 +195,14 @@ def write(file: BinaryIO, facts: Sequence[Facts], sizes: np.ndarray, parts: Iter
     """Writes the index of several tars into an empty file.
 
     Args:
-      file: to write to.
-      facts: on each tar.
-      sizes: int64 [shards, 3], those of each part.
-      parts: the parts themselves, in their order; one is held in memory at a time.
+      file: the file to write to.
+      facts: facts about each tar.
+      sizes: int64 [shards, 3], the `Part.sizes` of each part.
+      parts: the parts in order; one is held in memory at a time.
 
     Raises:
       OSError: the file cannot be written.
-      ValueError: a part is not of the size that was said.
+      ValueError: a part does not have the given sizes.
     """
     write_head(file, facts, sizes)
     places = column_places(file.tell(), sizes)
@@ -213,7 +213,7 @@ def write(file: BinaryIO, facts: Sequence[Facts], sizes: np.ndarray, parts: Iter
 
 
 def write_head(file: BinaryIO, facts: Sequence[Facts], sizes: np.ndarray) -> None:
-    """Writes what stands before the columns; arguments as of `write`."""
+    """Writes the part of the file before the columns; arguments as in `write`."""
     fields = {"format": _FORMAT, "shards": len(facts)} | dataclasses.asdict(Facts.of(facts))
     line = json.dumps(fields).encode()
     line += b" " * (-(len(_MAGIC) + 8 + len(line) + 1) % 64) + b"\n"
@@ -222,11 +222,11 @@ def write_head(file: BinaryIO, facts: Sequence[Facts], sizes: np.ndarray) -> Non
 
 
 def column_places(start: int, sizes: np.ndarray) -> Iterator[tuple[int, int, int, int]]:
-    """For each tar its first record, and where in the file its chunk ends, rows and names begin.
+    """For each tar, its first record and the offsets in the file of its chunk ends, rows and names.
 
     Args:
-      start: where the columns begin.
-      sizes: as of `write`.
+      start: the offset of the columns.
+      sizes: as in `write`.
     """
     records, names, chunks = np.concatenate([[[0, 0, 0]], np.cumsum(sizes, axis=0)]).T
     row_column = start + 8 * chunks[-1]
@@ -236,7 +236,7 @@ def column_places(start: int, sizes: np.ndarray) -> Iterator[tuple[int, int, int
 
 
 def write_part(file: BinaryIO, part: Part, place: tuple[int, int, int, int]) -> None:
-    """Writes the columns of one tar, at one of `column_places`."""
+    """Writes the columns of one tar at a place from `column_places`."""
     first, chunk_place, row_place, name_place = place
     chunk_ends = (part.chunk_ends + first).astype("<i8")
     for start, column in ((chunk_place, chunk_ends), (row_place, part.rows), (name_place, part.names)):

@@ -1,4 +1,4 @@
-"""Makes the index of a set of tars, several at a time, and keeps it in a cache folder."""
+"""Parallel, resumable construction of the index of a set of tars in a cache folder."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from jaxclip.data.index.workers import run_workers, serve_worker
 from jaxclip.data.storage import File, Files, cache_folder, fingerprint, is_remote
 from jaxclip.errors import UserError
 
-# The walk from header to header keeps one core busy while Python runs no two threads at once; of local files on a fast
-# disk only several processes do more. Starting them takes half a second.
+# Walking the headers is bound by the CPU, and Python runs only one thread at a time; for local files on a fast disk,
+# only several processes are faster. Starting them takes half a second.
 _WORTH_PROCESSES = 4 << 30  # bytes of tars
-_THREADS = 8  # hide the delay of a disk
-_REMOTE_THREADS = 32  # hide that of a network
+_THREADS = 8  # hide the latency of a disk
+_REMOTE_THREADS = 32  # hide the latency of a network
 
 
 def load_index(files: Files) -> TarIndex:
-    """The index of these tars: the kept one if the files are as they were, or else a new one, kept.
+    """The index of tars: from the cache if the files are unchanged, otherwise built and added to the cache.
 
-    It is kept in `$JAXCLIP_CACHE/tar-index` (by default `~/.cache/jaxclip/tar-index`), and until it is complete the
-    index of each tar by itself, so that an interruption costs little; where nothing can be written there, in memory.
+    The cache is `$JAXCLIP_CACHE/tar-index` (default: `~/.cache/jaxclip/tar-index`). Until the index is complete, the
+    index of each tar is kept there separately, so that an interruption loses little. If the folder is not writable, the
+    index is kept in memory.
 
     Raises:
       UserError: a file cannot be read or is not a tar.
@@ -45,17 +46,17 @@ def load_index(files: Files) -> TarIndex:
 
 
 class _Builder:
-    """What is done of an index: parts in a folder, and in memory those that cannot be kept there."""
+    """An index under construction: finished parts in a folder, or in memory if the folder is not writable."""
 
     def __init__(self, files: Files, folder: pathlib.Path):
         self._files, self._folder = files, folder
         self._unkept: dict[int, Part] = {}
 
     def build(self, place: pathlib.Path) -> TarIndex:
-        """Indexes every file, and puts the parts together in `place`."""
+        """Indexes every file, and combines the parts in `place`."""
         facts, sizes = self._survey()
         index = TarIndex.open(place, len(self._files))
-        if index is not None:  # another process was quicker, and has cleared the parts away
+        if index is not None:  # another process has finished first and removed the parts
             self._clear()
             return index
 
@@ -77,7 +78,7 @@ class _Builder:
         return TarIndex(memory.getvalue())
 
     def _survey(self) -> tuple[list[Facts], np.ndarray]:
-        """Indexes every file where that is not done yet; the facts and sizes of the parts."""
+        """Indexes every file that is not indexed yet; returns the facts and sizes of the parts."""
         files = self._files
         facts, sizes = [Facts()] * len(files), np.zeros((len(files), 3), np.int64)
         with tqdm.tqdm(
@@ -103,7 +104,7 @@ class _Builder:
         return facts, sizes
 
     def _survey_elsewhere(self, bar: tqdm.tqdm) -> set[int]:
-        """Lets other processes index local files where these are many bytes; the numbers of those that are done."""
+        """Indexes local files in other processes if they have many bytes; returns the numbers of the finished files."""
         todo = [
             number
             for number in _anyhow(range(len(self._files)))
@@ -122,7 +123,7 @@ class _Builder:
         return done
 
     def serve(self) -> Iterator[int]:
-        """Indexes and keeps one file after the other, and yields their numbers; those with errors are left out."""
+        """Indexes one file after the other and yields their numbers; files with errors are left out."""
         for number in range(len(self._files)):
             with contextlib.suppress(UserError):
                 self._part(number)
@@ -135,7 +136,7 @@ class _Builder:
         return part.facts, part.sizes
 
     def _part(self, number: int) -> Part:
-        """The index of one file: what is kept of it, or else a new one, kept."""
+        """The index of one file: the kept part, or a new one, which is kept."""
         if number in self._unkept:
             return self._unkept[number]
         place = self._place(number)
@@ -162,7 +163,7 @@ class _Builder:
 
 
 def _anyhow(numbers: range) -> list[int]:
-    """The numbers in a random order: of several processes that index the same files, each then does other ones."""
+    """The numbers in random order, so that several processes that index the same files rarely work on the same one."""
     return random.sample(numbers, len(numbers))
 
 

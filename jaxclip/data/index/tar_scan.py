@@ -1,4 +1,4 @@
-"""The records of one tar: which of its members belong together, and where they lie."""
+"""Records of one tar: the grouping of its members by name, and their places."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from jaxclip.data.storage import REMOTE_BLOCK, Files
 from jaxclip.io import printable
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-# Which of a record's four places a member takes.
+# The place of a member among the four of a record, by extension.
 _PLACES = {b"txt": 1, b"json": 2, b"cls": 3} | dict.fromkeys((name.encode() for name in IMAGE_EXTENSIONS), 0)
 
-_LONGEST_EXTENSION = 20  # so much is remembered for messages
-# What is held in memory of one tar is bounded, whatever its size.
+_LONGEST_EXTENSION = 20  # characters kept for messages
+# These bound the memory for one tar, whatever its size.
 _MOST_RECORDS = 1 << 23
 _MOST_NAMES = 1 << 30  # bytes
 
-# Records of remote files are best read so many bytes at a time. The blocks that are fetched for them begin and end
-# within records, so of each chunk up to one block is fetched in vain.
+# The size in bytes of the chunks in which records of remote files are read. Fetched blocks begin and end within
+# records, so up to one block per chunk is fetched without need.
 _CHUNK = 4 * REMOTE_BLOCK
 
 
 def scan(files: Files, number: int) -> Part:
     """Indexes a tar by reading its headers only.
 
-    Members that share a name up to the first dot of its last part are one record (webdataset's rule), wherever they
-    stand in the tar. Of a tar that is cut or damaged, the whole members before the flaw are indexed.
+    Members whose names agree up to the first dot of the basename form one record (webdataset's rule), wherever they are
+    in the tar. If a tar is truncated or damaged, the complete members before the flaw are indexed.
 
     Raises:
       OSError: the file cannot be read.
@@ -54,11 +54,11 @@ def scan(files: Files, number: int) -> Part:
             members += 1
     except FlawError as error:
         flaw = str(error)
-    rows, names, pictureless = runs.records()
+    rows, names, without_image = runs.records()
     return Part(
         facts=Facts(
             members=members,
-            pictureless=pictureless,
+            without_image=without_image,
             irregular=irregular,
             has_text_or_label=_has_text_or_label(rows),
             extensions=tuple(printable(extension) or "(none)" for extension in extensions),
@@ -71,7 +71,7 @@ def scan(files: Files, number: int) -> Part:
 
 
 class _Runs:
-    """Neighbouring members that share a name, 50 bytes and the name for each run; most records are one run."""
+    """Runs of adjacent members with the same name, 50 bytes and the name per run; most records are one run."""
 
     def __init__(self) -> None:
         self._name = b""
@@ -81,7 +81,7 @@ class _Runs:
         self._name_ends = array.array("q")
 
     def add(self, name: bytes, place: int | None, block: int, size: int) -> None:
-        """Adds a member; the place is None where it is none of those looked for."""
+        """Adds a member; `place` is None if its extension is not used."""
         if name != self._name:
             if len(self._hashes) >= _MOST_RECORDS or len(self._names) >= _MOST_NAMES:
                 raise FlawError("has too many members")
@@ -94,9 +94,9 @@ class _Runs:
             self._places[2 * place - 8], self._places[2 * place - 7] = block, size
 
     def records(self) -> tuple[np.ndarray, np.ndarray, int]:
-        """The rows and names of the records with a picture, and how many there are without."""
-        # Runs with the same name are one record. Names are compared by their 64-bit hashes: of 8 million names, two
-        # agree by accident with a probability of 2e-6.
+        """The rows and names of the records with an image, and the number of records without."""
+        # Runs with the same name form one record. Names are compared by 64-bit hashes: among 8 million names, two
+        # collide with a probability of 2e-6.
         run_places = np.frombuffer(self._places, np.uint32).reshape(-1, 4, 2)
         _, first, record = np.unique(np.frombuffer(self._hashes, np.int64), return_index=True, return_inverse=True)
         first_runs = np.sort(first)
@@ -104,7 +104,7 @@ class _Runs:
         places = np.zeros((len(first_runs), 4, 2), np.uint32)
         for place in range(4):
             there = np.flatnonzero(run_places[:, place, 0])
-            places[record[there], place] = run_places[there, place]  # of several the last one counts
+            places[record[there], place] = run_places[there, place]  # the last of several is used
         whole = places[:, 0, 0] > 0
         places = places[whole]
 
@@ -126,6 +126,6 @@ def _has_text_or_label(rows: np.ndarray) -> bool:
 
 
 def _chunk_ends(rows: np.ndarray) -> np.ndarray:
-    """As `Source.chunk_ends`: neighbouring records whose pictures begin in the same part of the tar are a chunk."""
+    """As `Source.chunk_ends`: adjacent records whose images begin in the same part of the tar form a chunk."""
     chunks = rows["places"][:, 0, 0] // (_CHUNK // BLOCK)
     return np.flatnonzero(np.diff(chunks.astype(np.int64), append=-1)) + 1

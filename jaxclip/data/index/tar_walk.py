@@ -1,4 +1,4 @@
-"""The members of a tar, found by walking from header to header; the data between them are not read."""
+"""Enumeration of a tar's members from its headers, without reading the data between them."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from jaxclip.errors import UserError
 
 BLOCK = 512
 _LARGEST_EXTENDED_HEADER = 1 << 20
-_MOST_EXTENDED_HEADERS = 16  # before one member; real ones have up to three
+_MOST_EXTENDED_HEADERS = 16  # before one member; in practice there are up to three
 LONGEST_NAME = 4096  # Linux's PATH_MAX
 _WITHOUT_DATA = b"123456"  # links, devices, folders and pipes, whatever their size field says
 
-_LOCAL_READ = 4096  # read around a header of a local file: small members follow in it, and the disk reads no less
-_REMOTE_READ = 16 << 10  # the same of a remote one, where the next header is far away
+_LOCAL_READ = 4096  # bytes read with a header of a local file; may include small members, and is a disk's smallest read
+_REMOTE_READ = 16 << 10  # the same for a remote file whose next header is far away
 # Remote headers that are closer than this are fetched with the data between them. A request takes some 50 ms, the time
-# of about 1 MiB when several threads share the network; but what is fetched may have to be paid for.
+# of about 1 MiB when several threads share the network; but storage providers may charge for fetched data.
 _CLOSE = 256 << 10
 
 
 class FlawError(Exception):
-    """A tar cannot be walked further; the message follows its path."""
+    """The rest of a tar cannot be read; the message follows its path."""
 
 
 def walk(files: Files, number: int) -> Iterator[tuple[bytes, int | None, int]]:
     """Yields (name, first block of the data, size in bytes) of every member of a tar that is not a folder.
 
-    The block is None for links, devices, sparse files and names that no file system takes. Knows the ustar and pax
-    forms (POSIX.1-2017, pax, Extended Description) and GNU's (GNU tar manual, Basic Tar Format). Unlike `tarfile`, and
-    in a quarter of its time, it tells a damaged header from the end.
+    The block is None for links, devices, sparse files and names that are invalid in file systems. The supported formats
+    are ustar and pax (POSIX.1-2017, pax, Extended Description) and GNU (GNU tar manual, Basic Tar Format). Unlike
+    `tarfile`, this distinguishes a damaged header from the end, and takes a quarter of the time.
 
     Raises:
       OSError: the file cannot be read.
       UserError: it does not begin with a tar header.
-      FlawError: the tar is cut, or a later header is damaged.
+      FlawError: the tar is truncated, or a later header is damaged.
     """
     path, end = files[number].path, files[number].size
     not_a_tar = UserError(f"{path} is not a tar: shards are uncompressed tars, for they are read by position")
     reader = _Reader(files, number)
     position = chain = 0
-    name, size, sparse = None, None, False  # said of the next member by the extended headers before its own
+    name, size, sparse = None, None, False  # of the next member, from the extended headers before its own
     while end:
         start = position
         header = reader.read(start, BLOCK)
@@ -73,7 +73,7 @@ def walk(files: Files, number: int) -> Iterator[tuple[bytes, int | None, int]]:
                 sparse = any(keyword.startswith(b"GNU.sparse.") for keyword in said)
             continue
         more = header[482:483].strip(b"\0") if kind == b"S" else b""
-        while more:  # the map of an old GNU sparse file goes on in blocks of its own
+        while more:  # the map of an old GNU sparse file continues in further blocks
             more = reader.read(position, BLOCK)[504:505].strip(b"\0")
             position += BLOCK
         if name is None:
@@ -95,7 +95,7 @@ def walk(files: Files, number: int) -> Iterator[tuple[bytes, int | None, int]]:
 
 
 class _Reader:
-    """Reads short pieces of one file in their order, each time a little more than is asked for."""
+    """Reads of short pieces of one file in order, with a small read-ahead."""
 
     def __init__(self, files: Files, number: int):
         self._files, self._number = files, number
@@ -104,7 +104,7 @@ class _Reader:
         self.members = 0  # passed so far
 
     def read(self, position: int, size: int) -> bytes:
-        """`size` bytes, or less at the end of the file."""
+        """`size` bytes, or fewer at the end of the file."""
         offset = position - self._start
         if offset + size > len(self._window):
             ahead = _LOCAL_READ
@@ -118,20 +118,20 @@ class _Reader:
 
 
 def _is_intact(header: bytes) -> bool:
-    """Whether a header's bytes add up to its checksum, for which the checksum's own bytes count as spaces."""
-    # Adler-32 keeps such a sum in its lower half, modulo 65521 (RFC 1950, 2.2).
+    """Whether the sum of a header's bytes equals its checksum, whose own bytes count as spaces."""
+    # The lower half of Adler-32 is such a sum, modulo 65521 (RFC 1950, 2.2).
     added = zlib.adler32(header[156:], zlib.adler32(header[:148], 8 * ord(" "))) & 0xFFFF
     stored = _number(header[148:156])
     return stored is not None and stored % 65521 == added
 
 
 def _padded(size: int) -> int:
-    """Bytes that a member's data takes up, in whole blocks."""
+    """The size of a member's data in bytes, rounded up to whole blocks."""
     return -(-size // BLOCK) * BLOCK
 
 
 def _number(field: bytes) -> int | None:
-    """A header's number: octal text, or base 256 where the first bit is set (GNU); None where it is neither, or < 0."""
+    """A number in a header: octal text, or base 256 if the first bit is set (GNU); None if invalid or negative."""
     if field[0] & 0x80:
         return None if field[0] & 0x40 else int.from_bytes(field, "big") - (0x80 << 8 * (len(field) - 1))
     digits = field.partition(b"\0")[0].strip() or b"0"
@@ -146,7 +146,7 @@ def _name(header: bytes) -> bytes:
 
 
 def _pax_records(payload: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The (keyword, value) pairs of a pax header: lines "LENGTH KEYWORD=VALUE"; ends at the first that is broken."""
+    """The (keyword, value) pairs of a pax header, lines "LENGTH KEYWORD=VALUE", up to the first invalid line."""
     start = 0
     while start < len(payload):
         digits = payload[start : start + 8].partition(b" ")[0]

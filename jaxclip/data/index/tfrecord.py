@@ -1,4 +1,4 @@
-"""Where each record of TFRecord files ends: walked once from header to header, and kept in a cache folder."""
+"""Index of the ends of records in TFRecord files, built once from their headers and kept in a cache folder."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from jaxclip.errors import UserError
 HEADER = 12  # a record: its length in 8 bytes, the length's checksum in 4, the data, the data's checksum in 4
 FOOTER = 4
 
-# What may be wrong with a file, beside the position of a damaged header.
+# Flaws of a file other than the position of a damaged header.
 _SOUND, _CUT = -1, -2
 
-_PAGE = 4096  # read from a header on: small records follow in it, and a disk reads no less
+_PAGE = 4096  # bytes read with a header; may include small records, and is a disk's smallest read
 _CHECKED_AT_ONCE = 4096  # headers
 
 
 class TfRecordIndex:
-    """Ends of records, all files' one after the other; of a kept index they are mapped, not read into memory.
+    """Ends of the records of all files in order; in an index from the cache, they are memory-mapped.
 
     Attributes:
-      counts: int64 [files], the records of each file.
-      flaws: int64 [files], -1 for a sound file, -2 for one that is cut short, or else the byte of a damaged header.
-      ends: int64 [records], where in its file each record ends; the next one starts there.
+      counts: int64 [files], the number of records in each file.
+      flaws: int64 [files], -1 for an intact file, -2 for a truncated one, otherwise the offset of a damaged header.
+      ends: int64 [records], the offset in its file at which each record ends and the next one starts.
     """
 
     def __init__(self, table: np.ndarray, files: int):
-        """Args: an int64 array of counts, flaws and ends, and the number of files."""
+        """Takes an int64 array of counts, flaws and ends, and the number of files."""
         self.counts, self.flaws, self.ends = table[:files], table[files : 2 * files], table[2 * files :]
 
     def flaw(self, number: int) -> str:
-        """What is wrong with a file, to follow its path in a message; empty for a sound one."""
+        """The flaw of a file, as text that follows its path in a message; empty for an intact file."""
         flaw = int(self.flaws[number])
         if flaw >= 0:
             return f"has a damaged header at byte {flaw}"
@@ -46,9 +46,9 @@ class TfRecordIndex:
 
 
 def load_index(files: Files) -> TfRecordIndex:
-    """The index of these files: the kept one if they are as they were, or else a new one, kept.
+    """The index of files: from the cache if they are unchanged, otherwise built and added to the cache.
 
-    It is made by several threads. What is done of it is kept file by file, so that an interruption costs little.
+    Several threads build it. Finished files are kept one by one, so that an interruption loses little.
 
     Raises:
       UserError: a file cannot be read or is not a TFRecord file.
@@ -97,10 +97,10 @@ def load_index(files: Files) -> TfRecordIndex:
 
 
 def scan(files: Files, number: int) -> np.ndarray:
-    """Walks a file's headers, checking their checksums; the data are not read where records are long.
+    """Reads a file's headers and verifies their checksums; the data of long records are not read.
 
     Returns:
-      int64 [1 + records]: what is wrong with the file, as in `TfRecordIndex.flaws`, and where each whole record ends.
+      int64 [1 + records]: the file's flaw, as in `TfRecordIndex.flaws`, and the end of each complete record.
 
     Raises:
       UserError: the file cannot be read, or does not begin with a record.
@@ -115,7 +115,7 @@ def _scan(files: Files, number: int) -> np.ndarray:
     file = files[number]
     remote = is_remote(file.path)
     ends: list[int] = []
-    headers, checked = bytearray(), 0  # those from record number `checked` on
+    headers, checked = bytearray(), 0  # the headers from record number `checked` on
     window, start = b"", 0
     position, flaw = 0, _SOUND
     while position < file.size and flaw == _SOUND:
@@ -125,7 +125,7 @@ def _scan(files: Files, number: int) -> np.ndarray:
                 flaw = _CUT
                 break
             start, offset = position, 0
-            # One request for many headers, but not for the whole data of records that are longer than it.
+            # One request for many headers, but not for the complete data of longer records.
             ahead = REMOTE_BLOCK if remote and position <= REMOTE_BLOCK * len(ends) else _PAGE
             window = files.read_once(number, start, min(ahead, file.size - start))
         header = window[offset : offset + HEADER]
@@ -145,10 +145,10 @@ def _scan(files: Files, number: int) -> np.ndarray:
 
 
 def _check(headers: bytearray, checked: int, ends: list[int], flaw: int) -> int:
-    """Checks the headers from record number `checked` on, and takes away the ends from the first damaged one on.
+    """Verifies the headers from record number `checked` on, and removes the ends from the first damaged one on.
 
     Returns:
-      The flaw that is known already, or where the first damaged header is.
+      The flaw that is already known, or the offset of the first damaged header.
     """
     rows = np.frombuffer(headers, np.uint8).reshape(-1, HEADER)
     damaged = np.flatnonzero(masked_crc32c(rows[:, :8]) != rows[:, 8:].copy().view("<u4")[:, 0])
@@ -159,7 +159,7 @@ def _check(headers: bytearray, checked: int, ends: list[int], flaw: int) -> int:
 
 
 def _mistaken(files: Files, number: int) -> str:
-    """What to say of a file that does not begin with a record."""
+    """The message for a file that does not begin with a record, to follow its path."""
     begin = files.read(number, 0, min(2, files[number].size))
     # RFC 1952, 2.3.1, and RFC 1950, 2.2.
     if begin == b"\x1f\x8b" or (begin[:1] == b"\x78" and int.from_bytes(begin, "big") % 31 == 0):
@@ -179,7 +179,7 @@ _CRC_TABLE = _crc_table()
 
 
 def masked_crc32c(rows: np.ndarray) -> np.ndarray:
-    """The checksum that TFRecord files hold of each row of bytes, uint8 [n, length] to uint32 [n].
+    """The checksum of TFRecord files of each row of bytes, uint8 [n, length] to uint32 [n].
 
     TensorFlow, "TFRecord and tf.train.Example", TFRecords format details.
     """
@@ -191,13 +191,13 @@ def masked_crc32c(rows: np.ndarray) -> np.ndarray:
 
 
 def _fits(table: np.ndarray, files: int) -> bool:
-    """Whether an array read from a kept file can be the index of so many files."""
+    """Whether an array from the cache is a valid index of `files` files."""
     counts = table[:files]
     return len(table) >= 2 * files and bool(np.all(counts >= 0)) and int(counts.sum()) == len(table) - 2 * files
 
 
 def _restore(place: pathlib.Path, *, mapped: bool) -> np.ndarray | None:
-    """A kept array of int64; None where there is none or it is broken."""
+    """An int64 array from the cache; None if it is missing or damaged."""
     try:
         table = np.load(place, mmap_mode="r" if mapped else None, allow_pickle=False)
     except (OSError, ValueError, EOFError):

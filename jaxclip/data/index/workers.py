@@ -1,4 +1,4 @@
-"""Work that is shared out to other processes, each of them a Python that runs one module."""
+"""Parallel work in subprocesses, each a fresh Python interpreter."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-# The folder that jaxclip lies in, for processes that do not inherit where this one found it.
+# The folder that contains jaxclip, because subprocesses do not inherit this process's import path.
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def run_workers(command: Sequence[str], work: Sequence[tuple], noted: Callable[[int], None]) -> None:
-    """Shares out work to as many processes as there are cores, and waits for them.
+    """Distributes work among as many processes as there are cores, and waits for them.
 
-    multiprocessing is not used: it runs the program's main module again in each process, whatever that does, or else
-    copies a process in which JAX's threads are running. A worker that fails leaves its work undone; nothing is raised.
+    multiprocessing is not used: it would either run the program's main module again in each process, with all of its
+    effects, or fork a process in which JAX's threads are running. A worker that fails leaves its work undone; nothing
+    is raised.
 
     Args:
-      command: starts a process that calls `serve_worker`.
+      command: the command of a process that calls `serve_worker`.
       work: tuples of strings and numbers.
-      noted: is called, from several threads, with the place in `work` of what is done.
+      noted: called, from several threads, with the index in `work` of each finished item.
     """
     count = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(work))
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
@@ -51,13 +52,13 @@ def run_workers(command: Sequence[str], work: Sequence[tuple], noted: Callable[[
     with concurrent.futures.ThreadPoolExecutor(max_workers=count) as pool:
         try:
             concurrent.futures.wait([pool.submit(follow, first) for first in range(count)])
-        finally:  # if this is an interruption, theirs as well
+        finally:  # an interruption of this process ends the workers too
             for process in running:
                 process.kill()
 
 
 def serve_worker(serve: Callable[[list], Iterable[int]]) -> None:
-    """What a worker runs: `serve` does what is in the list it is given, and yields the places of what is done."""
+    """Runs a worker: `serve` processes a list of work and yields the index of each finished item."""
     work = json.load(sys.stdin)
     for place in serve(work):
         print(place, flush=True)

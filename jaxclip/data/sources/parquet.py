@@ -122,7 +122,7 @@ class _Group:
     def __init__(self, table, columns: Columns):
         import pyarrow.compute
 
-        image = table.column(columns.picture)
+        image = table.column(columns.image)
         self._image = pyarrow.compute.struct_field(image, "bytes") if columns.structured else image
         self._caption = table.column(columns.caption) if columns.caption else None
         self._label = table.column(columns.label) if columns.label else None

@@ -67,7 +67,7 @@ class TarShards:
         row = self._index.row(index)
         key = f"{self._files[row.shard].name}:{printable(row.name)}"
         # Sizes come from the headers, which may be malicious: check them before reading or allocating.
-        if row.picture[1] > LARGEST_IMAGE:
+        if row.image[1] > LARGEST_IMAGE:
             return Skip("image file too large", key)
         if row.caption[1] > LARGEST_CAPTION:
             return Skip("caption too large", key)
@@ -76,7 +76,7 @@ class TarShards:
             label = _label(self._member(row.shard, row.label)) if row.label[1] <= _LARGEST_LABEL else None
             if not captions and label is None:
                 return Skip("no caption", key)
-            return Record(self._member(row.shard, row.picture), captions, key, label)
+            return Record(self._member(row.shard, row.image), captions, key, label)
         except OSError:
             return Skip("unreadable shard", key)
 
@@ -97,8 +97,8 @@ class TarShards:
         if len(facts.flaws) > _MOST_WARNINGS:
             more = len(facts.flaws) - _MOST_WARNINGS
             _log.warning("%s: %d more shards are empty, truncated or damaged", self.pattern, more)
-        if facts.pictureless:
-            _log.warning("%s: %d records without an image are left out", self.pattern, facts.pictureless)
+        if facts.without_image:
+            _log.warning("%s: %d records without an image are left out", self.pattern, facts.without_image)
         if facts.irregular:
             _log.warning("%s: %d links, devices or sparse files are ignored", self.pattern, facts.irregular)
 

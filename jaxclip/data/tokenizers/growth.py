@@ -1,7 +1,7 @@
-"""How long a tokenizer.json makes texts, found before any text goes through it: a few lines of one can fill a memory.
+"""Bounds on how much a tokenizer.json can lengthen its input; a few malicious lines could otherwise exhaust memory.
 
-A normaliser that writes two hundred letters for each, four times over, makes billions of one letter, and the library
-ends the process where it gets no memory for them. Growth is counted in characters, at most so many for each.
+A normalizer that replaces each letter by two hundred, applied four times, turns one letter into billions, and the
+library aborts the process if their allocation fails. Growth is the maximum number of characters per input character.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 
 import tokenizers
 
-_MOST = 512  # BERT's, T5's, Gemma's and GPT-2's stay below 30, and below 200 where their texts are cleaned first
+_MOST = 512  # BERT's, T5's, Gemma's and GPT-2's are below 30, and below 200 if their texts are cleaned first
 _MOST_STEPS = 64
 _MOST_NESTED = 16
 _MOST_AROUND = 1024  # ids around a text; captions have 64 to 256 in all
-_LONGEST_NAME = 1024  # characters of what is written anew for each token or tried at each character
-_LONGEST_WORD = 1024  # characters; the time that WordPiece takes for one grows as their cube. BERT's are 100
-_MOST_ADDED = 1 << 24  # characters of the added tokens, once normalised, which all are as a file is opened
+_LONGEST_NAME = 1024  # characters of a string that is written for each token or tried at each character
+_LONGEST_WORD = 1024  # characters; WordPiece's time grows as their cube. BERT's limit is 100
+_MOST_ADDED = 1 << 24  # characters of the added tokens after normalization, which happens when a file is opened
 
-# Steps that make more of some character: Unicode's own tables (compatibility forms of U+FDFA have 18), a character's
-# bytes, spaces around one. What neither is here nor below removes characters, or puts one for one.
+# Steps that lengthen some characters: by Unicode's own tables (compatibility forms of U+FDFA have 18), into a
+# character's bytes, by spaces around one. Steps listed neither here nor below remove or replace single characters.
 _GROWTH = {
     "NFC": 3,
     "NFD": 4,
@@ -38,17 +38,18 @@ _GROWTH = {
     "BPEDecoder": 2,
     "CTC": 3,
 }
-# Expressions that match no empty text: one character, or one of some, once or more often.
+# Expressions that do not match the empty text: one character, or one of a set, once or more often.
 _MATCHES_SOME = re.compile(
     r"(?:\\[dswDSWnrt]|\[\^?(?:\\.|[^\\\[\]])+\]|[^\\^$.|?*+()\[\]{}#])(?:\+|\{[1-9]\d*(?:,\d*)?\})?"
 )
 
 
 def check(text: str) -> int:
-    """What the texts of a tokenizer.json can grow by on their way to tokens. Raises ValueError where it is too much.
+    """The growth of texts between a tokenizer.json's input and its tokens. Raises ValueError if it is too large.
 
-    The library reads the steps alone, with a vocabulary of one word, and says them as it understands them: it takes
-    files that leave their types out. So this can fail as the library fails; where it does not, it may open the file.
+    The library first parses the steps alone, with a vocabulary of one word, and writes them back in its own form,
+    because it accepts files without explicit types. So this can fail as the library does. If it does not fail, the
+    library can safely open the file.
     """
     content = json.loads(text, object_pairs_hook=_without_repeats)
     steps = {name: content.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder")}
@@ -68,9 +69,9 @@ def check(text: str) -> int:
 
 
 def growth(step: dict[str, Any] | None) -> int:
-    """How many characters a normaliser, a pre-tokeniser or a decoder makes of one at most.
+    """The maximum number of characters that a normalizer, a pre-tokenizer or a decoder makes of one.
 
-    Raises ValueError where these are more than any sound file's, or too many steps.
+    Raises ValueError if it is larger than in any valid file, or if there are too many steps.
     """
     grown = 1
     for number, one in enumerate(_leaves(step), start=1):
@@ -82,7 +83,7 @@ def growth(step: dict[str, Any] | None) -> int:
 
 
 def _leaves(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """The steps that a step is made of, whatever they are nested in."""
+    """The elementary steps within a step, however deeply nested."""
     if step is None:
         return
     if step["type"] != "Sequence":
@@ -100,7 +101,7 @@ def _growth_of_one(step: dict[str, Any]) -> int:
             written = len(step["content"])
             if kind == "String" and pattern:
                 return max(1, -(-written // len(pattern)))
-            # Where nothing is matched, something is written between characters.
+            # A match of the empty text inserts something between all characters.
             return max(1, written) if kind == "Regex" and _MATCHES_SOME.fullmatch(pattern) else 1 + written
         case "Prepend":
             return 1 + len(step["prepend"])
@@ -117,7 +118,7 @@ def _check_growth(grown: int) -> None:
 
 
 def _check_around(processor: dict[str, Any] | None) -> None:
-    """Refuses templates that are long, or repeat a text."""
+    """Raises ValueError for templates that are long or repeat a text."""
     around = 0
     for one in _leaves(processor):
         if one["type"] != "TemplateProcessing":
@@ -141,7 +142,7 @@ def _check_model(model: dict[str, Any]) -> None:
 
 
 def _charsmap_texts(encoded: str) -> bytes:
-    """The texts that a Precompiled step writes, each up to a NUL; before them is a trie, after its length in bytes."""
+    """The NUL-terminated replacement texts of a Precompiled step; they follow a trie, preceded by its byte length."""
     charsmap = base64.b64decode(encoded)
     if len(charsmap) < 4 or (length := struct.unpack_from("<I", charsmap)[0]) > len(charsmap) - 4:
         raise ValueError("its precompiled_charsmap is shorter than it says")
@@ -149,7 +150,10 @@ def _charsmap_texts(encoded: str) -> bytes:
 
 
 def _check_unread(steps: dict[str, Any]) -> None:
-    """What the library must not be shown: it tries nested steps in several ways, and gets the memory for any trie."""
+    """Raises ValueError for steps that the library cannot parse safely.
+
+    It tries to parse nested steps in several ways, and allocates a trie of any size.
+    """
     level: list[Any] = [steps]
     for _ in range(_MOST_NESTED):
         for one in level:
@@ -162,7 +166,7 @@ def _check_unread(steps: dict[str, Any]) -> None:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are there once, but for a vocabulary's: of others it is not plain which one counts."""
+    """A JSON object without repeated keys, except in a vocabulary: which of two equal keys is used is ambiguous."""
     found = dict(pairs)
     if len(found) < len(pairs) and not all(isinstance(value, int) for value in found.values()):
         raise ValueError("a key is there more than once")

@@ -1,6 +1,6 @@
-"""BERT's weights as Hugging Face's BertModel has them, for a text tower to start from.
+"""BERT's weights in Hugging Face's BertModel format, to initialize a text tower.
 
-Facts are those of transformers 5.23, models/bert: configuration_bert.py and modeling_bert.py.
+Follows transformers 5.23, models/bert: configuration_bert.py and modeling_bert.py.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _LAYERS = {
     "mlp_out": "output.dense",
     "ln_2": "output.LayerNorm",
 }
-_HEADS = ("cls.", "pooler.")  # what BERT was trained by, and its next-sentence state
+_HEADS = ("cls.", "pooler.")  # the pretraining heads and the pooler
 _COUNTED = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
 def describe(source: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The text tower that a BERT's config.json describes, as `towers.bert.BertConfig` takes it.
+    """The keys of a `towers.bert.BertConfig` from a BERT's config.json.
 
     Args:
       source: the folder, for messages.
-      config: what is in config.json; keys that are not there have transformers' defaults.
+      config: the content of config.json; missing keys have transformers' defaults.
 
     Raises:
-      UserError: it is not BERT's, or something in it is wrong or not among what the tower does.
+      UserError: the config is not BERT's, is invalid, or has a value that the tower does not support.
     """
     keys = Keys(f"{source}, config.json", config, _DEFAULTS)
     keys.choice("model_type", {"bert": "bert"})
@@ -70,8 +70,8 @@ def describe(source: str, config: Mapping[str, Any]) -> dict[str, Any]:
 def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """The tensors of the encoder under BertModel's names.
 
-    The prefix "bert." of models with a head goes, and so do the heads, the pooler and numbers from 0. Layer
-    normalizations have a gamma and a beta where the file was made of Google's, as bert-base-uncased's was.
+    The prefix "bert." of models with a head is removed, and so are the heads, the pooler and the position ids. Layer
+    normalizations have a gamma and a beta if the file was converted from Google's, as bert-base-uncased's was.
     """
     short = {re.sub(r"^bert\.", "", name): tensor for name, tensor in tensors.items()}
     short = {re.sub(r"\.gamma$", ".weight", name): tensor for name, tensor in short.items()}
@@ -80,7 +80,7 @@ def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
 
 
 def pieces(config: BertConfig) -> list[Piece]:
-    """Where the tensors of a BertModel go: all of the text tower, in its two halves."""
+    """The pieces of a BertModel: the complete text tower, in its two halves."""
     return [
         Piece("embeddings.word_embeddings.weight", "text/token_embedding"),
         Piece("embeddings.position_embeddings.weight", "text/positions"),

@@ -1,8 +1,8 @@
-"""SigLIP as google-research/big_vision saves it: an .npz of flax.linen's parameters, whose shapes say nearly all.
+"""SigLIP in google-research/big_vision's format: an .npz of flax.linen parameters, whose shapes give most sizes.
 
-Names and computation are those of big_vision's models/vit.py, models/proj/image_text/two_towers.py and
-text_transformer.py. What the code fixes rather than the file: flax.linen's gelu is the tanh approximation, and the eps
-of its LayerNorm is 1e-6. `t` is the logarithm of the scale, as ours is.
+Names and computation follow big_vision's models/vit.py, models/proj/image_text/two_towers.py and text_transformer.py.
+Two values are fixed by the code rather than the file: flax.linen's gelu is the tanh approximation, and the eps of its
+LayerNorm is 1e-6. `t` is the logarithm of the scale, as in jaxclip.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _ATTENTION = "MultiHeadDotProductAttention_0"
 
 
 def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The parameters, without the prefix "params/" that files of a whole training state have; the optimizer's go."""
+    """The parameters without the optimizer's state and the prefix "params/", which files of a training state have."""
     return {name.removeprefix("params/"): tensors[name] for name in tensors if not name.startswith("opt/")}
 
 
 def describe(source: str, tensors: Mapping[str, Stored], questions: Questions) -> dict[str, Any]:
-    """The model that an .npz holds, as `methods.from_config` takes it.
+    """The config of the model in an .npz, for `methods.from_config`.
 
     Args:
       source: the file, for messages.
-      tensors: as `names` gives them.
-      questions: asked for the pixels, and for the size of images where the patches do not tell.
+      tensors: the result of `names`.
+      questions: asked for the preprocessing, and for the image size if the patches do not determine it.
 
     Raises:
-      UserError: it is no SigLIP.
+      UserError: the model is not a SigLIP.
     """
     shapes = _Shapes(source, tensors)
     patch, other, channels, width = shapes.of("img/embedding/kernel", 4)
@@ -79,7 +79,7 @@ def describe(source: str, tensors: Mapping[str, Stored], questions: Questions) -
 
 
 class _Shapes:
-    """The shapes in a file, each with as many axes as asked for, or a UserError."""
+    """The shapes in a file, with checks of their existence and number of axes."""
 
     def __init__(self, source: str, tensors: Mapping[str, Stored]):
         self._source = source
@@ -96,7 +96,7 @@ class _Shapes:
         return shape
 
     def blocks(self, theirs: str, width: int) -> dict[str, Any]:
-        """Our keys of the blocks of a tower of this width."""
+        """The keys of a tower's blocks in jaxclip's config."""
         scanned = _is_scanned(theirs, self._tensors)
         block = f"{theirs}/encoderblock" if scanned else f"{theirs}/encoderblock_0"
         queries = self.of(f"{block}/{_ATTENTION}/query/kernel", 3 + scanned)
@@ -106,14 +106,14 @@ class _Shapes:
             "width": width,
             "layers": queries[0] if scanned else sum(bool(numbered.fullmatch(name)) for name in self._tensors),
             "heads": queries[-2],
-            "mlp_width": 0 if hidden == 4 * width else hidden,  # as recipes have it
+            "mlp_width": 0 if hidden == 4 * width else hidden,  # as in recipes
             "activation": _ACTIVATION,
             "eps": _EPS,
         }
 
 
 def pieces(method: Method, tensors: Mapping[str, Stored]) -> list[Piece]:
-    """Where the tensors go. A tower's blocks are in tensors of their own, or stacked where it was trained scanned."""
+    """The pieces of a model. A tower's blocks are separate tensors, or stacked ones if it was trained with a scan."""
     image, text = method.image, method.text
     assert image.name == "vit" and text.name == "text"
     head, pool = "img/MAPHead_0", "image/map_head"
@@ -149,7 +149,7 @@ def _blocks(
     theirs: str, tower: str, width: int, heads: int, layers: int, tensors: Mapping[str, Stored]
 ) -> Iterator[Piece]:
     ours = f"{tower}/transformer/blocks"
-    # (their block, which of ours it is as a whole, and the same as an index that columns can follow)
+    # (their block, its index in our stacked blocks, and the same index in a form that column indices can follow)
     found: list[tuple[str, Where, Where]] = [
         (f"{theirs}/encoderblock_{number}", (number,), (number,)) for number in range(layers)
     ]
@@ -163,10 +163,10 @@ def _blocks(
 
 
 def _attention(theirs: str, ours: str, width: int, heads: int, where: Where, first: Where) -> Iterator[Piece]:
-    """Those of a MultiHeadDotProductAttention, whose heads have an axis of their own."""
-    # Queries, keys, values: [..., heads, head width] there, side by side here.
+    """The pieces of a MultiHeadDotProductAttention, which has a separate axis for heads."""
+    # Queries, keys, values: [..., heads, head width] there, concatenated here.
     beside = Layout(lambda x: x.reshape(*x.shape[:-2], -1), lambda x: x.reshape(*x.shape[:-1], heads, -1))
-    # Back: [..., heads, head width, width] there.
+    # Output: [..., heads, head width, width] there.
     below = Layout(
         lambda x: x.reshape(*x.shape[:-3], -1, x.shape[-1]), lambda x: x.reshape(*x.shape[:-2], heads, -1, x.shape[-1])
     )

@@ -1,4 +1,4 @@
-"""SigLIP's image towers as timm has them (timm/models/vision_transformer.py), which open_clip's models are made of."""
+"""SigLIP's image towers in timm (timm/models/vision_transformer.py), from which open_clip builds its SigLIP models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EPS = 1e-6  # of timm's own layer normalization
 
 @dataclasses.dataclass(frozen=True)
 class Trunk:
-    """What a name of timm stands for; the attributes are those of `ViTConfig`."""
+    """The tower behind a name in timm; the attributes are those of `ViTConfig`."""
 
     image_size: int
     patch_size: int
@@ -33,8 +33,8 @@ def _named(name: str, sizes: dict[int, Activation], *shape: int) -> dict[str, Tr
     }
 
 
-# Those pooled by attention, with the activation that timm gives each: it follows neither the version of SigLIP nor the
-# weights, all of which were trained with the tanh approximation.
+# The towers with attention pooling, with timm's activation for each. It does not depend on the version of SigLIP, and
+# may differ from that of the weights, all of which were trained with the tanh approximation.
 TRUNKS: dict[str, Trunk] = {
     **_named("base", {256: "gelu_tanh"}, 32, 768, 12, 12, 0),
     **_named("base", {224: "gelu", 256: "gelu", 384: "gelu", 512: "gelu"}, 16, 768, 12, 12, 0),
@@ -46,7 +46,7 @@ TRUNKS: dict[str, Trunk] = {
 
 
 def keys(trunk: Trunk) -> dict[str, Any]:
-    """The image tower's keys."""
+    """The keys of the image tower in jaxclip's config."""
     return {
         "name": "vit",
         **dataclasses.asdict(trunk),
@@ -58,23 +58,23 @@ def keys(trunk: Trunk) -> dict[str, Any]:
 
 
 def trunk_name(config: ViTConfig) -> str | None:
-    """The name of timm's model that a tower is; None if it is none."""
+    """The name in timm of a tower; None if timm has no such tower."""
     hidden = 0 if config.mlp_width == 4 * config.width else config.mlp_width
     own = dataclasses.asdict(config) | {"mlp_width": hidden}
     return next((name for name, trunk in TRUNKS.items() if keys(trunk).items() <= own.items()), None)
 
 
 def heads(width: int) -> int | None:
-    """Of the trunks of a width; None where there is no such trunk."""
+    """The number of heads of the trunks of a width; None if there is no such trunk."""
     return next((trunk.heads for trunk in TRUNKS.values() if trunk.width == width), None)
 
 
 def trunk_pieces(config: ViTConfig, prefix: str) -> list[Piece]:
-    """The pieces of a tower pooled by attention.
+    """The pieces of a tower with attention pooling.
 
     Args:
-      config: of the tower.
-      prefix: what the tensors' names begin with.
+      config: the tower's config.
+      prefix: the prefix of the tensors' names.
     """
     blocks, head, pool = "image/transformer/blocks", "image/map_head", f"{prefix}attn_pool"
     pieces = [

@@ -1,4 +1,4 @@
-"""ResNets as torchvision and timm name their tensors (torchvision/models/resnet.py); CLIP's share most of the names."""
+"""ResNets with the tensor names of torchvision and timm (torchvision/models/resnet.py), most of which CLIP's share."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from jaxclip.towers.resnet import ResNetConfig
 from jaxclip.weights.formats.safetensors import Stored
 from jaxclip.weights.tensor_map import CONVOLUTION, Piece
 
-IMAGE_SIZE = 224  # pixels that ImageNet's weights are trained at; no shape says it
+IMAGE_SIZE = 224  # pixels, the resolution of ImageNet's weights, which does not follow from shapes
 
 
 def is_one(tensors: Mapping[str, Stored]) -> bool:
-    """Whether tensors have the names of a ResNet with bottlenecks, and nothing before them."""
+    """Whether tensors have the names of a ResNet with bottlenecks, without a prefix."""
     return "conv1.weight" in tensors and "layer1.0.conv3.weight" in tensors
 
 
 def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The tensors without the classifier and the counts of batches, which no tower of ours has."""
+    """The tensors without the classifier and the batch counts, which jaxclip's towers do not have."""
     return {
         name: tensor
         for name, tensor in tensors.items()
@@ -31,11 +31,11 @@ def describe(source: str, tensors: Mapping[str, Stored]) -> dict[str, Any]:
     """The image tower's config, from the tensors' names and shapes.
 
     Args:
-      source: what the file is called, for messages.
-      tensors: of which `is_one` is true.
+      source: the name of the file, for messages.
+      tensors: tensors for which `is_one` is true.
 
     Raises:
-      UserError: the stem is not of 7x7 pixels, as that of the variants with three convolutions is not.
+      UserError: the stem is not one 7x7 convolution but, as in some variants, three convolutions.
     """
     shape = tensors["conv1.weight"].shape
     if len(shape) != 4 or shape[1:] != (3, 7, 7):
@@ -46,13 +46,13 @@ def describe(source: str, tensors: Mapping[str, Stored]) -> dict[str, Any]:
 
 
 def stage_sizes(tensors: Mapping[str, Stored], prefix: str) -> tuple[int, int, int, int]:
-    """How many bottlenecks each of the four stages has, where their names begin with `prefix`."""
+    """The number of bottlenecks in each of the four stages, whose names begin with `prefix`."""
     first, second, third, fourth = (count(tensors, f"{prefix}layer{stage}.") for stage in (1, 2, 3, 4))
     return first, second, third, fourth
 
 
 def count(tensors: Mapping[str, Stored], prefix: str) -> int:
-    """How many numbers follow a prefix in the tensors' names: the layers."""
+    """The number of layers, which are numbered after a prefix in the tensors' names."""
     return len({name[len(prefix) :].partition(".")[0] for name in tensors if name.startswith(prefix)})
 
 
@@ -69,8 +69,8 @@ def stages(layers: tuple[int, int, int, int], prefix: str) -> list[Piece]:
     """The pieces of the four stages.
 
     Args:
-      layers: bottlenecks of each.
-      prefix: what the tensors' names begin with.
+      layers: the number of bottlenecks in each.
+      prefix: the prefix of the tensors' names.
     """
     found = []
     for stage, blocks in enumerate(layers, 1):
@@ -86,6 +86,6 @@ def stages(layers: tuple[int, int, int, int], prefix: str) -> list[Piece]:
 
 
 def batch_norm(theirs: str, ours: str) -> list[Piece]:
-    """The pieces of a torch.nn.BatchNorm2d, but for the count of batches."""
+    """The pieces of a torch.nn.BatchNorm2d without its batch count."""
     kinds = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
     return [Piece(f"{theirs}.{name}", f"{ours}/{kind}") for name, kind in kinds.items()]

@@ -11,20 +11,20 @@ import numpy as np
 
 from jaxclip.errors import UserError
 
-MOST_DIMENSIONS = 32  # of a tensor; NumPy has 64
+MOST_DIMENSIONS = 32  # of a tensor; NumPy's limit is 64
 COPY_AGAIN = "download or copy it again"
 
 
 @dataclasses.dataclass(frozen=True)
 class Mapped:
-    """A tensor whose values stand in a mapped file as memory holds them.
+    """A tensor whose values in a mapped file have the same form as in memory.
 
     Attributes:
-      content: the file's; it stays mapped for as long as an array that was read from it lives.
-      start: where in it the values begin.
-      shape: of the tensor.
-      dtype: of the tensor, little-endian.
-      order: "C" where the last dimension varies fastest, "F" where the first does.
+      content: the content of the file, which stays mapped as long as an array read from it exists.
+      start: the offset of the values.
+      shape: the tensor's shape.
+      dtype: the tensor's dtype, little-endian.
+      order: "C" if the last dimension varies fastest, "F" if the first does.
     """
 
     content: mmap.mmap
@@ -34,17 +34,17 @@ class Mapped:
     order: str = "C"
 
     def read(self) -> np.ndarray:
-        """The values, as a view of the file that cannot be written to."""
+        """The values as a read-only view of the file."""
         return np.ndarray(self.shape, self.dtype, self.content, self.start, order="F" if self.order == "F" else "C")
 
 
 def map_file(path: pathlib.Path) -> mmap.mmap:
-    """The content of a file that is not empty, mapped read only.
+    """The content of a regular, non-empty file, mapped read-only.
 
-    Raises UserError where there is none, or it is a folder, a pipe or a device, or it is empty or cannot be opened.
+    Raises UserError if the file does not exist, is a folder, a pipe or a device, is empty, or cannot be opened.
     """
     try:
-        # Before it is opened: opening a pipe waits for whoever writes to it.
+        # Checked before opening, because opening a pipe blocks until another process writes to it.
         found = path.stat()
         if stat.S_ISDIR(found.st_mode):
             raise UserError(f"{path} is a folder; name the file of weights in it")
@@ -60,8 +60,8 @@ def map_file(path: pathlib.Path) -> mmap.mmap:
 
 
 def pytorch(path: pathlib.Path) -> UserError:
-    """What is said of a file that torch wrote with pickle."""
+    """The error for a file that torch wrote with pickle."""
     return UserError(
-        f"{path} is a PyTorch file, which can run code when opened; convert it where torch is installed: "
+        f"{path} is a PyTorch file, which can run code when opened; convert it with torch installed: "
         f"python tools/torch_to_safetensors.py {path} DST.safetensors, or take the model's .safetensors"
     )

@@ -1,7 +1,7 @@
-"""Arrays from an .npz file as numpy.savez and numpy.savez_compressed write it, such as big_vision's models.
+"""Reader of .npz files as written by numpy.savez and numpy.savez_compressed, such as big_vision's models.
 
 An .npz is a zip of .npy files. zipfile reads its directory, numpy.lib.format the header of each array. Arrays of Python
-objects, which can run code when they are unpickled, are refused.
+objects, which can run code when they are unpickled, are rejected.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from jaxclip.weights.formats.mapped import COPY_AGAIN, MOST_DIMENSIONS, Mapped, 
 MAGIC = (b"PK\3\4", b"PK\5\6")  # the first bytes of a zip, and of an empty one
 
 _MOST_DIRECTORY = 4 << 20  # bytes of the zip's list of members; a thousand of them take a tenth of a million
-# Weights hardly shrink: a file that unpacks to more than this is a bomb.
+# Weights compress little: a file that unpacks to more than this is a zip bomb.
 _MOST_GROWTH, _GROWS_FREELY = 20, 256 << 20
 _LONGEST_NAME = 500
 _PIECE = 1 << 20
 
 
 class _Archive(zipfile.ZipFile):
-    """A zip whose directory is bounded: zipfile reads as much of it at once as the file says."""
+    """A zip with a limit on its directory, which zipfile would read at once whatever its declared size."""
 
     def __init__(self, path: pathlib.Path):
         self._file = _Bounded(path)
@@ -55,14 +55,14 @@ class _Bounded(io.FileIO):
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """A tensor that has to be unpacked or brought into this machine's byte order.
+    """A tensor that must be unpacked or converted to this machine's byte order.
 
     Attributes:
       path: the .npz file.
       member: the array's entry in the directory.
-      skipped: the bytes of its header.
-      shape: of the tensor.
-      stored: the type of its values in the file.
+      skipped: the length of its header in bytes.
+      shape: the tensor's shape.
+      stored: the dtype of its values in the file.
       order: "C" or "F".
     """
 
@@ -87,32 +87,32 @@ class Packed:
                 while piece := file.read(_PIECE):
                     content[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
                     filled += len(piece)
-        except Exception:  # zipfile raises half a dozen kinds of them for damaged files
+        except Exception:  # zipfile raises many different exceptions for damaged files
             filled = -1
         if filled != len(content):
             raise UserError(f"{self.path}, {self.member.filename!r}, is damaged; {COPY_AGAIN}")
         values = np.ndarray(self.shape, self.stored, content, self.skipped, order="F" if self.order == "F" else "C")
         values = values.astype(self.dtype, copy=False)
-        values.flags.writeable = False  # as those of a mapped file are
+        values.flags.writeable = False  # as in mapped files
         return values
 
 
 def open_npz(path: pathlib.Path, content: mmap.mmap) -> dict[str, Mapped | Packed]:
-    """The tensors of an .npz by name, in its order, which is that of numpy.savez's arguments.
+    """The tensors of an .npz by name, in the file's order, which is that of numpy.savez's arguments.
 
     A member that is stored uncompressed becomes a view of the file; a deflated or big-endian one is unpacked when it is
-    read. Values of type V2, two bytes of no stated meaning, are bfloat16: NumPy writes ml_dtypes' bfloat16 as that,
-    and no other type of two bytes. (Its types of one byte are all written alike, and refused.)
+    read. Values of type V2, two bytes without a declared meaning, are bfloat16: NumPy writes ml_dtypes' bfloat16 as V2,
+    and no other type of two bytes. (Its types of one byte are all written alike, and are rejected.)
 
-    Before anything is unpacked, the sizes in the directory are checked: in all at most 20 times the file and 256 MiB.
-    So reading a tensor takes no more memory than that, whatever the file holds.
+    Before anything is unpacked, the sizes in the directory are checked: their sum is at most 20 times the file's size
+    and 256 MiB. This also bounds the memory for reading a tensor, whatever the file contains.
 
     Args:
-      path: of the file.
-      content: the file mapped; a zip's first bytes were seen in it.
+      path: path of the file.
+      content: the mapped content of the file, which starts like a zip.
 
     Raises:
-      UserError: it is a PyTorch file, or damaged, or holds anything but numbers.
+      UserError: it is a PyTorch file, is damaged, or contains anything but numbers.
     """
     try:
         with _Archive(path) as archive:
@@ -121,7 +121,7 @@ def open_npz(path: pathlib.Path, content: mmap.mmap) -> dict[str, Mapped | Packe
     except UserError:
         raise
     except Exception as error:  # as above
-        # A zip that is cut short has no directory; torch's begin with the pickle.
+        # A truncated zip has no directory; torch's files begin with the pickle.
         if b"data.pkl" in content[:200]:
             raise pytorch(path) from None
         reason = printable(str(error), 80) or type(error).__name__
@@ -153,7 +153,7 @@ def _tensor(
     path: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, content: mmap.mmap
 ) -> Mapped | Packed:
     where = f"{path}, {member.filename.removesuffix('.npy')!r},"
-    # zipfile unpacks bzip2 and LZMA without a bound.
+    # zipfile unpacks bzip2 and LZMA without a limit on memory.
     if member.flag_bits & 0x1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(f"{where} is encrypted or packed in a way that NumPy does not; save it again with numpy.savez")
     try:
@@ -162,7 +162,7 @@ def _tensor(
             read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
             shape, is_fortran, stored = read(file)
             skipped = file.tell()
-    except Exception as error:  # NumPy's parser raises half a dozen kinds as well
+    except Exception as error:  # NumPy's parser also raises many different exceptions
         reason = printable(str(error).partition("\n")[0], 80)
         raise UserError(f"{where} is not an array as NumPy writes it ({reason}); {COPY_AGAIN}") from None
     if stored.hasobject:

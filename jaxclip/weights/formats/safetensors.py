@@ -1,8 +1,8 @@
-"""Tensors from safetensors files, safetensors in shards, and npz files, none of which can hold code.
+"""Reader of safetensors files, sharded safetensors and npz files, none of which can contain code.
 
 The format (https://github.com/huggingface/safetensors, "Format") is the length of a header in 8 bytes, the header in
-JSON, and the values. The safetensors library reads and checks the header. The values are views of the mapped file: the
-library would copy them, and gives NumPy none of the 8-bit floats.
+JSON, and the values. The safetensors library reads and checks the header. The values are views of the mapped file,
+because the library would copy them, and does not support 8-bit floats for NumPy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxclip.io import first_few, printable
 from jaxclip.weights.formats import npz
 from jaxclip.weights.formats.mapped import COPY_AGAIN, MOST_DIMENSIONS, Mapped, map_file, pytorch
 
-# Types of the format that memory can hold one by one; it also has some of 4 and 6 bits.
+# Types of the format that consist of whole bytes; it also has some of 4 and 6 bits.
 DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype(np.uint8),
@@ -49,7 +49,7 @@ _ACCEPTED = "accepted are .safetensors, model.safetensors.index.json with its sh
 
 
 class Stored(Protocol):
-    """A tensor in a file, not yet read."""
+    """A tensor in a file, read on request."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -59,28 +59,28 @@ class Stored(Protocol):
         """A type of numpy or ml_dtypes (bfloat16, float8)."""
 
     def read(self) -> np.ndarray:
-        """The values; a read-only view of the mapped file where they stand in it as they are.
+        """The values; a read-only view of the mapped file if they have the same form there.
 
-        Raises UserError where they were compressed, and are damaged.
+        Raises UserError if they are compressed and damaged.
         """
 
 
 def open_tensors(path: pathlib.Path) -> dict[str, Stored]:
     """The tensors of a file by name.
 
-    The content says which format the file has, not its name. No values are read. Everything that the file says of
-    their types, shapes and places is checked against its size.
+    The format is detected from the content, not from the name. No values are read. The declared types, shapes and
+    offsets are checked against the size of the file.
 
     Args:
-      path: a .safetensors file, or the model.safetensors.index.json of one in shards, or an .npz.
+      path: a .safetensors file, the model.safetensors.index.json of a sharded one, or an .npz.
 
     Raises:
-      UserError: there is no such file, or it is damaged or holds no tensors, or it is none of these.
+      UserError: the file does not exist, is damaged, contains no tensors, or has another format.
     """
     content = map_file(path)
     if content[:4] in npz.MAGIC:
         return dict(npz.open_npz(path, content))
-    # A header's length has zeros in front, and text has none.
+    # The length of a header contains zero bytes, and text does not.
     if content[:512].lstrip()[:1] == b"{" and b"\0" not in content[:8]:
         return _open_shards(path, content)
     return dict(_open_safetensors(path, content))
@@ -89,7 +89,7 @@ def open_tensors(path: pathlib.Path) -> dict[str, Stored]:
 def _open_safetensors(path: pathlib.Path, content: mmap.mmap) -> dict[str, Mapped]:
     _refuse_others(path, content)
     start = 8 + int.from_bytes(content[:8], "little")
-    # The library takes 100 MB of JSON, which need gigabytes once parsed.
+    # The library accepts 100 MB of JSON, which take gigabytes once parsed.
     if start > _MOST_HEADER:
         raise UserError(f"{path} has a header of {start:,} bytes, which is no model's; {COPY_AGAIN}")
     tensors = {}
@@ -116,8 +116,8 @@ def _open_safetensors(path: pathlib.Path, content: mmap.mmap) -> dict[str, Mappe
 
 
 def _refuse_others(path: pathlib.Path, content: mmap.mmap) -> None:
-    """Raises UserError, with what to do, for what cannot be a safetensors file."""
-    # A header is an object, and its length has zeros in front.
+    """Raises UserError, with advice, for content that cannot be a safetensors file."""
+    # A header is a JSON object, and its length contains zero bytes.
     if content[8:9] == b"{" and content[5:8] == bytes(3):
         return
     text = content[:512].lstrip().lower()
@@ -134,7 +134,7 @@ def _refuse_others(path: pathlib.Path, content: mmap.mmap) -> None:
 
 
 def _open_shards(path: pathlib.Path, content: mmap.mmap) -> dict[str, Stored]:
-    """The tensors of a model in shards, from Hugging Face's index {"weight_map": {tensor: file}}."""
+    """The tensors of a sharded model, from Hugging Face's index {"weight_map": {tensor: file}}."""
     if len(content) > _MOST_HEADER:
         raise UserError(f"{path} is text of more than {_MOST_HEADER:,} bytes, no index of shards; {_ACCEPTED}")
     try:
@@ -143,8 +143,8 @@ def _open_shards(path: pathlib.Path, content: mmap.mmap) -> dict[str, Stored]:
         reason = printable(str(error), 200)
         raise UserError(f"{path} is not an index of shards: {reason}; {_ACCEPTED}") from None
     names = sorted(set(listed.values()))
-    # A name leads to nothing outside the folder, but the file may be a link: whoever has the folder made it, and
-    # Hugging Face's cache has nothing but links, to ../../blobs.
+    # A name cannot refer to a file outside the folder, but the file may be a link. Links are trusted: the owner of the
+    # folder created them, and Hugging Face's cache consists of links to ../../blobs.
     shards = {name: path.parent / name for name in names}
     missing = [name for name in names if not os.path.exists(shards[name])]
     if missing:
@@ -164,7 +164,7 @@ def _open_shards(path: pathlib.Path, content: mmap.mmap) -> dict[str, Stored]:
 
 
 def _weight_map(index: Any) -> dict[str, str]:
-    """Which file each tensor is in. Raises ValueError for anything but names of files in the index's own folder."""
+    """The file of each tensor. Raises ValueError for anything but names of files in the index's own folder."""
     listed = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(listed, dict) or not listed:
         raise ValueError("no weight_map in it")
@@ -181,6 +181,6 @@ def _weight_map(index: Any) -> dict[str, str]:
 
 
 def _check_name(name: str) -> None:
-    """Raises ValueError for what could not be printed in a message or be the name of a parameter."""
+    """Raises ValueError for text that is unprintable or cannot be the name of a parameter."""
     if not name or len(name) > _LONGEST_NAME or not name.isprintable():
         raise ValueError(f"{printable(name, 80)!r} is not the name of a tensor")

@@ -1,8 +1,8 @@
 """Writer of safetensors files that holds one tensor in memory at a time.
 
-The safetensors library's own save wants all of them at once. What it checks on reading is what is written here: a
+The safetensors library's own save needs all of them at once. The files satisfy what the library checks on reading: a
 header in JSON padded with spaces to a multiple of eight bytes, and the values without gaps, those of the widest types
-first, so that each stands at a multiple of its own width.
+first, so that the offset of each is a multiple of its width.
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ def write_tensors(
     limit: int = LIMIT,
     metadata: dict[str, str] | None = None,
 ) -> pathlib.Path:
-    """Writes {stem}.safetensors, or shards and their index as Hugging Face has them where that would be too large.
+    """Writes {stem}.safetensors, or if it would be too large, shards and their index in Hugging Face's format.
 
-    Shards are {stem}-00001-of-0000N.safetensors, with the tensors in the order given, and {stem}.safetensors.index.json
-    says which is where. The files get their names when all of them are whole, the index last; where something fails,
-    none is left.
+    Shards are {stem}-00001-of-0000N.safetensors, with the tensors in the order given; {stem}.safetensors.index.json
+    contains the shard of each tensor. The files get their names when all of them are complete, the index last; if
+    writing fails, none is left.
 
     Args:
-      folder: where to; it is made if it is missing.
-      stem: of the names, "model" or "open_clip_model".
-      tensors: (name, shape, dtype, a function without arguments that gives the values), of types in `DTYPES`.
-      limit: how many bytes of values a file has at most, unless a single tensor has more.
-      metadata: for the header of every file, beside {"format": "pt"}, which transformers wants there.
+      folder: the folder, created if it does not exist.
+      stem: the stem of the names, "model" or "open_clip_model".
+      tensors: (name, shape, dtype, function without arguments that returns the values), with types in `DTYPES`.
+      limit: the maximum bytes of values in a file, unless a single tensor has more.
+      metadata: for the header of every file, in addition to {"format": "pt"}, which transformers requires.
 
     Returns:
       The file to open: that of the tensors, or the index.
 
     Raises:
-      UserError: weights of that name are there already, or the disk is full or cannot be written to.
-      ValueError: a name comes twice, or values are not of the shape or type given for them.
+      UserError: weights of that name already exist, or the disk is full or not writable.
+      ValueError: a name occurs twice, or values do not have their declared shape or type.
     """
     shards = _shards(
         [_Tensor(name, tuple(shape), np.dtype(dtype), read) for name, shape, dtype, read in tensors], limit
@@ -75,11 +75,11 @@ def write_tensors(
     index = folder / f"{stem}.safetensors.index.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Whoever loads the folder could get either of the two.
+        # A program that loads the folder could open either of the two.
         there = [*folder.glob(f"{stem}.safetensors*"), *folder.glob(f"{stem}-*-of-*.safetensors")]
         if there:
             raise UserError(f"{there[0]} exists; name another folder, or remove the weights in this one")
-        with contextlib.ExitStack() as files:  # closed from the last to the first: the index gets its name last
+        with contextlib.ExitStack() as files:  # closed in reverse order, so that the index gets its name last
             if count > 1:
                 _write(files.enter_context(atomic_write(index)), [_index(contents)])
             for name, shard in contents.items():
@@ -91,7 +91,7 @@ def write_tensors(
 
 
 def _shards(tensors: Sequence[_Tensor], limit: int) -> list[list[_Tensor]]:
-    """The tensors in as few files as their order and the limit allow. Raises ValueError for names that do not serve."""
+    """Divides tensors into as few files as their order and the limit allow. Raises ValueError for invalid names."""
     names = [tensor.name for tensor in tensors]
     if len(set(names)) != len(names) or "__metadata__" in names or not names:
         raise ValueError("every tensor needs a name of its own, which is not __metadata__, and there has to be one")
@@ -107,7 +107,7 @@ def _shards(tensors: Sequence[_Tensor], limit: int) -> list[list[_Tensor]]:
 
 
 def _parts(tensors: Sequence[_Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
-    """What stands in a file, one tensor after the other."""
+    """The content of a file: its header, then one tensor after the other."""
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
     header: dict[str, object] = {"__metadata__": metadata}
     end = 0
@@ -129,7 +129,7 @@ def _values(tensor: _Tensor) -> memoryview:
     values = np.asarray(tensor.read())
     if values.shape != tensor.shape or values.dtype != tensor.dtype:
         raise ValueError(f"{tensor.name} is {values.dtype}{values.shape} and not {tensor.dtype}{tensor.shape}")
-    # ml_dtypes' types are no buffers that a file would take, but their bytes are.
+    # Arrays of ml_dtypes' types do not support the buffer protocol, but their bytes do.
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
@@ -144,7 +144,7 @@ def _index(contents: dict[str, list[_Tensor]]) -> bytes:
 
 
 def _write(file: BinaryIO, parts: Iterable[bytes | memoryview]) -> None:
-    """Writes the parts, which are on the disk when this returns."""
+    """Writes the parts and syncs them to disk."""
     for part in parts:
         file.write(part)
         del part  # before the next one is made

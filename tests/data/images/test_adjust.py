@@ -1,4 +1,4 @@
-"""Changes to pixels against the same computed in float by numpy, pixel by pixel where need be."""
+"""Pixel adjustments, compared with float computations in NumPy."""
 
 from __future__ import annotations
 

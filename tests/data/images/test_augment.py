@@ -1,4 +1,4 @@
-"""What random changes to images draw, that nothing but the rng decides, and how a config names them."""
+"""Random augmentations: distributions of the draws, dependence on the rng alone, and keys in a config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The evaluation crop equals torchvision's; the training crop is distributed as torchvision's, whatever it decodes."""
+"""Evaluation crops equal to torchvision's, and training crops with the distribution of torchvision's."""
 
 from __future__ import annotations
 
@@ -93,12 +93,12 @@ def test_the_ratio_of_a_random_box_is_width_over_height():
     ("width", "height", "box"),
     [(1000, 10, (493, 0, 506, 10)), (10, 1000, (0, 493, 10, 506)), (1000, 1, (499, 0, 500, 1)), (1, 1, (0, 0, 1, 1))],
 )
-def test_a_box_that_never_fits_falls_back_to_the_centre(width, height, box):
+def test_a_box_that_never_fits_falls_back_to_the_center(width, height, box):
     assert {tuple(found) for found in boxes(width, height, scale=(1.0, 1.0), count=20)} == {box}
 
 
 def test_random_crop_resizes_the_box_it_draws():
-    # A ramp: the crop's corners tell where the box was.
+    # A ramp: the crop's corners determine the box.
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3))
     left, _, right, _ = crops.random_box(256, 256, np.random.default_rng(5), (0.2, 0.3), (1.0, 1.0))
     crop = np.asarray(crops.random_resized_crop(ramp, 64, np.random.default_rng(5), (0.2, 0.3), (1.0, 1.0)))

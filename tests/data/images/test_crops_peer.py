@@ -1,4 +1,4 @@
-"""Evaluation's pixels against open_clip's own transform, on photographs."""
+"""Pixels of evaluation crops compared with open_clip's transform on photographs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kind of image becomes upright RGB; crops equal torchvision's."""
+"""Decoding of all kinds of images to upright RGB, and crops equal to torchvision's."""
 
 import io
 import struct
@@ -102,7 +102,7 @@ def test_every_kind_of_image_becomes_rgb(data, color):
 
 
 UPRIGHT = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
-# How the pixels lie in the file for each orientation (EXIF 2.32, 4.6.4): `UPRIGHT` is what is to be seen.
+# The pixels in the file for each orientation (EXIF 2.32, 4.6.4); the expected result is `UPRIGHT`.
 STORED = {
     1: UPRIGHT,
     2: UPRIGHT[:, ::-1],
@@ -174,7 +174,7 @@ def test_the_limit_of_pixels_is_the_callers():
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of much of this
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_damaged_bytes_raise_nothing_but_unreadable(form):
+def test_damaged_bytes_raise_only_unreadable(form):
     data = encode(with_alpha("RGB", (9, 8, 7)) if form in ("PNG", "WEBP") else random_image(8, 8), form)
     rng = np.random.default_rng(0)
     for _ in range(300):

@@ -1,4 +1,4 @@
-"""Bad records of every kind among good ones: each is counted under its reason, and every good one is delivered."""
+"""Bad records of every kind among good ones: counts by reason, and delivery of all good records."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from jaxclip.data.views import Views
 pytestmark = [pytest.mark.hostile, pytest.mark.filterwarnings("ignore:::PIL")]
 
 
-@pytest.mark.parametrize("kind", hostile.PICTURES)
+@pytest.mark.parametrize("kind", hostile.IMAGES)
 def test_a_bad_image_has_its_reason(kind):
-    make, reason = hostile.PICTURES[kind]
+    make, reason = hostile.IMAGES[kind]
     for seed in range(5):
         with pytest.raises(images.Unreadable) as raised:
             images.decode(make(np.random.default_rng(seed)))
@@ -51,7 +51,7 @@ def test_damaged_images_are_refused_or_decoded(form):
 
 
 def expected_counts(reasons: list[str | None], seed: int, rows: int) -> tuple[collections.Counter, list[int]]:
-    """What is skipped, and which records are delivered, when every row's record and its stand-ins are tried in turn."""
+    """The expected skips and delivered records if every row's record and its replacements are tried in turn."""
     ids, _ = order.Shuffled(seed, len(reasons))(np.arange(rows))
     counts, delivered = collections.Counter(), []
     for position, record in enumerate(ids.tolist()):
@@ -65,7 +65,7 @@ def expected_counts(reasons: list[str | None], seed: int, rows: int) -> tuple[co
 
 
 def deliver(folder, kinds: int, good: int) -> None:
-    """Goes through one epoch and compares what is counted and delivered with what must be."""
+    """Compares the counts and the delivered records of one epoch with the expected ones."""
     reasons, pattern = hostile.write_shards(folder, kinds, good)
     files = sorted(os.listdir(folder))
     # Words that come twice become tokens, so that a long caption still shows its number.
@@ -102,5 +102,5 @@ def test_ten_thousand_bad_records(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXCLIP_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "shards"
     folder.mkdir()
-    assert (len(hostile.PICTURES) + len(hostile.CAPTIONS)) * 300 > 10_000
+    assert (len(hostile.IMAGES) + len(hostile.CAPTIONS)) * 300 > 10_000
     deliver(folder, kinds=300, good=10_000)

@@ -1,4 +1,4 @@
-"""RandAugment: which operations there are, how often each comes, and how strong it is."""
+"""RandAugment: the operations, their frequencies and their strengths."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ sys.addaudithook(_note)
 
 @contextlib.contextmanager
 def acts():
-    """A list of the (event, path or arguments) of what is done within."""
+    """A list of (event, path or arguments) of the audited operations within."""
     global _noted
     _noted = done = []
     try:
@@ -62,7 +62,7 @@ def place(tmp_path, monkeypatch) -> pathlib.Path:
     monkeypatch.chdir(folder)
     # What is imported on first use is imported here.
     TarShards(str(write_tar(tmp_path / "other.tar", [("a.jpg", b"!"), ("a.json", b'{"caption": "a"}')])))
-    faulthandler.dump_traceback_later(1200, exit=True)  # a hang ends the tests with the place where it was
+    faulthandler.dump_traceback_later(1200, exit=True)  # a hang ends the tests with a traceback
     yield folder
     faulthandler.cancel_dump_traceback_later()
 
@@ -117,7 +117,7 @@ def test_hostile_tars_do_no_harm(tmp_path, caplog, family):
     assert not found
 
 
-def test_what_was_left_out_of_hostile_tars_is_said(tmp_path, caplog):
+def test_members_left_out_of_hostile_tars_are_reported(tmp_path, caplog):
     said = {
         "kind-49-5": "1 links, devices or sparse files are ignored",
         "size-0-0": "has a damaged header at byte 2048",

@@ -1,4 +1,4 @@
-"""The index of a set of tars: made once, resumable, kept in a cache folder, and opened without being read."""
+"""The index of a set of tars: built once, resumable, cached, and opened without being read."""
 
 import concurrent.futures
 import os
@@ -87,7 +87,7 @@ def test_one_index_of_all_shards_is_kept_and_nothing_beside_them(tmp_path, cache
     assert sorted(scans) == [f"{number:02d}.tar" for number in range(7)]
     assert len(os.listdir(tmp_path / "data")) == 7
     assert len(kept(cache)) == 1
-    assert capfd.readouterr().err == ""  # no progress bar where there is nothing to wait for
+    assert capfd.readouterr().err == ""  # no progress bar if there is nothing to wait for
 
 
 def test_an_interrupted_build_goes_on_where_it_was(tmp_path, cache, monkeypatch, scans):
@@ -157,7 +157,7 @@ def test_processes_that_index_the_same_tars_at_once_agree(tmp_path, cache):
     assert len([path for path in kept(cache) if path.parent.name == "tar-index"]) == 1
 
 
-def test_where_nothing_can_be_kept_the_index_stays_in_memory(tmp_path, cache):
+def test_if_the_cache_is_not_writable_the_index_stays_in_memory(tmp_path, cache):
     pattern = shards(tmp_path / "data", 3)
     cache.write_text("a file: nothing can be written below it")
     assert captions(TarShards(pattern)) == list(range(6))
@@ -165,7 +165,7 @@ def test_where_nothing_can_be_kept_the_index_stays_in_memory(tmp_path, cache):
 
 
 @pytest.mark.parametrize("limit", [4096, 300], ids=["parts-fit", "nothing-fits"])
-def test_where_an_index_finds_no_room_it_stays_in_memory(tmp_path, cache, limit):
+def test_if_the_disk_is_full_the_index_stays_in_memory(tmp_path, cache, limit):
     pattern = shards(tmp_path / "data", 20)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # writing more to a file fails, as on a full disk
@@ -270,7 +270,7 @@ def test_looking_up_records_takes_no_memory(tmp_path):
         held = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
         before = held()
         for record in range(0, 1_000_000, 100):
-            assert index.row(record).picture == (7, 70)
+            assert index.row(record).image == (7, 70)
         print(held() - before)
     """
     if not pathlib.Path("/proc/self/statm").exists():

@@ -1,4 +1,4 @@
-"""The walk along a tar's headers: sound ones in every form, cut ones and damaged ones."""
+"""The enumeration of tar members: valid tars of every format, truncated and damaged ones."""
 
 import io
 import os
@@ -67,7 +67,7 @@ def test_sizes_in_base_256_and_in_pax_headers_are_understood(tmp_path):
     info = tarfile.TarInfo("a.jpg")
     info.pax_headers = {"size": "5", "comment": "x=y\nz"}
     path = tmp_path / "x.tar"
-    header = bytearray(info.tobuf(tarfile.PAX_FORMAT))  # whose own size field says 0
+    header = bytearray(info.tobuf(tarfile.PAX_FORMAT))  # its own size field is 0
     path.write_bytes(bytes(header) + b"12345".ljust(512, b"\0") + bytes(1024))
     assert walked(path) == [(b"a.jpg", len(header) // 512, 5)]
 
@@ -87,11 +87,11 @@ def whole(tmp_path) -> bytes:
     return write_tar(tmp_path / "whole.tar", numbered(0, 3), tarfile.USTAR_FORMAT).read_bytes()
 
 
-# Each record of `numbered(0, 3)` is 512 + 512 bytes for the picture (300 or 600 bytes) and 512 + 512 for the caption.
+# Each record of `numbered(0, 3)` is 512 + 512 bytes for the image (300 or 600 bytes) and 512 + 512 for the caption.
 @pytest.mark.parametrize(
     ("end", "keys", "members"),
     [
-        pytest.param(2048 + 512 + 100, ["000"], 2, id="in-a-picture"),
+        pytest.param(2048 + 512 + 100, ["000"], 2, id="in-an-image"),
         pytest.param(2048 + 1024 + 100, ["000", "001"], 3, id="in-a-header"),
         pytest.param(2048 + 1024 + 512, ["000", "001"], 3, id="in-a-caption"),
         pytest.param(2 * 2048, ["000", "001"], 4, id="between-records"),

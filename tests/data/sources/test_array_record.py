@@ -1,4 +1,4 @@
-"""ArrayRecord files of tf.train.Example, by their own writer."""
+"""ArrayRecord files of tf.train.Example, written by the array_record library."""
 
 import concurrent.futures
 import pathlib

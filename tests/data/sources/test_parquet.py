@@ -1,4 +1,4 @@
-"""Parquet files as img2dataset and Hugging Face data sets write them."""
+"""Parquet files as written by img2dataset and Hugging Face."""
 
 import concurrent.futures
 import json

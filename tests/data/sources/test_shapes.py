@@ -1,4 +1,4 @@
-"""Claims about the embedded data set: pure, truthful, balanced, and never showing a held-out class in training."""
+"""Procedural scenes: determinism, truthful and balanced captions, and classes held out of training."""
 
 import collections
 import concurrent.futures
@@ -203,7 +203,7 @@ def test_the_color_named_is_the_color_at_the_center(size):
                     assert names[np.abs(table - pixel).sum(-1).argmin()] == figure.color
 
 
-def test_tones_of_backgrounds_are_desaturated_and_clearly_light_or_grey():
+def test_tones_of_backgrounds_are_desaturated_and_clearly_light_or_gray():
     for tone, pairs in TONES.items():
         for rgb in (rgb for pair in pairs for rgb in pair):
             assert max(rgb) - min(rgb) <= 32  # the least colorful object, brown, has 84

@@ -1,4 +1,4 @@
-"""Which source a text in a config opens."""
+"""The source opened for each text in a config."""
 
 import io
 import pathlib

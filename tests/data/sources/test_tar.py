@@ -1,4 +1,4 @@
-"""Tar shards: what is a record, where it lies, and what is said of shards that cannot be used."""
+"""Tar shards: the grouping of members into records, and messages about unusable shards."""
 
 import concurrent.futures
 import logging
@@ -228,7 +228,7 @@ def test_members_too_large_to_be_true_are_not_read(tmp_path, sizes, expected):
     assert record == expected or (expected is Record and isinstance(record, Record))
 
 
-def test_names_in_messages_hold_nothing_that_acts_on_a_terminal(tmp_path):
+def test_names_in_messages_cannot_affect_a_terminal(tmp_path):
     path = tmp_path / "x.tar"
     path.write_bytes(pax(path=b"\x1b[2J\nred\x00\xff.jpg") + header(b"a.jpg", 0) + bytes(1024))
     with pytest.raises(UserError) as raised:

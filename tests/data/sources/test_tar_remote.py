@@ -1,4 +1,4 @@
-"""Tars in remote storage, here fsspec's memory://: as local ones, with few and large requests."""
+"""Tars in remote storage (fsspec's memory://): the same records as from local ones, in few large requests."""
 
 import pathlib
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 @pytest.fixture
 def requests(monkeypatch) -> list[tuple[str, int, int]]:
-    """The (name, first byte, size) of what is fetched."""
+    """The (name, first byte, size) of every fetch."""
     ranges = []
     cat_file = fsspec.implementations.memory.MemoryFileSystem.cat_file
 

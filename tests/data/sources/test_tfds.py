@@ -25,7 +25,7 @@ def captions_of(number: int) -> tuple[str, str]:
     return (f"caption {number}", f"caf\u00e9 {number}")
 
 
-# Features besides the image of each data set, and how one example fills them. What they are stands in FEATURES below.
+# The features of each data set besides the image, and their values in one example. FEATURES below has their types.
 EXAMPLES = {
     "like_coco": lambda n: {
         "captions": [{"id": n, "text": text} for text in captions_of(n)],
@@ -37,7 +37,7 @@ EXAMPLES = {
     "classes": lambda n: {"label": -1 if n == 3 else n % 2},
     "blank": lambda n: {"caption": " " if n else "caption 0"},
     "number": lambda n: {"caption": n},
-    "no_picture": lambda n: {"image": "a.jpg", "caption": "a cat"},
+    "no_image": lambda n: {"image": "a.jpg", "caption": "a cat"},
 }
 
 
@@ -58,7 +58,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
         "classes": {"label": kinds.ClassLabel(names=["cat", "dog"])},
         "blank": {"caption": kinds.Text()},
         "number": {"caption": np.int64},
-        "no_picture": {"image": kinds.Text(), "caption": kinds.Text()},
+        "no_image": {"image": kinds.Text(), "caption": kinds.Text()},
     }
 
     class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -176,7 +176,7 @@ def test_the_folder_is_the_root_or_that_of_tfds(folder, monkeypatch):
         pytest.param("tfds:like_coco[test]", ["no split test", "its splits are train, val"], id="no-such-split"),
         pytest.param("tfds:like_coco[train[x]]", ["no split train[x]"], id="no-such-slice"),
         pytest.param("tfds:number", ["caption, image", "captions/text"], id="caption-is-no-text"),
-        pytest.param("tfds:no_picture", ["features caption, image", "an image under image"], id="image-is-no-image"),
+        pytest.param("tfds:no_image", ["features caption, image", "an image under image"], id="image-is-no-image"),
         pytest.param(
             "tfds:coco_captions",
             ["prepare it with", "tfds.builder('coco_captions', file_format='array_record')", "--config.data.train="],

@@ -1,4 +1,4 @@
-"""TFRecord files: written by TensorFlow, read without it."""
+"""TFRecord files, written by TensorFlow and read without it."""
 
 import concurrent.futures
 import pathlib
@@ -131,7 +131,7 @@ def test_checksums_are_those_of_the_standard():
 
 # Three examples of these images' sizes: the ends of the records are in a page, and far apart.
 def whole(tmp_path, sizes=(10, 9000, 20)) -> tuple[bytes, list[int]]:
-    """The content of a file of three records, and where each ends."""
+    """The content of a file of three records, and the end of each."""
     path = write(tmp_path / "whole.tfrecord", [serialized(image=b"!" * size, caption="a") for size in sizes])
     ends = tfrecord_index.scan(Files(list_files(str(path))), 0)
     assert ends[0] == -1 and ends[-1] == path.stat().st_size

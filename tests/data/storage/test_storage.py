@@ -1,4 +1,4 @@
-"""Files by position, local and remote. Remote ones are in fsspec's memory:// storage."""
+"""Random-access reads of local files, and of remote ones in fsspec's memory:// storage."""
 
 import concurrent.futures
 import os
@@ -80,7 +80,7 @@ def test_patterns_name_files_in_order(folder, pattern, names):
 def test_what_is_not_there_is_one_line(folder, pattern, said):
     for name in ("s-0.tar", "sub/x", "su0b/x"):
         put(f"{folder}/{name}", b"!")
-    if said is None:  # folders are passed over
+    if said is None:  # folders are skipped
         assert [file.name for file in list_files(f"{folder}/{pattern}")] == ["s-0.tar"]
         return
     with pytest.raises(UserError) as raised:
@@ -89,7 +89,7 @@ def test_what_is_not_there_is_one_line(folder, pattern, said):
     assert said in message and folder in message and "\n" not in message
 
 
-def test_storage_that_nobody_knows_is_one_line():
+def test_unknown_storage_is_a_one_line_error():
     with pytest.raises(UserError, match="fsspec does not support nothing://"):
         list_files("nothing://bucket/x.tar")
 

@@ -1,4 +1,4 @@
-"""CLIP's ids against a slow tokenizer written from its description."""
+"""CLIP's token ids compared with a slow tokenizer written from its description."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ ALONE = "\u00a9\u00ae\u00b0\u00b7\u2013\u2014\u2018\u2019\u201c\u201d\u2022\u202
 def test_characters_that_stand_alone_are_cleaned_as_by_ftfy(small, before):
     after = [chr(code) for code in (9, 10, 12, 13, *range(32, 127))]
     texts = [before + "".join(parts) for parts in itertools.product(ALONE, after, ["", "  y"])]
-    # What ftfy has mended it leaves alone.
+    # ftfy does not change text that it has repaired.
     tokens, mended = small(texts, 24)[0], small([ftfy.fix_text(text) for text in texts], 24)[0]
     assert not [text for text, one, other in zip(texts, tokens, mended, strict=True) if (one != other).any()]
 

@@ -1,4 +1,4 @@
-"""The files that CLIP's vocabulary comes in, and what is said of those that are no vocabulary."""
+"""The file formats of CLIP's vocabulary, and the errors for invalid files."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_no_vocabulary_is_refused_in_one_line(tmp_path, name):
+def test_other_files_than_vocabularies_are_refused_in_one_line(tmp_path, name):
     content, reason = WRONG[name]
     path = tmp_path / "vocabulary"
     path.write_bytes(content)
@@ -165,7 +165,7 @@ def test_what_is_no_vocabulary_is_refused_in_one_line(tmp_path, name):
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["nothing", "empty folder"])
-def test_where_no_vocabulary_is_the_message_says_where_to_get_it(tmp_path, there):
+def test_the_message_for_a_missing_vocabulary_says_where_to_get_it(tmp_path, there):
     path = tmp_path / "vocabulary"
     if there:
         path.mkdir()
@@ -175,6 +175,6 @@ def test_where_no_vocabulary_is_the_message_says_where_to_get_it(tmp_path, there
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{}", "3", '{"model": {}}'])
-def test_json_of_another_thing_is_refused(text):
+def test_other_json_is_refused(text):
     with pytest.raises(UserError, match="stored tokenizer"):
         tokenizers.from_json(text)

@@ -1,4 +1,4 @@
-"""Hostile files of vocabularies: each is refused in one line or can be used, and none takes the process with it."""
+"""Hostile vocabulary files: a one-line error or a usable tokenizer, and no crash of the process."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "u
 # U+FDFA is eighteen letters by NFKC, and each of these a U+FDFA again.
 ROUNDS = [replace("Regex", r"[\s\S]", "\ufdfa"), {"type": "NFKC"}] * 6
 
-# By which key of the file, what stands there.
+# Values by key of the file.
 HARMFUL: dict[str, tuple[str, Any]] = {
     "growing": ("normalizer", sequence(GROWING)),
     "growing without its types": (
@@ -105,7 +105,7 @@ HARMFUL: dict[str, tuple[str, Any]] = {
     "merges of nothing": ("model", {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}),
     "an expression without end": ("normalizer", replace("Regex", "(" * 5000, "")),
 }  # fmt: skip
-# What may be usable: whichever it is, it is said in one line or works.
+# Values that may be usable: each gives a one-line error or works.
 DOUBTFUL: dict[str, tuple[str, Any]] = {
     "ids without end": (
         "added_tokens",
@@ -148,7 +148,7 @@ STRANGE = [
 
 
 def files() -> dict[str, tuple[str, bool]]:
-    """By name: what is in a file, and whether it must be refused."""
+    """By name: the content of a file, and whether it must be rejected."""
     sound = json.loads(bert().to_str())
     found = {name: (json.dumps(sound | {key: value}), True) for name, (key, value) in HARMFUL.items()}
     found |= {name: (json.dumps(sound | {key: value}), False) for name, (key, value) in DOUBTFUL.items()}
@@ -175,7 +175,7 @@ def files() -> dict[str, tuple[str, bool]]:
 
 
 def outcome(path: pathlib.Path) -> str:
-    """What comes of a file: "" where it can be used, or the error's line, or what went wrong."""
+    """The outcome of a file: "" if it can be used, or the error's line, or a failure."""
     try:
         tokenizer = tokenizers.load(path)
         tokens, ends = tokenizer(TEXTS, 16)
@@ -224,17 +224,17 @@ def test_each_is_refused_in_one_line_or_can_be_used(ran):
     assert not {name: said for name, said in ran.items() if said.startswith("wrong")}
 
 
-def test_what_does_harm_is_refused(ran):
+def test_harmful_files_are_refused(ran):
     assert not [name for name, (_, refused) in files().items() if refused and not ran[name]]
 
 
-def test_what_is_only_strange_is_not_refused_for_that(ran):
+def test_unusual_but_harmless_files_are_accepted(ran):
     used = ["a slow expression", "a slow split", "cut to nothing", "padded without end", "spaces over and over"]
     assert [ran[name] for name in used] == [""] * len(used)
 
 
 @pytest.mark.parametrize("name", ["growing", "a trie that points outside", "a trie longer than all"])
-def test_nothing_else_is_said_of_it(tmp_path, name, capfd):
+def test_nothing_else_is_printed(tmp_path, name, capfd):
     (tmp_path / "tokenizer.json").write_text(files()[name][0])
     with pytest.raises(UserError):
         tokenizers.load(tmp_path)

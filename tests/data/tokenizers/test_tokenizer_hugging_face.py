@@ -1,4 +1,4 @@
-"""Tokenizers from any tokenizer.json, and BERT's from its vocab.txt, against the library's own padding and cutting."""
+"""Tokenizers from tokenizer.json and vocab.txt, compared with the library's own padding and truncation."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def bert() -> Tokenizer:
 
 
 KINDS = {"gpt2": gpt2, "roberta": roberta, "unigram": unigram, "words": words, "bert": bert}
-# What each says of itself: start, end, padding and mask.
+# The special tokens of each: start, end, padding and mask.
 SPECIAL = {
     "gpt2": (None, None, "<|endoftext|>", None),
     "roberta": ("<s>", "</s>", "<pad>", "<mask>"),
@@ -143,7 +143,7 @@ def test_the_files_own_cutting_and_padding_is_not_used(kind, tmp_path):
 
 def test_padding_is_by_the_token_that_the_file_names(tmp_path):
     backend = roberta()
-    backend.enable_padding(pad_id=0, pad_token="<mask>")  # the number is the default of whoever wrote only the token
+    backend.enable_padding(pad_id=0, pad_token="<mask>")  # 0 is the default if a file's writer gave only the token
     assert tokenizers.load(written(tmp_path, backend)).pad_id == backend.token_to_id("<mask>")
 
 
@@ -232,7 +232,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_used_is_refused_in_one_line(tmp_path, name, capfd):
+def test_unusable_files_are_refused_in_one_line(tmp_path, name, capfd):
     content, reason = WRONG[name]
     path = tmp_path / "vocabulary"
     path.write_text(content)

@@ -1,4 +1,4 @@
-"""What becomes of texts before a tokenizer.json's own steps: against open_clip's functions, written out here."""
+"""Text cleaning before a tokenizer.json's own steps, compared with copies of open_clip's functions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxclip.data import tokenizers
 from jaxclip.data.tokenizers import cleaning, normalizing
 from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
 
-# Ordinary captions: nothing in them is mended but curly quotes.
+# Ordinary captions, in which only curly quotes are repaired.
 CAPTIONS = [
     "A photo of a dog.",
     "Two  RED Circles,\tleft of 3 blue stars!",
@@ -100,13 +100,13 @@ def test_a_stored_tokenizer_cleans_as_it_did(clean):
 
 
 @pytest.mark.parametrize("clean", EXPECTED)
-def test_what_is_stored_says_it_to_others_as_well(clean):
+def test_other_programs_clean_texts_by_the_stored_file(clean):
     backend = Tokenizer.from_str(HuggingFaceTokenizer(letters().to_str(), clean=clean).to_json())
     texts = [text for text in CAPTIONS if clean != "siglip" or "\u201c" not in text]
     np.testing.assert_array_equal(rows(backend, texts, 64), rows(letters(), [EXPECTED[clean](t) for t in texts], 64))
 
 
-def test_no_letter_alone_is_said_to_become_another_than_it_becomes():
+def test_the_stored_steps_convert_every_single_letter_correctly():
     way = normalizing.CLEANINGS["siglip"]
     normalizer = normalizing.join("siglip", None)
     known = [chr(number) for number in range(1, 0x3000) if unicodedata.category(chr(number)) != "Cn"]
@@ -115,7 +115,7 @@ def test_no_letter_alone_is_said_to_become_another_than_it_becomes():
 
 
 @pytest.mark.parametrize("clean", ["whitespace", "lower", "canonicalize", "siglip", None])
-def test_texts_without_a_cleaning_or_cleaned_twice_are_as_the_file_says(clean):
+def test_without_a_cleaning_or_with_the_files_own_the_ids_are_the_files(clean):
     plain = letters().to_str()
     stored = HuggingFaceTokenizer(plain, clean=clean).to_json()
     for again in (clean, "whitespace" if clean else None):
@@ -124,7 +124,7 @@ def test_texts_without_a_cleaning_or_cleaned_twice_are_as_the_file_says(clean):
         assert json.loads(stored)["normalizer"] == json.loads(plain)["normalizer"]
 
 
-def test_a_stronger_cleaning_comes_before_what_the_file_says():
+def test_a_stronger_cleaning_precedes_the_files():
     weak = HuggingFaceTokenizer(letters().to_str(), clean="whitespace")
     strong = HuggingFaceTokenizer(weak.to_json(), clean="canonicalize")
     np.testing.assert_array_equal(

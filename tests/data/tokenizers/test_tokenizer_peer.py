@@ -1,4 +1,4 @@
-"""CLIP's ids against open_clip's, in the Python that PEER_PYTHON names, or in this one where it has open_clip."""
+"""CLIP's token ids compared with open_clip's, in the Python named by PEER_PYTHON or, if possible, in this one."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""SentencePiece as SigLIP uses it, against ids of the SentencePiece library.
+"""SentencePiece in SigLIP's form, compared with ids of the SentencePiece library.
 
-data/siglip_form.model was trained by it (0.2.3, unigram, 100 pieces) from sentences about colored shapes, with the
-special ids of c4_en: pad 0, end 1, unknown 2. data/no_end.model is the same without an end.
+models/siglip_form.model was trained by it (0.2.3, unigram, 100 pieces) from sentences about colored shapes, with the
+special ids of c4_en: pad 0, end 1, unknown 2. models/no_end.model is the same without an end token.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_no_model_is_refused_in_one_line(tmp_path, name, capfd):
+def test_other_files_than_models_are_refused_in_one_line(tmp_path, name, capfd):
     content, reason = WRONG[name]
     path = tmp_path / "some.model"
     path.write_bytes(content)

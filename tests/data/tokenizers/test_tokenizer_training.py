@@ -1,4 +1,4 @@
-"""Vocabularies trained from captions, and the command that does it."""
+"""Training of vocabularies from captions, and its command."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_words_that_recur_become_one_token_and_others_are_spelled():
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["a"], ["\ud83d"], ["<|endoftext|>"]])
-def test_from_next_to_nothing_comes_the_bytes_alone(texts):
+def test_almost_empty_captions_give_only_the_bytes(texts):
     assert tokenizers.train(texts, 1000).vocab_size == 514
 
 

@@ -1,4 +1,4 @@
-"""What holds of every kind of tokenizer, and how `load` tells them apart."""
+"""Properties common to all tokenizers, and the detection of their kind by `load`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The files beside a model's weights that transformers and open_clip read: config, images, texts.
+"""Writer of the files beside a model's weights for transformers and open_clip: config, preprocessor, tokenizer.
 
-Facts are those of transformers 5.23: models/auto/tokenization_auto.py, tokenization_utils_tokenizers.py,
+Follows transformers 5.23: models/auto/tokenization_auto.py, tokenization_utils_tokenizers.py,
 models/siglip/tokenization_siglip.py.
 """
 
@@ -25,15 +25,15 @@ from jaxclip.weights.families.hugging_face.tensors import config_of, towers
 
 
 def write_files(folder: pathlib.Path, method: clip.Method, tokenizer: Tokenizer) -> None:
-    """Writes all of a Hugging Face folder but the weights.
+    """Writes the files of a Hugging Face folder except the weights.
 
-    `CLIPModel` or `SiglipModel.from_pretrained` opens it beside them, and `AutoProcessor.from_pretrained` prepares
-    images and, with padding="max_length" and truncation=True, texts.
+    With the weights, `CLIPModel` or `SiglipModel.from_pretrained` opens the folder. `AutoProcessor.from_pretrained`
+    prepares images and, with padding="max_length" and truncation=True, texts.
 
     Args:
-      folder: where to; it is there.
-      method: the model's.
-      tokenizer: the model's.
+      folder: an existing folder.
+      method: the model's method.
+      tokenizer: the model's tokenizer.
 
     Raises:
       UserError: Hugging Face has no such model, or a file cannot be written.
@@ -47,23 +47,25 @@ def write_files(folder: pathlib.Path, method: clip.Method, tokenizer: Tokenizer)
 def write_tokenizer(folder: pathlib.Path, method: clip.Method, tokenizer: Tokenizer) -> None:
     """Writes a vocabulary for `AutoTokenizer.from_pretrained`, and so for open_clip's `HFTokenizer`.
 
-    The ids are ours but for three things. Texts that we mend are not mended beyond control characters and curly quotes,
-    which is all that those files can say: ftfy and html.unescape do it here and in open_clip. And where a tower is
-    causal and read at the end token, so that no text's embedding depends on what follows, CLIP's texts are filled with
-    end tokens as in all of CLIP's folders there: ours are filled with id 0, which in CLIP's vocabulary is "!", and
-    transformers takes a padding token for padding wherever it stands in a text. And an underscore, which is a space in
-    big_vision, in open_clip and here, is nothing to transformers' SiglipTokenizer.
+    The resulting ids equal jaxclip's with three exceptions:
+
+    - Repairs of texts are limited to control characters and curly quotes, because the files cannot express others; here
+      and in open_clip, ftfy and html.unescape do them.
+    - If a tower is causal and read at the end token, so that a text's embedding does not depend on what follows, texts
+      are padded with end tokens, as in all folders of CLIP models. jaxclip pads with id 0, which is "!" in CLIP's
+      vocabulary, but transformers treats a padding token as padding wherever it occurs in a text.
+    - transformers' SiglipTokenizer removes underscores, which are spaces in big_vision, in open_clip and here.
 
     Args:
-      folder: where to; it is there.
-      method: the model's.
-      tokenizer: the model's.
+      folder: an existing folder.
+      method: the model's method.
+      tokenizer: the model's tokenizer.
 
     Raises:
       UserError: a file cannot be written.
     """
     length = method.text.context_length
-    # Whether texts may be filled with anything.
+    # Whether the padding does not affect embeddings.
     free = method.text.name == "text" and method.text.causal and method.text.pool == "end"
     settings: dict[str, Any] = {
         "model_max_length": length,
@@ -72,7 +74,7 @@ def write_tokenizer(folder: pathlib.Path, method: clip.Method, tokenizer: Tokeni
         "clean_up_tokenization_spaces": False,
     }
     if not free and method.text.name == "text":
-        # Or a mask would hide the padding, which these towers were trained to see.
+        # Otherwise a mask would hide the padding, which these towers were trained with.
         settings["model_input_names"] = ["input_ids"]
     if isinstance(tokenizer, SentencePieceTokenizer):
         special = {"eos_token": tokenizer.piece(tokenizer.end_id), "pad_token": tokenizer.piece(tokenizer.pad_id)}
@@ -90,11 +92,11 @@ def write_tokenizer(folder: pathlib.Path, method: clip.Method, tokenizer: Tokeni
             text = _clip_json(text, tokenizer, length)
         backend = tokenizers.Tokenizer.from_str(text)
         special = _special(backend, tokenizer, free)
-        # Unlike CLIPTokenizer, which sets up its own, this takes the file as it is.
+        # Unlike CLIPTokenizer, which builds its own steps, this class uses the file unchanged.
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         added = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-        # A padding token that is also an ordinary one is to be that in texts. And the library looks for special tokens
-        # before it normalises: texts without punctuation are to have none.
+        # A padding token that is also an ordinary token must stay ordinary in texts. The library also looks for special
+        # tokens before it normalizes, but texts cleaned of punctuation must not contain any.
         clean = tokenizer.clean if isinstance(tokenizer, HuggingFaceTokenizer) else None
         bare = clean is not None and not normalizing.CLEANINGS[clean].punctuation
         settings["split_special_tokens"] = bare or special["pad_token"] not in added
@@ -104,7 +106,7 @@ def write_tokenizer(folder: pathlib.Path, method: clip.Method, tokenizer: Tokeni
 
 
 def _special(backend: tokenizers.Tokenizer, tokenizer: Tokenizer, free: bool) -> dict[str, str]:
-    """The special tokens by transformers' names."""
+    """The special tokens under transformers' names."""
     ids = {"bos_token": tokenizer.start_id, "eos_token": tokenizer.end_id, "pad_token": tokenizer.pad_id}
     if isinstance(tokenizer, ClipTokenizer):
         ids["unk_token"] = tokenizer.end_id
@@ -115,7 +117,7 @@ def _special(backend: tokenizers.Tokenizer, tokenizer: Tokenizer, free: bool) ->
 
 
 def _clip_json(text: str, tokenizer: ClipTokenizer, length: int) -> str:
-    """The tokenizer.json of a ClipTokenizer: with what is done to a text before its words are found, and after."""
+    """The tokenizer.json of a ClipTokenizer, with its normalization and post-processing."""
     backend = tokenizers.Tokenizer.from_str(text)
     backend.normalizer = normalizers.Sequence(
         [
@@ -137,7 +139,7 @@ def _clip_json(text: str, tokenizer: ClipTokenizer, length: int) -> str:
 
 
 def _write_pair(folder: pathlib.Path, model: Mapping[str, Any]) -> None:
-    """vocab.json and merges.txt, for what does not read a tokenizer.json."""
+    """Writes vocab.json and merges.txt, for programs that do not read a tokenizer.json."""
     merges = "".join(f"{left} {right}\n" for left, right in model["merges"])
     _write(folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False).encode())
     _write(folder / "merges.txt", f"#version: 0.2\n{merges}".encode())

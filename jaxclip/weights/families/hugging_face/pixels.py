@@ -1,7 +1,7 @@
-"""preprocessor_config.json: what Hugging Face's image processors do to an image, and ours in their words.
+"""Conversion between jaxclip's image preprocessing and Hugging Face's preprocessor_config.json.
 
-Since transformers 5 it is "image_processor" in processor_config.json. Facts are those of transformers 5.23,
-models/clip/image_processing_clip.py and models/siglip/image_processing_siglip.py, and of the old CLIPFeatureExtractor,
+Since transformers 5, its content is "image_processor" in processor_config.json. Follows transformers 5.23,
+models/clip/image_processing_clip.py and models/siglip/image_processing_siglip.py, and the old CLIPFeatureExtractor,
 whose `size` and `crop_size` were plain numbers.
 """
 
@@ -39,7 +39,7 @@ _SIGLIP = _ANY | {
     "resample": 3,
     "size": {"height": 224, "width": 224},
 }
-# What keys that are left out have, by the processor.
+# The defaults of missing keys, by processor.
 _DEFAULTS = {
     "CLIPFeatureExtractor": _CLIP,
     "CLIPImageProcessor": _CLIP,
@@ -52,16 +52,16 @@ _DEFAULTS = {
 
 
 def describe_pixels(file: str, content: Mapping[str, Any], kind: str, image_size: int) -> dict[str, Any]:
-    """`config.PixelsConfig`'s keys from what is said of an image processor.
+    """The keys of `config.PixelsConfig` from an image processor's config.
 
     Args:
-      file: its name, for messages.
-      content: what is in it, which may be anything.
-      kind: "clip" or "siglip", the model's.
-      image_size: pixels of the images that the model takes.
+      file: the name of the file, for messages.
+      content: its untrusted content.
+      kind: the model's kind, "clip" or "siglip".
+      image_size: the model's image size in pixels.
 
     Raises:
-      UserError: it does to images what ours cannot, or is wrong; the message names the key.
+      UserError: a value is invalid, or jaxclip's preprocessing does not support it; the message names the key.
     """
     named = Keys(file, content, dict.fromkeys(_NAMING))
     naming = next((key for key in _NAMING if named.get(key) is not None), None)
@@ -96,7 +96,7 @@ def _channels(keys: Keys, key: str, least: float) -> tuple[float, float, float]:
 
 
 def _resize(keys: Keys, image_size: int) -> str:
-    """How an image becomes one of image_size x image_size."""
+    """The `resize` of `config.PixelsConfig`."""
     crops = keys.choice("do_center_crop", {True: True, False: False})
     size = keys.get("size")
     square = {"height": image_size, "width": image_size}
@@ -112,15 +112,15 @@ def _resize(keys: Keys, image_size: int) -> str:
 
 
 def _is_mapping_of(value: Any, wanted: Mapping[str, int]) -> bool:
-    # Nulls are left over from files that were saved by a newer release.
+    # Files saved by newer releases contain nulls.
     return isinstance(value, Mapping) and {key: size for key, size in value.items() if size is not None} == wanted
 
 
 def pixels_of(pixels: PixelsConfig, kind: str, image_size: int) -> dict[str, Any]:
-    """The preprocessor_config.json of a model: `describe_pixels` of it gives the same pixels."""
+    """The preprocessor_config.json of a model, the inverse of `describe_pixels`."""
     square = {"height": image_size, "width": image_size}
     crops = pixels.resize == "crop"
-    # SigLIP's processor knows no crop.
+    # SigLIP's processor has no crop.
     named = "SiglipImageProcessor" if kind == "siglip" and not crops else "CLIPImageProcessor"
     content: dict[str, Any] = {
         "image_processor_type": named,

@@ -1,7 +1,7 @@
-"""CLIPModel and SiglipModel as Hugging Face's transformers has them: config.json and the names of tensors.
+"""Configs and tensor names of Hugging Face's CLIPModel and SiglipModel.
 
-Facts are those of transformers 5.23, models/clip and models/siglip: configuration_*.py for keys and their defaults,
-modeling_*.py for names and for what is computed.
+Follows transformers 5.23, models/clip and models/siglip: configuration_*.py for keys and their defaults, modeling_*.py
+for names and computation.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _SIGLIP_BLOCK = _BLOCK | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1
 _SIGLIP_VISION = _SIGLIP_BLOCK | {"num_channels": 3, "image_size": 224, "patch_size": 16, "vision_use_head": True}
 _SIGLIP_TEXT = _SIGLIP_BLOCK | {"vocab_size": 32000, "max_position_embeddings": 64, "projection_size": None}
 
-# The keys of our towers and of our method that make them CLIPModel's and SiglipModel's, besides the sizes.
+# The keys of our towers and method, besides sizes, that CLIPModel and SiglipModel correspond to.
 _TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "clip": ({"pool": "class", "ln_pre": True, "patch_bias": False}, {"causal": True, "pool": "end"}),
     "siglip": ({"pool": "map", "ln_pre": False, "patch_bias": True}, {"causal": False, "pool": "last"}),
@@ -82,16 +82,16 @@ def describe(
     preprocessor: tuple[str, Mapping[str, Any]] | None,
     questions: Questions,
 ) -> dict[str, Any]:
-    """The model that a config.json describes, as `methods.from_config` takes it.
+    """The config of the model in a config.json, for `methods.from_config`.
 
     Args:
       source: the folder, for messages.
-      config: what is in config.json; keys that are not there have transformers' defaults.
-      preprocessor: what is said of images: the name of a file, and what is in it; None where nothing is.
-      questions: asked for the pixels then.
+      config: the content of config.json; missing keys have transformers' defaults.
+      preprocessor: the name and content of the file with the image preprocessing; None if there is none.
+      questions: asked for the preprocessing if there is no such file.
 
     Raises:
-      UserError: it is no CLIPModel and no SiglipModel, or something in it is wrong or not among what the towers do.
+      UserError: the model is not a CLIPModel or SiglipModel, or a value is invalid or not supported by the towers.
     """
     file = f"{source}, config.json"
     kind = _kind(file, config)
@@ -137,22 +137,22 @@ def describe(
 
 
 def check_end(source: str, config: Mapping[str, Any], tokenizer: Tokenizer) -> None:
-    """Checks that CLIPModel reads texts where our tokenizer says that they end.
+    """Checks that CLIPModel pools texts at the end token of our tokenizer.
 
-    It looks for the largest id of a text where the config says 2, which all published before 2023 do, and else for the
-    first end token.
+    It pools at the largest id of a text if the config's eos_token_id is 2, as in all configs before 2023, and otherwise
+    at the first end token.
 
     Args:
       source: the folder, for messages.
-      config: what `describe` has described.
-      tokenizer: the folder's, or another.
+      config: the argument of `describe`.
+      tokenizer: the folder's tokenizer, or another.
 
     Raises:
-      UserError: it reads at another token.
+      UserError: CLIPModel pools at another token.
     """
     file, end = f"{source}, config.json", tokenizer.end_id
     if _kind(file, config) != "clip":
-        return  # SiglipModel reads at the last place, whatever is there
+        return  # SiglipModel pools at the last position, whatever its token
     text = _tower(file, config, "text_config", {"eos_token_id": 49407})
     said, largest = text.get("eos_token_id"), tokenizer.vocab_size - 1
     if type(said) is not int or (largest if said == 2 else said) != end:
@@ -161,7 +161,7 @@ def check_end(source: str, config: Mapping[str, Any], tokenizer: Tokenizer) -> N
 
 
 def block_keys(keys: Keys) -> dict[str, Any]:
-    """Our keys of a transformer's blocks from transformers' keys."""
+    """The keys of a tower's blocks in jaxclip's config, from transformers' keys."""
     width, heads, hidden = keys.whole("hidden_size"), keys.whole("num_attention_heads"), keys.whole("intermediate_size")
     if width % heads:
         raise keys.wrong("num_attention_heads", f"a divisor of hidden_size={width}")
@@ -169,7 +169,7 @@ def block_keys(keys: Keys) -> dict[str, Any]:
         "width": width,
         "layers": keys.whole("num_hidden_layers"),
         "heads": heads,
-        "mlp_width": 0 if hidden == 4 * width else hidden,  # as recipes have it
+        "mlp_width": 0 if hidden == 4 * width else hidden,  # as in recipes
         "activation": keys.choice("hidden_act", ACTIVATIONS),
         "eps": keys.positive("layer_norm_eps"),
     }
@@ -190,7 +190,7 @@ def _kind(file: str, config: Mapping[str, Any]) -> str:
 
 
 def _given(config: Mapping[str, Any], key: str) -> Any:
-    """A tower's object; where it is left out, all its keys are."""
+    """A tower's object; if it is missing, an empty one."""
     given = config.get(key)
     return {} if given is None else given
 
@@ -198,8 +198,8 @@ def _given(config: Mapping[str, Any], key: str) -> Any:
 def _tower(file: str, config: Mapping[str, Any], key: str, defaults: Mapping[str, Any]) -> Keys:
     """The keys of one of CLIPModel's towers.
 
-    Files before transformers 4.25 may have `text_config_dict` too. Where it is not null, it and the defaults are all
-    that counts, then as in 5.23 (`CLIPConfig.__post_init__`).
+    Files before transformers 4.25 may have `text_config_dict` too. If it is not null, it and the defaults replace the
+    other values, as in 5.23 (`CLIPConfig.__post_init__`).
     """
     legacy = f"{key}_dict"
     name = key if config.get(legacy) is None else legacy
@@ -207,12 +207,12 @@ def _tower(file: str, config: Mapping[str, Any], key: str, defaults: Mapping[str
 
 
 def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The tensors that mean something: all but the numbers from 0 that older releases saved with the positions."""
+    """The tensors without the position ids that older releases saved."""
     return {name: tensor for name, tensor in tensors.items() if not name.endswith(".embeddings.position_ids")}
 
 
 def pieces(method: clip.Method) -> list[Piece]:
-    """Where the tensors of a CLIPModel or SiglipModel go. Raises UserError for a method that is neither."""
+    """The pieces of a CLIPModel or SiglipModel. Raises UserError for a method that is neither."""
     kind, image, text = towers(method)
     found = [
         Piece("vision_model.embeddings.patch_embedding.weight", "image/patch_kernel", (), PATCHES),
@@ -252,14 +252,14 @@ def pieces(method: clip.Method) -> list[Piece]:
 
 
 def blocks(theirs: str, transformer: str, width: int, numbers: range, layers: Mapping[str, str]) -> Iterator[Piece]:
-    """Those of the stacked blocks of one of our transformers.
+    """The pieces of the stacked blocks of a transformer.
 
     Args:
-      theirs: the name before a block's number.
-      transformer: our path to it.
-      width: of the blocks.
-      numbers: of their blocks, which ours has from 0.
-      layers: the names in a block of "q", "k", "v", "ln_1", "attention_out", "ln_2", "mlp_in" and "mlp_out".
+      theirs: the prefix of their blocks' numbers.
+      transformer: our path of the transformer.
+      width: the width of the blocks.
+      numbers: the numbers of their blocks; ours are numbered from 0.
+      layers: their names of "q", "k", "v", "ln_1", "attention_out", "ln_2", "mlp_in" and "mlp_out" in a block.
     """
     ours = f"{transformer}/blocks"
     for number, their_number in enumerate(numbers):
@@ -277,10 +277,10 @@ def blocks(theirs: str, transformer: str, width: int, numbers: range, layers: Ma
 
 
 def towers(method: clip.Method) -> tuple[str, ViTConfig, TextConfig]:
-    """Whether a method is a CLIPModel, "clip", or a SiglipModel, "siglip", and its towers.
+    """The kind of a method, "clip" for CLIPModel or "siglip" for SiglipModel, and its towers.
 
     Raises:
-      UserError: it is neither, with the first key that is not as in either.
+      UserError: the method is neither; the message names the first key that differs.
     """
     kind = "siglip" if "logit_bias" in method.scalars else "clip"
     model = "SiglipModel" if kind == "siglip" else "CLIPModel"
@@ -304,10 +304,10 @@ def towers(method: clip.Method) -> tuple[str, ViTConfig, TextConfig]:
 
 
 def config_of(method: clip.Method, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The config.json of a model, for transformers to open it as CLIPModel or SiglipModel.
+    """The config.json of a model, with which transformers opens it as CLIPModel or SiglipModel.
 
     Raises:
-      UserError: there is no such model, or it would read texts elsewhere than ours does.
+      UserError: there is no such model, or it would pool texts at another token.
     """
     kind, image, text = towers(method)
     if kind == "clip":
@@ -348,7 +348,7 @@ def _block_of(config: ViTConfig | TextConfig) -> dict[str, Any]:
 
 
 def _check_end(tokenizer: Tokenizer, context_length: int) -> None:
-    """Raises UserError where texts are not read at their first end token, which is where CLIPModel reads them."""
+    """Raises UserError unless texts are pooled at their first end token, as in CLIPModel."""
     end = tokenizer.end_id
     if end == 2:
         raise UserError(

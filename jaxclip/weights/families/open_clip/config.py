@@ -1,4 +1,4 @@
-"""open_clip_config.json, which says what model an open_clip folder holds; the keys are those of open_clip's model.py.
+"""Parser of open_clip_config.json, the model config in open_clip folders; the keys are those of open_clip's model.py.
 
 {"model_cfg": {"embed_dim", "quick_gelu", "vision_cfg": {...}, "text_cfg": {...}, ...}, "preprocess_cfg": {...}}
 """
@@ -15,7 +15,7 @@ from jaxclip.weights.checked_json import Keys, is_number, shown
 from jaxclip.weights.families import timm
 from jaxclip.weights.overrides import Questions
 
-# open_clip's keys and their defaults (CLIP, CLIPVisionCfg, CLIPTextCfg). First those that jaxclip's towers know.
+# open_clip's keys and their defaults (CLIP, CLIPVisionCfg, CLIPTextCfg). First the keys that jaxclip's towers support.
 _REQUIRED = {"embed_dim", "vision_cfg", "text_cfg"}
 _MODEL = {"quick_gelu": False, "init_logit_bias": None}
 _BLOCKS = {"layers": 12, "mlp_ratio": 4.0, "act_kwargs": None, "norm_kwargs": None}
@@ -40,7 +40,7 @@ _TEXT = _BLOCKS | {
     "pool_type": "argmax",
     "proj_bias": False,
 }
-# Those that make a model which jaxclip's towers are not, unless they are as they are here.
+# Keys of which jaxclip's towers support only these values.
 _PLAIN_BLOCKS = {
     "ls_init_value": None,
     "qk_norm": False,
@@ -54,7 +54,7 @@ _PLAIN_BLOCKS = {
 _PLAIN_MODEL = {"multimodal_cfg": None}
 _PLAIN_VIT = _PLAIN_BLOCKS | {"attentional_pool": False, "pos_embed_type": "learnable", "pool_type": "tok"}
 _PLAIN_TEXT = _PLAIN_BLOCKS | {"hf_model_name": None, "embed_cls": False, "proj_type": "linear"}
-# Those that say nothing of the model, or nothing by themselves.
+# Keys without effect on the model, or without effect by themselves.
 _IGNORED_MODEL = {"custom_text", "output_dict", "cast_dtype", "init_logit_scale", "nonscalar_logit_scale"}
 _IGNORED_VISION = {
     *("block_type", "final_ln_after_pool", "attn_pooler_queries", "attn_pooler_heads"),
@@ -65,26 +65,26 @@ _IGNORED_TEXT = {
     *("tokenizer_kwargs", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"),
 }
 
-# Of preprocess_cfg: "random" is for training, and bicubic at evaluation.
+# Interpolations of preprocess_cfg: "random" applies to training, and is bicubic at evaluation.
 _INTERPOLATION = {"bicubic": "bicubic", "bilinear": "bilinear", "random": "bicubic"}
 _RESIZE = {"shortest": "crop", "squash": "squash"}
 _FLAG = {False: False, True: True}
 
 
 def describe_config(source: str, config: Mapping[str, Any], has_bias: bool, questions: Questions) -> dict[str, Any]:
-    """The method's config that an open_clip_config.json comes to.
+    """The method's config of a model in an open_clip_config.json.
 
     Args:
       source: the folder, for messages.
-      config: the file's content, which may be anything.
+      config: the file's untrusted content.
       has_bias: whether the weights have a bias of the logits.
-      questions: asked for the preprocessing where the file does not say it.
+      questions: asked for the preprocessing if the file does not contain it.
 
     Returns:
-      What `methods.from_config` takes.
+      A config for `methods.from_config`.
 
     Raises:
-      UserError: a key that is missing, unknown, of a wrong type, or of a value that no tower of jaxclip's has.
+      UserError: a key is missing, unknown or of a wrong type, or its value is not supported by jaxclip's towers.
     """
     model = _keys(source, "model_cfg", config.get("model_cfg"), _MODEL, _PLAIN_MODEL, _REQUIRED | _IGNORED_MODEL)
     _check_plain(model, _PLAIN_MODEL)
@@ -112,15 +112,15 @@ def describe_config(source: str, config: Mapping[str, Any], has_bias: bool, ques
 
 
 def check_end(source: str, config: Mapping[str, Any], tokenizer: Tokenizer) -> None:
-    """Checks that open_clip reads texts where our tokenizer says that they end.
+    """Checks that open_clip pools texts at the end token of our tokenizer.
 
     Args:
       source: the folder, for messages.
-      config: what `describe` has described.
-      tokenizer: the folder's, or another.
+      config: the argument of `describe`.
+      tokenizer: the folder's tokenizer, or another.
 
     Raises:
-      UserError: open_clip reads at another token, text.argmax() or the first eos_id.
+      UserError: open_clip pools at another token, text.argmax() or the first eos_id.
     """
     defaults = {"pool_type": _TEXT["pool_type"], "eos_id": 2}
     text = Keys(source, config["model_cfg"]["text_cfg"], defaults, "text_cfg")
@@ -153,7 +153,7 @@ def _check_plain(keys: Keys, plain: Mapping[str, Any]) -> None:
 
 
 def _side(keys: Keys, key: str) -> int:
-    """A size in pixels, which may be given twice."""
+    """A size in pixels, given once or as two equal numbers."""
     value = keys.get(key)
     if not isinstance(value, list | tuple):
         return keys.whole(key)
@@ -179,7 +179,7 @@ def _options(keys: Keys, key: str, known: str) -> Mapping[str, Any]:
 
 
 def _blocks(keys: Keys, quick: bool) -> dict[str, Any]:
-    """What is said of the blocks, but for their heads."""
+    """The keys of a tower's blocks except the number of heads."""
     width, ratio = keys.whole("width"), keys.positive("mlp_ratio")
     if not 1 <= width * ratio < 1 << 24:
         raise keys.wrong("mlp_ratio", f"a number that makes a sound width of an MLP of width={width}")
@@ -232,7 +232,7 @@ def _modified_resnet(vision: Keys) -> dict[str, Any]:
 
 def _trunk(vision: Keys) -> dict[str, Any]:
     name = vision.get("timm_model_name")
-    # What follows a dot names weights.
+    # The part after a dot names weights.
     trunk = timm.TRUNKS.get(name.partition(".")[0]) if isinstance(name, str) else None
     if trunk is None:
         raise vision.wrong(
@@ -262,7 +262,7 @@ def _text(text: Keys, quick: bool) -> dict[str, Any]:
 
 
 def _pixels(source: str, preprocess: Any, questions: Questions) -> dict[str, Any]:
-    """`config.PixelsConfig`'s keys; what a preprocess_cfg leaves out or has as null is open_clip's own default."""
+    """The keys of `config.PixelsConfig`; missing or null values of a preprocess_cfg have open_clip's defaults."""
     if preprocess is None:
         return questions.pixels()
     defaults = {"mode": "RGB", "interpolation": "bicubic", "resize_mode": "shortest"}

@@ -1,4 +1,4 @@
-"""The open_clip_config.json of a model of ours, from which open_clip builds the same one."""
+"""Writer of the open_clip_config.json with which open_clip builds the same model."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from jaxclip.towers.text import TextConfig
 from jaxclip.towers.vit import ViTConfig
 from jaxclip.weights.families import timm
 
-# A text's ids in OpenAI's vocabulary, which are another's by no chance.
+# The ids of a text in OpenAI's vocabulary, which identify it.
 _TEXT, _IDS = "a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407]
 
 
 def config_of(method: Method, tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of open_clip_config.json, as JSON values.
 
-    open_clip has OpenAI's vocabulary itself; any other it takes from the tokenizer files of the folder.
+    open_clip contains OpenAI's vocabulary; it reads any other from the tokenizer files of the folder.
 
     Args:
-      method: the model's.
-      tokenizer: the model's.
+      method: the model's method.
+      tokenizer: the model's tokenizer.
 
     Raises:
-      UserError: open_clip (3.3) cannot build the model, or finds the ends of its texts elsewhere.
+      UserError: open_clip (3.3) cannot build the model, or would pool its texts at another token.
     """
     image, text = towers(method)
     activations = {text.activation}
-    # Of the others timm's has it in its name, and a ResNet has none.
+    # timm's towers have the activation in their name, and ResNets have none.
     if isinstance(image, ViTConfig) and image.pool == "class":
         activations.add(image.activation)
     if "quick_gelu" in activations and len(activations) > 1:
@@ -45,7 +45,7 @@ def config_of(method: Method, tokenizer: Tokenizer) -> dict[str, Any]:
     if "quick_gelu" in activations:
         model["quick_gelu"] = True
     if method.text_projection_bias:
-        model["custom_text"] = True  # as the prefix of the tensors' names has it
+        model["custom_text"] = True  # consistent with the prefix of the tensors' names
     if "logit_bias" in method.scalars:
         # Without these the model has no bias to load.
         model |= {"init_logit_scale": math.log(10), "init_logit_bias": -10}
@@ -61,7 +61,7 @@ def config_of(method: Method, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def towers(method: Method) -> tuple[ViTConfig | ModifiedResNetConfig, TextConfig]:
-    """The image and the text tower of a model that open_clip has. Raises UserError where it has no such towers."""
+    """The image and the text tower of a method. Raises UserError if open_clip has no such towers."""
     image, text = method.image, method.text
     if not isinstance(text, TextConfig):
         raise _cannot(f"a {text.name} for its text tower")
@@ -130,7 +130,7 @@ def _text(method: Method, text: TextConfig, tokenizer: Tokenizer) -> dict[str, A
 
 def _block(tower: ViTConfig | TextConfig) -> dict[str, Any]:
     width, hidden = tower.width, tower.block.hidden
-    # Rounded up as in the published configs: open_clip cuts width * ratio down to a whole number.
+    # Rounded up as in the published configs: open_clip rounds width * ratio down to a whole number.
     ratio = math.ceil(hidden * 10_000 / width) / 10_000
     if int(width * ratio) != hidden:
         ratio = (hidden + 0.5) / width
@@ -144,7 +144,7 @@ def _block(tower: ViTConfig | TextConfig) -> dict[str, Any]:
 
 
 def _end(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Where open_clip reads a text: at its largest id, unless it is told the id of the end token."""
+    """The keys for open_clip's pooling of texts: at the largest id, or at a given end token."""
     end = tokenizer.end_id
     if end is None or end == tokenizer.start_id:
         raise _cannot("a vocabulary without an end token of its own, where its texts are read")
@@ -152,8 +152,8 @@ def _end(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Which tokenizer open_clip takes, and what it does to texts before."""
-    files = {"hf_tokenizer_name": "tokenizer"}  # any name: of a local folder it takes the files
+    """The keys for open_clip's tokenizer and its text cleaning."""
+    files = {"hf_tokenizer_name": "tokenizer"}  # any name: for a local folder, open_clip uses the files there
     if isinstance(tokenizer, ClipTokenizer):
         if tokenizer.vocab_size == 49408 and tokenizer([_TEXT], len(_IDS))[0][0].tolist() == _IDS:
             return {}
@@ -161,7 +161,7 @@ def _vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
     if isinstance(tokenizer, SentencePieceTokenizer):
         clean = {"canonical": "canonicalize", "lower": "lower", "none": "whitespace"}[tokenizer.clean]
         return files | {"tokenizer_kwargs": {"clean": clean}}
-    # "siglip" is in the file: open_clip's own would also mend.
+    # "siglip" is part of the tokenizer's file: open_clip's own cleaning would also repair texts.
     if isinstance(tokenizer, HuggingFaceTokenizer) and tokenizer.clean not in (None, "siglip"):
         return files | {"tokenizer_kwargs": {"clean": tokenizer.clean}}
     return files

@@ -1,8 +1,8 @@
-"""Weights of OpenAI's CLIP and of open_clip, which has kept their names (clip/model.py; open_clip/model.py).
+"""Tensor names of OpenAI's CLIP and of open_clip, which are the same (clip/model.py; open_clip/model.py).
 
-A model of class CustomTextCLIP has "text." before the names of its text tower. Such a prefix is put where open_clip
-itself would have it in the model, and taken off elsewhere: it has it where the text's projection has a bias, and needs
-it there, for it moves a text tower without the prefix only where the projection is a matrix alone.
+In models of class CustomTextCLIP, the names of the text tower start with "text.". This prefix is added if the text
+projection has a bias and removed otherwise. open_clip needs it in the first case, because it converts a text tower
+without the prefix only if the projection is a matrix alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jaxclip.weights.formats.safetensors import Stored
 from jaxclip.weights.overrides import Questions
 from jaxclip.weights.tensor_map import CONVOLUTION, LINEAR, PATCHES, Piece, layer_norm, linear
 
-# Sizes, masks and counts that files may have beside the parameters.
+# Sizes, masks and counts that files may contain besides the parameters.
 _NO_PARAMETERS = {
     "input_resolution",
     "context_length",
@@ -35,19 +35,19 @@ _NO_PARAMETERS = {
     "attn_mask",
     "position_ids",
 }
-# Heads of the towers of each width in open_clip's model_configs/*.json. Most are 64 wide; the image towers wider than L
-# (H, g, bigG, e) and those of SigLIP's so400m have sixteen.
+# The number of heads of towers by width, from open_clip's model_configs/*.json. Most heads are 64 wide; the image
+# towers wider than L (H, g, bigG, e) and SigLIP's so400m have sixteen heads.
 _VIT_HEADS = {384: 6, 512: 8, 768: 12, 896: 14, 1024: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}
 _TEXT_HEADS = {256: 4, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1152: 16, 1280: 20}
 _TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
-_TEXT_HEAD = "text.text_projection.weight"  # of a projection with a bias
+_TEXT_HEAD = "text.text_projection.weight"  # the name if the projection has a bias
 _TRUNK = "visual.trunk."
 
 
 def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The tensors that are parameters or running averages, under the names that `pieces` has.
+    """The tensors that are parameters or running averages, under the names in `pieces`.
 
-    The "module." of DistributedDataParallel comes off, and "text." on or off.
+    The prefix "module." of DistributedDataParallel is removed, and "text." is added or removed.
     """
     ddp = "module." if all(name.startswith("module.") for name in tensors) else ""
     kept = {
@@ -57,7 +57,7 @@ def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     }
     custom = any(name.removeprefix("text.").startswith("text_projection.") for name in kept)
     renamed = {_text_name(name, custom): tensor for name, tensor in kept.items()}
-    # A file with both forms of one name is left as it is, so that each can be told of.
+    # A file with both forms of one name is not changed, so that the error can name both.
     return renamed if len(renamed) == len(kept) else kept
 
 
@@ -74,17 +74,17 @@ def describe(
     """The method's config of weights.
 
     Args:
-      source: what they are called, for messages.
-      tensors: as `names` gives them.
-      config: the content of config.json, which may be anything; None for a file without one, of which the
-        sizes are in the shapes, the heads are those that published models of such widths have, and the rest is asked.
-      questions: what is asked.
+      source: the name of the weights, for messages.
+      tensors: the result of `names`.
+      config: the untrusted content of the config; None for a file without one. Sizes then follow from the shapes, the
+        numbers of heads are those of published models with these widths, and other values are asked for.
+      questions: collects the missing values.
 
     Returns:
-      What `methods.from_config` takes. Whether the tensors are those of that model is for `pieces.check` to see.
+      A config for `methods.from_config`. `tensor_map.check` verifies that the tensors fit it.
 
     Raises:
-      UserError: it is a model that jaxclip's towers are not, or the config is wrong.
+      UserError: jaxclip's towers do not support the model, or the config is invalid.
     """
     if config is not None:
         return describe_config(source, config, "logit_bias" in tensors, questions)
@@ -92,7 +92,7 @@ def describe(
 
 
 class _Shapes:
-    """What the shapes of a file's tensors say of its model."""
+    """The config of a model as derived from the shapes of its tensors."""
 
     def __init__(self, source: str, tensors: Mapping[str, Stored]):
         self._source = source
@@ -182,7 +182,7 @@ class _Shapes:
         }
         if not custom:
             return text, self._shape("text_projection", 2)[1]
-        # Of the published models SigLIP's alone have a bias there.
+        # Among the published models, only SigLIP's have a bias there.
         text |= {"causal": False, "pool": "last", "eps": timm.EPS}
         return text, self._shape(_TEXT_HEAD, 2)[0]
 
@@ -192,7 +192,7 @@ class _Shapes:
         return {"width": width, "layers": layers, "mlp_width": 0 if hidden == 4 * width else hidden}
 
     def _grid(self, name: str, dimensions: int, others: int) -> int:
-        """Patches along a side, of positions of which `others` are of no patch."""
+        """The number of patches along a side; `others` of the positions do not belong to a patch."""
         tokens = self._shape(name, dimensions)[-2] - others
         if tokens < 1 or math.isqrt(tokens) ** 2 != tokens:
             raise UserError(f"{self._source}: {name} has {tokens} patches, which make no square")
@@ -200,7 +200,7 @@ class _Shapes:
 
 
 def pieces(method: Method) -> list[Piece]:
-    """The pieces of a model that `config_of` has a config for.
+    """The pieces of a model that open_clip supports.
 
     Raises:
       UserError: open_clip has no such towers.
@@ -212,7 +212,7 @@ def pieces(method: Method) -> list[Piece]:
 
 
 def extras(method: Method) -> dict[str, np.ndarray]:
-    """What a file of open_clip's has beside the parameters: each BatchNorm's count of batches, which nothing reads."""
+    """The tensors of an open_clip file besides the parameters: the unused batch count of each BatchNorm."""
     counted = (piece.name for piece in pieces(method) if piece.name.endswith(".running_mean"))
     return {name.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64) for name in counted}
 
@@ -228,7 +228,7 @@ def _image(config: ViTConfig | ModifiedResNetConfig) -> list[Piece]:
 def _image_projection(method: Method, config: ViTConfig | ModifiedResNetConfig) -> list[Piece]:
     kernel = "image_projection/kernel"
     if isinstance(config, ModifiedResNetConfig):
-        # The last layer of its attention pool.
+        # The last layer of the attention pool.
         name = "visual.attnpool.c_proj"
         return [Piece(f"{name}.weight", kernel, layout=LINEAR), Piece(f"{name}.bias", "image_projection/bias")]
     if config.pool == "class":
