@@ -234,6 +234,12 @@ def load(
 
     Raises:
       UserError: it is none of these, something in it is wrong, or something must be asked for.
+
+    >>> model = jaxclip.load(workdir)  # of a run, such as runs/quickstart
+    >>> model.encode_text(["red to the left of blue", "gold"]).shape
+    (2, 16)
+    >>> model.classify(np.zeros((32, 32, 3), np.uint8), ["black", "white"]).sum().round(3).item()
+    1.0
     """
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"dtype={dtype!r} must be 'float32' or 'bfloat16'")

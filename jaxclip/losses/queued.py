@@ -37,6 +37,10 @@ def queued_contrastive(
 
     Returns:
       The mean over queries in nats, and the logits against the batch and against the queue.
+
+    >>> loss, (batch, queue) = queued_contrastive(jnp.eye(2, 4), jnp.eye(2, 4), jnp.zeros((3, 4)), 10.0)
+    >>> batch.shape, queue.shape, loss < 0.001
+    ((2, 2), (2, 3), Array(True, dtype=bool))
     """
     logits = (similarities(queries, keys, mesh) * scale, similarities(queries, queue, mesh) * scale)
     wanted = (jnp.eye(len(queries), dtype=jnp.float32), None) if targets is None else targets
@@ -46,7 +50,11 @@ def queued_contrastive(
 def similarities(
     queries: Float[Array, "batch width"], keys: Float[Array, "keys width"], mesh: Mesh | None = None
 ) -> Float[Array, "batch keys"]:
-    """Dot products in float32. Each device has all queries and its own keys, so that keys are never moved."""
+    """Dot products in float32. Each device has all queries and its own keys, so that keys are never moved.
+
+    >>> similarities(jnp.eye(2), jnp.array([[1.0, 2.0]])).tolist()
+    [[1.0], [2.0]]
+    """
     if mesh is None:
         return queries.astype(jnp.float32) @ keys.astype(jnp.float32).T
     queries = jax.lax.with_sharding_constraint(queries, NamedSharding(mesh, PartitionSpec()))
@@ -73,13 +81,21 @@ def cross_entropy(
 
 
 def softmax(logits: Sequence[Float[Array, "batch _"]]) -> tuple[Float[Array, "batch _"], ...]:
-    """The softmax over the columns of all parts, for soft targets from a momentum copy."""
+    """The softmax over the columns of all parts, for soft targets from a momentum copy.
+
+    >>> [part.tolist() for part in softmax([jnp.zeros((1, 1)), jnp.zeros((1, 3))])]
+    [[[0.25]], [[0.25, 0.25, 0.25]]]
+    """
     normalizer = log_sum_exp(logits)
     return tuple(jnp.exp(part - normalizer[:, None]) for part in logits)
 
 
 def log_sum_exp(logits: Sequence[Float[Array, "batch _"]]) -> Float[Array, "batch"]:
-    """log(sum(exp)) of each row over the columns of all parts."""
+    """log(sum(exp)) of each row over the columns of all parts.
+
+    >>> jnp.exp(log_sum_exp([jnp.zeros((1, 1)), jnp.zeros((1, 3))])).round(4).tolist()
+    [4.0]
+    """
     largest = jax.lax.stop_gradient(jnp.max(jnp.stack([jnp.max(part, axis=1) for part in logits]), axis=0))
     total = jnp.sum(jnp.stack([jnp.sum(jnp.exp(part - largest[:, None]), axis=1) for part in logits]), axis=0)
     return largest + jnp.log(total)

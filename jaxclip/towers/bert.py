@@ -88,6 +88,11 @@ class Bert(nnx.Module):
     The blocks are in two halves, `lower` and `upper`: the lower one alone may be frozen, and it can encode texts on its
     own, with the upper one fusing them with tokens of an image (ALBEF, Li et al. 2021, section 3.1). If all blocks are
     in the upper half, there is no `lower`.
+
+    >>> config = BertConfig(vocab_size=100, context_length=8, width=64, layers=2, heads=2)
+    >>> tower, tokens, end = config.init(rngs=nnx.Rngs(params=0)), jnp.zeros((2, 8), jnp.int32), jnp.array([3, 7])
+    >>> tower(tokens, end).shape, tower.tokens(tokens, end).shape
+    ((2, 64), (2, 8, 64))
     """
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, context_width: int = 0):

@@ -76,6 +76,9 @@ class AttentionPool(nnx.Module):
       pixels: how many there are.
       width: channels of a pixel.
       heads: of the attention; divides `width`.
+
+    >>> AttentionPool(4, 64, 2, rngs=nnx.Rngs(params=0))(jnp.zeros((2, 2, 2, 64))).shape
+    (2, 64)
     """
 
     def __init__(self, pixels: int, width: int, heads: int, *, rngs: nnx.Rngs):
@@ -112,7 +115,13 @@ class AttentionPool(nnx.Module):
 
 
 class ModifiedResNet(Stages):
-    """Three 3x3 convolutions, average pool, four stages, attention pool; an `interface.GridTower`."""
+    """Three 3x3 convolutions, average pool, four stages, attention pool; an `interface.GridTower`.
+
+    >>> config = ModifiedResNetConfig(image_size=64, layers=(1, 1, 1, 1), width=4)
+    >>> tower, images = config.init(rngs=nnx.Rngs(params=0)), jnp.zeros((2, 64, 64, 3))
+    >>> tower(images).shape, tower.grid(images).shape
+    ((2, 128), (2, 2, 2, 128))
+    """
 
     def __init__(self, config: ModifiedResNetConfig, *, rngs: nnx.Rngs):
         self.config = config

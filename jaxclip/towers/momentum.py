@@ -66,6 +66,13 @@ def follow(slow: nnx.Module, fast: nnx.Module, momentum: float | Float[Array, ""
       slow, fast: modules with the same parameters.
       momentum: of the slow one, from 0 to 1.
       step: steps done. The first step copies, so that `slow` starts as `fast` does whatever weights a run starts from.
+
+    >>> from jaxclip.towers.layers import LayerNorm
+    >>> slow, fast = LayerNorm(2), LayerNorm(2)
+    >>> fast.scale[...] = jnp.array([3.0, 3.0])
+    >>> follow(slow, fast, 0.5, step=jnp.array(1))
+    >>> slow.scale[...].tolist()
+    [2.0, 2.0]
     """
     kept: Any = momentum if step is None else jnp.where(step == 0, 0.0, momentum)
     state = nnx.state(slow, nnx.Param)

@@ -19,6 +19,11 @@ class MapHead(nnx.Module):
     Args:
       config: of the tower's blocks, whose heads, MLP and normalization it has.
       init: of its matrices.
+
+    >>> from jaxclip.towers.transformer import published_image_init
+    >>> head = MapHead(BlockConfig(width=64, heads=2), published_image_init(64, 256), rngs=nnx.Rngs(params=0))
+    >>> head(jnp.zeros((2, 9, 64))).shape
+    (2, 64)
     """
 
     def __init__(self, config: BlockConfig, init: BlockInit, *, rngs: nnx.Rngs):

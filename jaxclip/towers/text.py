@@ -71,7 +71,13 @@ class TextConfig:
 
 
 class TextTransformer(nnx.Module):
-    """Tokens, positions, blocks, ln_final, the state at one place; an `interface.TextTower`."""
+    """Tokens, positions, blocks, ln_final, the state at one place; an `interface.TextTower`.
+
+    >>> tower = TextConfig(vocab_size=100, context_length=8, width=64, layers=1, heads=2).init(rngs=nnx.Rngs(params=0))
+    >>> tokens, end = jnp.zeros((2, 8), jnp.int32), jnp.array([3, 7])
+    >>> tower(tokens, end).shape, tower.tokens(tokens, end).shape
+    ((2, 64), (2, 8, 64))
+    """
 
     def __init__(self, config: TextConfig, *, rngs: nnx.Rngs):
         width, block = config.width, config.block

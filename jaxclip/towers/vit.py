@@ -86,7 +86,11 @@ class ViTConfig:
 
 
 def patchify(images: Float[Array, "batch height width 3"], patch: int) -> Float[Array, "batch patches values"]:
-    """Cuts images into rows of `patch` x `patch` x 3 values, patches in reading order; a rest is cut off."""
+    """Cuts images into rows of `patch` x `patch` x 3 values, patches in reading order; a rest is cut off.
+
+    >>> patchify(jnp.zeros((2, 33, 32, 3)), 16).shape
+    (2, 4, 768)
+    """
     batch, height, width, channels = images.shape
     images = images[:, : height // patch * patch, : width // patch * patch]
     x = images.reshape(batch, height // patch, patch, width // patch, patch, channels)
@@ -94,7 +98,13 @@ def patchify(images: Float[Array, "batch height width 3"], patch: int) -> Float[
 
 
 class ViT(nnx.Module):
-    """Patches, class token, positions, ln_pre, blocks, ln_post, pooling; an `interface.TokenTower`."""
+    """Patches, class token, positions, ln_pre, blocks, ln_post, pooling; an `interface.TokenTower`.
+
+    >>> config = ViTConfig(image_size=32, patch_size=16, width=64, layers=1, heads=2)
+    >>> tower, images = config.init(rngs=nnx.Rngs(params=0)), jnp.zeros((2, 32, 32, 3))
+    >>> tower(images).shape, tower.tokens(images).shape
+    ((2, 64), (2, 5, 64))
+    """
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         width, block = config.width, config.block

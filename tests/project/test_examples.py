@@ -9,11 +9,14 @@ import pkgutil
 from collections.abc import Iterator
 from types import ModuleType
 
+import commands
 import pytest
+
+import jaxclip
 
 PACKAGES = ["jaxclip.losses"]
 # And those of which not all functions have one.
-OTHERS = ["jaxclip.towers", "jaxclip.upgrade"]
+OTHERS = ["jaxclip.towers", "jaxclip.upgrade", "jaxclip.schedule", "jaxclip.inputs"]
 
 
 def modules_of(package: ModuleType) -> Iterator[ModuleType]:
@@ -53,3 +56,15 @@ def test_every_public_function_and_class_has_an_example(name):
     documented = {export: item for export, item in public.items() if inspect.isfunction(item) or inspect.isclass(item)}
     assert documented
     assert not [export for export, item in documented.items() if ">>>" not in (inspect.getdoc(item) or "")]
+
+
+def test_the_examples_of_a_trained_model_are_true(tmp_path):
+    ran = commands.run([f"--config={commands.recipe(tmp_path)}", f"--workdir={tmp_path}/run"], commands.environment())
+    assert ran.status == 0, ran.stderr
+    module = importlib.import_module("jaxclip.model")
+    found = doctest.DocTestFinder(exclude_empty=True).find(module)
+    examples = {test.name: test for test in found if test.examples}
+    assert "jaxclip.model.load" in examples
+    for test in examples.values():
+        test.globs |= {"jaxclip": jaxclip, "workdir": tmp_path / "run"}
+        assert not failures_of(test)
