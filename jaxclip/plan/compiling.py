@@ -20,7 +20,7 @@ from jaxclip.inputs import shapes
 from jaxclip.plan.chips import GIB, Topology
 from jaxclip.plan.flops import model_flops
 from jaxclip.plan.hlo import Program
-from jaxclip.step import Step
+from jaxclip.step import Step, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,14 +119,7 @@ def compile_step(config: Config, topology: Topology) -> Plan:
     arrays = shapes(method.inputs(), config.batch_size)
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), arrays)
     state = step.abstract_state
-    parts = {
-        "parameters": _bytes_on_one(state.variables),
-        "optimizer state": _bytes_on_one(state.opt_state),
-        "memory": _bytes_on_one(state.memory),
-        "averaged parameters": _bytes_on_one(state.average),
-        "batch": _bytes_on_one(batch),
-    }
-    parts = {name: size for name, size in parts.items() if size or name not in ("memory", "averaged parameters")}
+    parts = stored_bytes(state, batch)
     make_plan = functools.partial(
         Plan,
         batch_size=config.batch_size,
@@ -170,6 +163,23 @@ def compile_step(config: Config, topology: Topology) -> Plan:
         unknown_loops=len(program.unknown_loops),
         compile_seconds=seconds,
     )
+
+
+def stored_bytes(state: TrainState, batch: Any) -> dict[str, int]:
+    """What each device holds of a training state and a batch before a step, in bytes by kind.
+
+    Args:
+      state, batch: arrays or `jax.ShapeDtypeStruct`s, with their shardings.
+    """
+    parts = {
+        "parameters": _bytes_on_one(state.variables),
+        "optimizer state": _bytes_on_one(state.opt_state),
+        "memory": _bytes_on_one(state.memory),
+        "averaged parameters": _bytes_on_one(state.average),
+        "batch": _bytes_on_one(batch),
+    }
+    # Most methods have neither.
+    return {name: size for name, size in parts.items() if size or name not in ("memory", "averaged parameters")}
 
 
 def remat_of(config: Config) -> str:

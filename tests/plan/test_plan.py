@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from commands import ROOT, environment
 
@@ -16,12 +17,14 @@ from jaxclip import methods, optimizer, sharding
 from jaxclip.config import Config, GroupConfig, MeshConfig, OptimizerConfig, parse
 from jaxclip.errors import UserError
 from jaxclip.inputs import shapes
+from jaxclip.methods import clip
 from jaxclip.plan import chips, table
-from jaxclip.plan.compiling import Plan, remat_of, with_remat
+from jaxclip.plan.compiling import Plan, remat_of, stored_bytes, with_remat
 from jaxclip.plan.flops import model_flops
 from jaxclip.plan.hlo import Program, array_bytes
 from jaxclip.plan.search import search
 from jaxclip.step import Step
+from jaxclip.towers.momentum import Queue
 
 # As the TPU's compiler writes it: a loop of 12 turns around one of 3 (0, 2, 4), whose bound comes in from outside.
 PROGRAM = """
@@ -176,6 +179,32 @@ def test_remat_is_shown_and_set_for_all_towers():
     full = with_remat(CONFIG, "full")
     assert remat_of(full) == "full"
     assert methods.from_config(full.method).image.remat == methods.from_config(full.method).text.remat == "full"
+
+
+TOPOLOGY = chips.Topology("v5e:2x4", chips.CHIPS["v5e"], 1, [None] * 8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Queued(clip.Method):
+    """CLIP with a queue as MoCo's."""
+
+    def memory(self, model, rngs):
+        return Queue(65_536, 256, rngs=rngs)
+
+
+def test_a_queue_and_an_average_are_shown_with_their_bytes():
+    known = methods.from_config(METHOD)
+    method = Queued(known.image, known.text, known.embed_dim)
+    mesh = sharding.create(MeshConfig(fsdp=4), jax.devices()[:8])
+    step = Step(method, optimizer.create(OptimizerConfig(1e-3), 10), mesh, average_decay=0.99)
+    rows = jax.ShapeDtypeStruct((64, 32, 32, 3), np.uint8, sharding=sharding.batch_sharding(mesh))
+    parts = stored_bytes(step.abstract_state, rows)
+    # An eighth of the queue, which is over all devices, and where the next batch goes.
+    assert parts["memory"] == 65_536 * 256 * 4 // 8 + 4
+    assert parts["averaged parameters"] == parts["parameters"] > 0
+    text = table.table(dataclasses.replace(plan(CONFIG, True, 2**30, "none"), parts=parts), TOPOLOGY)
+    assert re.search(r"  8\.0 MiB  memory$", text, re.MULTILINE), text
+    assert "memory" not in stored_bytes(Step(known, step.optimizer, mesh).abstract_state, rows)
 
 
 def plan(config: Config, fits: bool, peak: int, remat: str) -> Plan:
