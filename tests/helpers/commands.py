@@ -166,7 +166,7 @@ def run_anew(arguments: Sequence[str], env: Mapping[str, str]) -> Result:
 @functools.cache
 def _server() -> multiprocessing.context.ForkServerContext:
     """The process that others are forked from; it ends with this one."""
-    forkserver.set_forkserver_preload(["commands_imports"])
+    forkserver.set_forkserver_preload(["commands", "commands_imports"])
     paths = os.pathsep.join([str(ROOT), str(pathlib.Path(__file__).parent)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", paths)
