@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from commands import environment, losses, recipe, run
+from cpu_devices import ACCURATE
 
 from jaxclip import methods, optimizer, sharding
 from jaxclip.config import Config, MeshConfig, OptimizerConfig, parse
@@ -62,7 +63,7 @@ def gradients(devices: int, microbatches: int) -> tuple[dict[str, float], dict[s
     step = step_of(devices, microbatches)
     params = jax.device_put(first_params(), jax.tree.map(lambda leaf: leaf.sharding, step.abstract_state.params))
     rows = jax.device_put(batch(), sharding.batch_sharding(step.mesh))
-    function = jax.jit(jax.value_and_grad(step.loss, has_aux=True))
+    function = jax.jit(jax.value_and_grad(step.loss, has_aux=True), compiler_options=ACCURATE)
     (loss, (metrics, *_)), found = function(params, {}, {}, rows, jax.random.key(5))
     paths = jax.tree_util.tree_leaves_with_path(found)
     return (

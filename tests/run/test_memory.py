@@ -96,7 +96,11 @@ def four_steps(devices: int, microbatches: int = 1) -> tuple[TrainState, list[di
     return run(step, step.init(3), 0, 4)
 
 
-@pytest.mark.parametrize(("devices", "microbatches"), [(8, 1), (1, 4), pytest.param(8, 2, marks=pytest.mark.slow)])
+# Eight devices and micro-batches at once; each alone is slow.
+ALONE = [pytest.param(*case, marks=pytest.mark.slow) for case in ((8, 1), (1, 4))]
+
+
+@pytest.mark.parametrize(("devices", "microbatches"), [(8, 2), *ALONE])
 def test_losses_depend_on_neither_devices_nor_micro_batches(devices, microbatches):
     (state, found), (expected_state, expected) = four_steps(devices, microbatches), four_steps(1)
     for metrics, wanted in zip(found, expected, strict=True):

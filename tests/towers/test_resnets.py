@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cpu_devices import ACCURATE
 from flax import nnx
 
 from jaxclip import sharding
@@ -205,7 +206,7 @@ def test_a_tower_equals_the_reference(name, train):
     x = images(name)
     ctx = TRAIN if train else Context()
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=ACCURATE)
     def run(variables, x):
         grid = bound(name, variables).grid(x, ctx)
         tower = bound(name, variables)
@@ -258,7 +259,7 @@ def training(name: str, remat: str, devices: int = 1):
     """Embeddings, gradients, new running averages and the compiled program."""
     gradient, mesh, *inputs = differentiated(name, remat, devices)
     with jax.sharding.set_mesh(mesh):
-        compiled = jax.jit(gradient).lower(*inputs).compile()
+        compiled = jax.jit(gradient).lower(*inputs).compile(ACCURATE)
         (_, (y, averages)), gradients = compiled(*inputs)
     return y, gradients, averages, compiled.as_text()
 

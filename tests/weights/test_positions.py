@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import made
 import numpy as np
 import pytest
+from cpu_devices import ACCURATE
 from paths import GOLDEN
 
 from jaxclip.errors import UserError
@@ -16,24 +18,28 @@ def golden(name: str) -> np.ndarray:
     return np.load(GOLDEN / "embeddings.npz")[name]
 
 
+def resized_at(path: str, positions: np.ndarray, rows: int) -> jax.Array:
+    resize = jax.jit(lambda array: resized({path: array}, {path: (rows, 8)})[path], compiler_options=ACCURATE)
+    return resize(jnp.asarray(positions))
+
+
 @pytest.mark.parametrize("grid", [3, 7, 12])
 @pytest.mark.parametrize("path", ["image/positions", "image/attention_pool/positions"])
 def test_image_positions_are_resized_as_open_clip_does(path, grid):
     expected = golden(f"positions/image/{grid}")
-    found = resized({path: jnp.asarray(made.values("positions", (50, 8)))}, {path: (1 + grid**2, 8)})[path]
+    found = resized_at(path, made.values("positions", (50, 8)), 1 + grid**2)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-7)
 
 
 def test_positions_without_a_class_token_are_the_same_grid():
     patches = made.values("positions", (50, 8))[1:]
-    found = resized({"image/positions": jnp.asarray(patches)}, {"image/positions": (144, 8)})["image/positions"]
+    found = resized_at("image/positions", patches, 144)
     np.testing.assert_allclose(found, golden("positions/image/12")[1:], rtol=0, atol=2e-7)
 
 
 @pytest.mark.parametrize("context", [16, 77, 120])
 def test_text_positions_are_resized_as_open_clip_does(context):
-    positions = jnp.asarray(made.values("positions", (77, 8)))
-    found = resized({"text/positions": positions}, {"text/positions": (context, 8)})["text/positions"]
+    found = resized_at("text/positions", made.values("positions", (77, 8)), context)
     np.testing.assert_allclose(found, golden(f"positions/text/{context}"), rtol=0, atol=2e-7)
 
 
