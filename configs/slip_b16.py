@@ -4,7 +4,8 @@ Needs --config.data.train=SOURCE (the paper's is YFCC15M), --config.data.eval=SO
 """
 
 from jaxclip import recipes
-from jaxclip.config import ViewConfig, defaults
+from jaxclip.config import ViewConfig
+from jaxclip.parsing import defaults
 
 
 def get_config():

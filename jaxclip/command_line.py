@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from jaxclip.errors import UserError
 
-# A key that the recipe does not have is let through here, so that `config.parse` names it and the nearest one there is.
+# A key that the recipe does not have is accepted here, so that `parsing.parse` names it and the nearest valid one.
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A recipe, such as configs/vit_b16.py.", lock_config=False, accept_new_attributes=True
 )

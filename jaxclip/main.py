@@ -10,8 +10,9 @@ import sys
 from absl import flags, logging
 
 from jaxclip import command_line
-from jaxclip.config import Config, parse
+from jaxclip.config import Config
 from jaxclip.errors import UserError
+from jaxclip.parsing import parse
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an existing run is resumed.")
 _DISTRIBUTED = flags.DEFINE_bool(

@@ -6,7 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxclip.config import Config, PixelsConfig, defaults
+from jaxclip.config import Config, PixelsConfig
+from jaxclip.parsing import defaults
 from jaxclip.towers.modified_resnet import ModifiedResNetConfig
 from jaxclip.towers.text import TextConfig
 from jaxclip.towers.vit import ViTConfig

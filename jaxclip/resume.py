@@ -10,8 +10,9 @@ from typing import Any
 import jax
 
 from jaxclip import checkpoint, methods, schedule, upgrade
-from jaxclip.config import Config, flatten, parse, to_dict
+from jaxclip.config import Config
 from jaxclip.errors import UserError
+from jaxclip.parsing import flatten, parse, to_dict
 from jaxclip.run import Run
 from jaxclip.step import TrainState
 from jaxclip.weights import init_from

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxclip import evaluate, methods, optimizer, schedule, sharding
-from jaxclip.config import Config, to_dict
+from jaxclip.config import Config
 from jaxclip.data import findings, loader, mixture, skips, sources, vocabulary
 from jaxclip.data.record import Source
 from jaxclip.data.tokenizers import Tokenizer
@@ -21,6 +21,7 @@ from jaxclip.device_augmentation import augmentation
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.io import atomic_write
+from jaxclip.parsing import to_dict
 from jaxclip.step import Step
 
 

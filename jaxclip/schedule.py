@@ -15,8 +15,9 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import optax
 
-from jaxclip.config import OptimizerConfig, check_at_least, parse_named, to_dict
+from jaxclip.config import OptimizerConfig, check_at_least
 from jaxclip.errors import UserError
+from jaxclip.parsing import parse_named, to_dict
 
 
 class Schedule(abc.ABC):

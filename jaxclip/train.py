@@ -18,10 +18,11 @@ from jax.experimental import multihost_utils
 
 from jaxclip import evaluate, optimizer, report, resume, schedule, sharding
 from jaxclip.checkpoint import Checkpoints, save_best
-from jaxclip.config import Config, to_dict
+from jaxclip.config import Config
 from jaxclip.evaluate.validation import validation_metrics
 from jaxclip.history import History
 from jaxclip.monitor import Monitor, Profiler
+from jaxclip.parsing import to_dict
 from jaxclip.report.gallery import gallery
 from jaxclip.run import Run, build
 from jaxclip.step import TrainState

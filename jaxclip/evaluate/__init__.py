@@ -14,12 +14,12 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from jaxclip.config import parse
 from jaxclip.encoder import lacking
 from jaxclip.errors import UserError
 from jaxclip.evaluate.evaluation import Evaluation, run_all, summary
 from jaxclip.evaluate.evaluator import Evaluator, Example, Result, Table, task_of
 from jaxclip.methods import Method
+from jaxclip.parsing import parse
 
 __all__ = ["Evaluation", "Evaluator", "Example", "Result", "Table", "check", "from_config", "run_all", "summary"]
 

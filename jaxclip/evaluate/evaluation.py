@@ -13,12 +13,12 @@ from typing import Any
 import jax
 from PIL import Image
 
-from jaxclip.config import to_dict
 from jaxclip.data.skips import SkipLog
 from jaxclip.data.sources import open_source
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.evaluate.evaluator import Evaluator, Example, Result, task_of
+from jaxclip.parsing import to_dict
 
 
 class Evaluation:

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import jax
 from flax import nnx
 
-from jaxclip.config import parse, to_dict
 from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.inputs import Inputs
+from jaxclip.parsing import parse, to_dict
 
 
 class Method:

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from absl import flags, logging
 
 from jaxclip import command_line
-from jaxclip.config import Config, parse
+from jaxclip.config import Config
 from jaxclip.errors import UserError
+from jaxclip.parsing import parse
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:16x16, v5p:4x4x8, v6e:8x8, v4:4x4x4 or tpu7x:4x4x4.")
 _SLICES = flags.DEFINE_integer("slices", 1, "Number of such slices, connected by the data center's network.")

@@ -13,10 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxclip import methods, sharding
-from jaxclip.config import Config, parse, to_dict
+from jaxclip.config import Config
 from jaxclip.data import tokenizers
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
+from jaxclip.parsing import parse, to_dict
 from jaxclip.towers.bert import BertConfig
 from jaxclip.towers.resnet import ResNetConfig
 from jaxclip.weights import public, tensor_map

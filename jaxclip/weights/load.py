@@ -10,10 +10,11 @@ from typing import Any, Protocol
 from jax.sharding import Mesh
 
 from jaxclip import checkpoint, methods, sharding
-from jaxclip.config import Config, parse
+from jaxclip.config import Config
 from jaxclip.data import tokenizers
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
+from jaxclip.parsing import parse
 from jaxclip.weights.overrides import Answers
 from jaxclip.weights.public import open_foreign
 

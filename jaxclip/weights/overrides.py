@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from jaxclip.config import PixelsConfig, to_dict
+from jaxclip.config import PixelsConfig
 from jaxclip.errors import UserError
+from jaxclip.parsing import to_dict
 from jaxclip.towers.layers import Activation
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

@@ -10,34 +10,27 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from commands import png, recipe, write_tar
+from made_source import MadeSource
 from paths import MODELS
 
 from jaxclip import command_line
-from jaxclip.config import Config, parse
+from jaxclip.config import Config
 from jaxclip.data import findings
 from jaxclip.data.check import __main__ as check
-from jaxclip.data.check import contact_sheet, fed
+from jaxclip.data.check import contact_sheet, recipe_sample
 from jaxclip.data.record import Record, Skip
 from jaxclip.errors import UserError
+from jaxclip.parsing import parse
 from jaxclip.run import build
 
 
 @dataclasses.dataclass(frozen=True)
-class Some:
+class Some(MadeSource):
     """A source of which every `period`-th record is bad."""
 
-    length: int
     period: int
-    class_names: tuple[str, ...] = ()
-    chunk_ends: None = None
 
-    def __len__(self) -> int:
-        return self.length
-
-    def read(self, ids) -> list[Record | Skip]:
-        return [self._record(index) for index in ids]
-
-    def _record(self, index: int) -> Record | Skip:
+    def record(self, index: int) -> Record | Skip:
         key = f"{index % 4}.tar:{index}"
         if self.period and index % self.period == 0:
             return Skip("unreadable shard", key) if index % 2 else Record(b"<html>", ("a page",), key)
@@ -144,6 +137,7 @@ def test_the_command_prints_a_table_and_writes_the_sheet(shard, capsys, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        ([], "give a source, such as 'shards/*.tar', or --config=RECIPE"),
         (["nothing.xyz"], "is not a data source"),
         (["missing.tar"], "does not exist"),
         (["pairs.tar", "--sample=0"], "must be at least 1"),
@@ -186,7 +180,8 @@ def test_tokens_are_counted_up_to_the_padding(shard, capsys, monkeypatch):
 
 
 VIEWS = """
-from jaxclip.config import ViewConfig, defaults
+from jaxclip.config import ViewConfig
+from jaxclip.parsing import defaults
 config.data.views = {"ssl": defaults(ViewConfig)}
 config.data.views.ssl.augment.update({"gray": 1.0})
 config.method.name = "slip"
@@ -194,9 +189,9 @@ config.method.update({"ssl_hidden": 8, "ssl_dim": 8})
 """
 
 
-def sampled_from(path: pathlib.Path, count: int, epochs: int, **changes) -> fed.Sample:
+def sampled_from(path: pathlib.Path, count: int, epochs: int, **changes) -> recipe_sample.Sample:
     config = parse(Config, command_line.read(["check", f"--config={path}"]))
-    return fed.sample(dataclasses.replace(config, **changes), count, epochs)
+    return recipe_sample.sample(dataclasses.replace(config, **changes), count, epochs)
 
 
 def test_what_a_recipe_feeds_is_what_its_run_draws(tmp_path):

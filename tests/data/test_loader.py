@@ -8,10 +8,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from made_source import MadeSource
 from paths import ROOT
 
 from jaxclip.config import AugmentConfig, DataConfig, PixelsConfig
@@ -29,22 +30,15 @@ INPUTS = {"image": Image(SIZE), "text": Text(CONTEXT)}
 
 
 @dataclasses.dataclass(frozen=True)
-class Numbered:
+class Numbered(MadeSource):
     """Images of noise with their id as the caption; some ids hold something else."""
 
-    length: int
     instead: Mapping[int, Record | Skip] = dataclasses.field(default_factory=dict)
-    class_names: Sequence[str] = ()
-    chunk_ends: np.ndarray | None = None
 
-    def __len__(self) -> int:
-        return self.length
-
-    def read(self, ids: Sequence[int]) -> list[Record | Skip]:
-        return [self.instead.get(i) or self._record(i) for i in ids]
-
-    def _record(self, i: int) -> Record:
+    def record(self, i: int) -> Record | Skip:
         assert 0 <= i < self.length
+        if i in self.instead:
+            return self.instead[i]
         pixels = np.random.default_rng(i).integers(0, 256, (12, 16, 3)).astype(np.uint8)
         return Record(pixels, (f"number {i}",), f"numbered/{i}", i % 3)
 

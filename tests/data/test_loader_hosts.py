@@ -8,6 +8,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from made_source import MadeSource
 
 from jaxclip.config import DataConfig
 from jaxclip.data import tokenizers
@@ -21,21 +22,12 @@ HOSTS = (1, 2, 4, 8)
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
+class Images(MadeSource):
     """Small images of noise; every tenth cannot be read."""
 
-    length: int
-    chunk_ends: np.ndarray | None = None
     name: str = "image"
-    class_names: tuple[str, ...] = ()
 
-    def __len__(self) -> int:
-        return self.length
-
-    def read(self, ids) -> list[Record | Skip]:
-        return [self._record(index) for index in ids]
-
-    def _record(self, index: int) -> Record | Skip:
+    def record(self, index: int) -> Record | Skip:
         if index % 10 == 3:
             return Skip("unreadable shard", f"{self.name}:{index}")
         pixels = np.random.default_rng(index).integers(0, 256, (9, 12, 3)).astype(np.uint8)
@@ -52,9 +44,9 @@ def sources(length: int) -> dict[str, object]:
     half, rest = length * 3 // 5, length - length * 3 // 5
     return {
         "plain": Images(length),
-        "chunked": Images(length, uneven(length)),
-        "both at once": Mixture([Images(half), Images(rest, uneven(rest), "other")]),
-        "weighted": Mixture([Images(half), Images(rest, uneven(rest), "other")], (0.25, 0.75)),
+        "chunked": Images(length, chunk_ends=uneven(length)),
+        "both at once": Mixture([Images(half), Images(rest, "other", chunk_ends=uneven(rest))]),
+        "weighted": Mixture([Images(half), Images(rest, "other", chunk_ends=uneven(rest))], (0.25, 0.75)),
     }
 
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from made_source import MadeSource
 
 from jaxclip.config import DataConfig
 from jaxclip.data import tokenizers, vocabulary
@@ -15,20 +16,10 @@ from jaxclip.inputs import Image, Text
 
 
 @dataclasses.dataclass(frozen=True)
-class Numbered:
+class Numbered(MadeSource):
     """A source of numbered captions, of which every seventh record cannot be read."""
 
-    length: int
-    class_names: tuple[str, ...] = ()
-    chunk_ends: None = None
-
-    def __len__(self) -> int:
-        return self.length
-
-    def read(self, ids) -> list[Record | Skip]:
-        return [self._record(int(index)) for index in ids]
-
-    def _record(self, index: int) -> Record | Skip:
+    def record(self, index: int) -> Record | Skip:
         if index % 7 == 6:
             return Skip("unreadable shard", str(index))
         return Record(np.zeros((2, 2, 3), np.uint8), (f"number {index}",), str(index))

@@ -13,12 +13,13 @@ from commands import recipe
 from look_up import LookUp, embedded_set, mesh_of
 
 from jaxclip import evaluate, methods, model, recipes
-from jaxclip.config import Config, parse
+from jaxclip.config import Config
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.evaluate import zeroshot_classification, zeroshot_retrieval
 from jaxclip.evaluate.__main__ import main
 from jaxclip.evaluate.evaluation import to_json
+from jaxclip.parsing import parse
 from jaxclip.run import build
 
 RETRIEVAL = {"task": "zeroshot_retrieval", "data": "shapes:validation"}

@@ -14,10 +14,11 @@ import pytest
 from commands import ROOT, environment
 
 from jaxclip import methods, optimizer, sharding
-from jaxclip.config import Config, GroupConfig, MeshConfig, OptimizerConfig, parse
+from jaxclip.config import Config, GroupConfig, MeshConfig, OptimizerConfig
 from jaxclip.errors import UserError
 from jaxclip.inputs import shapes
 from jaxclip.methods import clip
+from jaxclip.parsing import parse
 from jaxclip.plan import chips, table
 from jaxclip.plan.compiling import Plan, remat_of, stored_bytes, with_remat
 from jaxclip.plan.flops import model_flops

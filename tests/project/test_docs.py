@@ -32,7 +32,7 @@ def test_recipes_and_modules_that_are_named_exist(page):
 def test_flags_and_keys_of_the_commands_exist():
     text = (ROOT / "README.md").read_text().replace("\\\n", " ")
     from configs import vit_b16
-    from jaxclip.config import flatten
+    from jaxclip.parsing import flatten
 
     keys = set(flatten(vit_b16.get_config().to_dict())) | {"evals"}
     named = [word for line in re.findall(r"-m jaxclip\.main (.*)", text) for word in shlex.split(line)]

@@ -18,18 +18,9 @@ from ml_collections import ConfigDict
 from paths import ROOT
 
 from jaxclip import methods, recipes
-from jaxclip.config import (
-    Config,
-    DataConfig,
-    GroupConfig,
-    MeshConfig,
-    OptimizerConfig,
-    defaults,
-    flatten,
-    parse,
-    to_dict,
-)
+from jaxclip.config import Config, DataConfig, GroupConfig, MeshConfig, OptimizerConfig
 from jaxclip.errors import UserError
+from jaxclip.parsing import defaults, flatten, parse, to_dict
 
 CONFIGS = ROOT / "configs"
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*.py") if "def get_config" in path.read_text())

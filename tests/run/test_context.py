@@ -13,10 +13,11 @@ from commands import environment, losses, recipe, run
 from cpu_devices import ACCURATE
 
 from jaxclip import methods, optimizer, sharding
-from jaxclip.config import Config, MeshConfig, OptimizerConfig, parse
+from jaxclip.config import Config, MeshConfig, OptimizerConfig
 from jaxclip.errors import UserError
 from jaxclip.inputs import shapes
 from jaxclip.methods import clip
+from jaxclip.parsing import parse
 from jaxclip.step import Step
 from jaxclip.towers.batch_norm import BatchNorm
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from jaxclip import methods, optimizer, sharding
-from jaxclip.config import GroupConfig, MeshConfig, OptimizerConfig, parse
+from jaxclip.config import GroupConfig, MeshConfig, OptimizerConfig
 from jaxclip.errors import UserError
+from jaxclip.parsing import parse
 from jaxclip.step import Step, TrainState
 
 TINY = {

@@ -11,8 +11,9 @@ import optax
 import pytest
 
 from jaxclip import methods, optimizer, recipes, sharding
-from jaxclip.config import GroupConfig, MeshConfig, OptimizerConfig, parse
+from jaxclip.config import GroupConfig, MeshConfig, OptimizerConfig
 from jaxclip.lookahead import lookahead
+from jaxclip.parsing import parse
 
 SIZES = {"width": 8, "layers": 2, "heads": 2}
 TINY = {

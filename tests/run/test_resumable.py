@@ -9,8 +9,9 @@ import pathlib
 import pytest
 
 from configs import quickstart
-from jaxclip.config import Config, DataConfig, parse, to_dict
+from jaxclip.config import Config, DataConfig
 from jaxclip.errors import UserError
+from jaxclip.parsing import parse, to_dict
 from jaxclip.resume import check_resumable
 
 

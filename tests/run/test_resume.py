@@ -16,7 +16,8 @@ from commands import Command, environment, losses, recipe, rows, run, run_anew, 
 
 from jaxclip import checkpoint, methods, optimizer, sharding
 from jaxclip.checkpoint import Checkpoints
-from jaxclip.config import Config, MeshConfig, parse
+from jaxclip.config import Config, MeshConfig
+from jaxclip.parsing import parse
 from jaxclip.step import Step
 
 STEPS, EVERY = 60, 20

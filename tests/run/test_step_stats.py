@@ -18,11 +18,12 @@ from commands import environment, losses, recipe, run
 
 from jaxclip import checkpoint, methods, optimizer, sharding
 from jaxclip.checkpoint import Checkpoints
-from jaxclip.config import Config, MeshConfig, OptimizerConfig, parse
+from jaxclip.config import Config, MeshConfig, OptimizerConfig
 from jaxclip.context import Context
 from jaxclip.data import tokenizers
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
+from jaxclip.parsing import parse
 from jaxclip.step import Step, TrainState
 
 RESNET = {"name": "modified_resnet", "image_size": 64, "width": 4, "layers": (1, 1, 1, 1)}

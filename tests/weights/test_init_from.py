@@ -16,10 +16,11 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from jaxclip import checkpoint, methods, optimizer, sharding
-from jaxclip.config import Config, MeshConfig, OptimizerConfig, parse
+from jaxclip.config import Config, MeshConfig, OptimizerConfig
 from jaxclip.data import tokenizers
 from jaxclip.data.tokenizers.clip import END, START, SYMBOLS, ClipTokenizer
 from jaxclip.errors import UserError
+from jaxclip.parsing import parse
 from jaxclip.step import Step, TrainState
 from jaxclip.weights import export, tensor_map
 from jaxclip.weights.init_from import start_from

@@ -11,10 +11,11 @@ import tokenizers as library
 from weight_layouts import Tensor, assert_covered_once, shapes_of, sizes_of, tensors_for
 
 from jaxclip import methods
-from jaxclip.config import PixelsConfig, parse
+from jaxclip.config import PixelsConfig
 from jaxclip.data import tokenizers
 from jaxclip.errors import UserError
 from jaxclip.methods import clip
+from jaxclip.parsing import parse
 from jaxclip.towers import TextConfig, ViTConfig
 from jaxclip.towers.bert import BertConfig
 from jaxclip.towers.modified_resnet import ModifiedResNetConfig

@@ -15,8 +15,6 @@ import statistics
 import sys
 import time
 
-import numpy as np
-
 from jaxclip.errors import UserError
 from jaxclip.io import printable
 
@@ -40,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
         arguments, keys = parser.parse_known_args(argv)
         check = functools.partial(_check_recipe, arguments, keys)
     else:
-        parser.add_argument("source", help="as in config.data.train: 'shards/*.tar', file.csv, tfds:NAME, ...")
+        parser.add_argument(
+            "source", nargs="?", help="as in config.data.train: 'shards/*.tar', file.csv, tfds:NAME, ..."
+        )
         parser.add_argument("--root", default="", help="the folder that relative paths start from")
         parser.add_argument("--sample", type=int, default=256, help="records to read (default: 256)")
         parser.add_argument("--vocabulary", help="to count tokens with (default: one trained on the sample's captions)")
@@ -57,16 +57,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check_recipe(arguments: argparse.Namespace, keys: list[str]) -> int:
     from jaxclip import command_line
-    from jaxclip.config import Config, parse
-    from jaxclip.data.check import fed, fed_sheet
+    from jaxclip.config import Config
+    from jaxclip.data.check import recipe_sample, recipe_sheet
+    from jaxclip.parsing import parse
 
     if arguments.sample < 1 or arguments.epochs < 1:
         raise UserError("--sample and --epochs must be at least 1")
     output = _output(arguments)
     config = parse(Config, command_line.read([sys.argv[0], f"--config={arguments.config}", *keys]))
-    sample = fed.sample(config, arguments.sample, arguments.epochs)
-    _write(output, fed_sheet.sheet(arguments.config, sample))
-    _print([("recipe", arguments.config), *fed_sheet.table(sample), ("sheet", str(output.absolute()))])
+    sample = recipe_sample.sample(config, arguments.sample, arguments.epochs)
+    _write(output, recipe_sheet.sheet(arguments.config, sample))
+    _print([("recipe", arguments.config), *recipe_sheet.table(sample), ("sheet", str(output.absolute()))])
     return 0
 
 
@@ -74,6 +75,8 @@ def _check_source(arguments: argparse.Namespace) -> int:
     from jaxclip.data import findings, sources, storage, tokenizers
     from jaxclip.data.check import contact_sheet
 
+    if not arguments.source:
+        raise UserError("give a source, such as 'shards/*.tar', or --config=RECIPE")
     if arguments.sample < 1 or arguments.image_size < 1 or arguments.context_length < 2:
         raise UserError("--sample and --image-size must be at least 1, and --context-length at least 2")
     output = _output(arguments)
@@ -84,7 +87,9 @@ def _check_source(arguments: argparse.Namespace) -> int:
             tokenizer = tokenizers.load(storage.resolve(arguments.vocabulary, arguments.root))
         else:
             tokenizer = tokenizers.train((c for example in sampled.examples for c in example.captions), 4096)
-        tokens = _count_tokens(sampled, tokenizer, arguments.context_length)
+        # One place more than the context, which shows what is truncated.
+        first = [example.captions[0] for example in sampled.examples]
+        tokens = tokenizers.text_lengths(tokenizer, tokenizer(first, arguments.context_length + 1)[0])
         rate = _images_per_second(source, tokenizer, arguments)
     else:
         tokens, rate = [], 0.0
@@ -116,15 +121,6 @@ def _print(table: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in table)
     for name, value in table:
         print(f"{name:<{width}}  {printable(value)}")
-
-
-def _count_tokens(sampled, tokenizer, context_length: int) -> list[int]:
-    """The number of tokens of each example's first caption, start and end included, at most context_length + 1."""
-    tokens, _ = tokenizer([example.captions[0] for example in sampled.examples], context_length + 1)
-    # Counts up to the padding. If the end token is also the padding (SigLIP's c4), one of the pads is the end.
-    ends_as_padded = tokenizer.end_id == tokenizer.pad_id
-    lengths = [int(np.max(np.flatnonzero(row != tokenizer.pad_id), initial=-1)) + 1 for row in tokens]
-    return [min(length + ends_as_padded, context_length + 1) for length in lengths]
 
 
 def _images_per_second(source, tokenizer, arguments: argparse.Namespace) -> float:

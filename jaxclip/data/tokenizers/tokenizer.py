@@ -61,3 +61,16 @@ class Tokenizer(Protocol):
     def to_json(self) -> str:
         """The tokenizer as JSON text, from which `from_json` restores it."""
         ...
+
+
+def text_lengths(tokenizer: Tokenizer, tokens: np.ndarray) -> list[int]:
+    """The numbers of tokens of texts, start and end included.
+
+    Args:
+      tokenizer: that made the tokens.
+      tokens: int32 [n, context_length].
+    """
+    lengths = [int(np.max(np.flatnonzero(row != tokenizer.pad_id), initial=-1)) + 1 for row in tokens]
+    # If the end token is the padding too (SigLIP's c4), the first of the pads is the end.
+    ends_as_padded = tokenizer.end_id == tokenizer.pad_id
+    return [min(length + ends_as_padded, tokens.shape[1]) for length in lengths]

@@ -18,11 +18,12 @@ from jaxclip.data.images.decode import open_image
 from jaxclip.data.mixture import spread
 from jaxclip.data.record import Record, Skip
 from jaxclip.data.skips import SkipLog
-from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.data.tokenizers import Tokenizer, text_lengths
 from jaxclip.data.views import Views
 from jaxclip.device_augmentation import augmentation
 from jaxclip.errors import UserError
 from jaxclip.inputs import Inputs
+from jaxclip.towers.layers import normalized_pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Tokens:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fed:
-    """What becomes of one record.
+class DrawnRecord:
+    """The inputs of a method that one record gives.
 
     Attributes:
       key: its name in the source.
@@ -79,7 +80,7 @@ class Fed:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """What becomes of a sample of a recipe's training data.
+    """Records of a recipe's training data, as the method takes them.
 
     Attributes:
       inputs: of the method.
@@ -89,7 +90,7 @@ class Sample:
     """
 
     inputs: Inputs
-    records: list[Fed]
+    records: list[DrawnRecord]
     skips: SkipLog
     epochs: int
 
@@ -134,7 +135,7 @@ def sample(config: Config, count: int, epochs: int) -> Sample:
     for row, (record, _, _) in enumerate(found):
         drawn = [{name: array[row] for name, array in batch.items()} for batch in batches]
         still = {name: array[row] for name, array in evaluation.items()}
-        records.append(_fed(record, kinds, tokenizer, drawn, still, config.data.max_pixels))
+        records.append(_drawn(record, kinds, tokenizer, drawn, still, config.data.max_pixels))
     return Sample(inputs=kinds, records=records, skips=skips, epochs=epochs)
 
 
@@ -157,10 +158,10 @@ def _usable(views: Views, config: Config, count: int, epochs: int, source):
     return found, skips
 
 
-def _fed(record: Record, kinds: Inputs, tokenizer: Tokenizer | None, drawn, still, max_pixels: int) -> Fed:
+def _drawn(record: Record, kinds: Inputs, tokenizer: Tokenizer | None, drawn, still, max_pixels: int) -> DrawnRecord:
     numbers = sorted({kind.number for kind in kinds.values() if isinstance(kind, inputs.Image)})
     stored = [record.image if number == 0 else record.more_images[number - 1] for number in numbers]
-    fed = Fed(
+    drawn_record = DrawnRecord(
         key=record.key,
         images=tuple(_thumbnail(image, max_pixels) for image in stored),
         training={},
@@ -171,23 +172,23 @@ def _fed(record: Record, kinds: Inputs, tokenizer: Tokenizer | None, drawn, stil
     for name, kind in kinds.items():
         match kind:
             case inputs.Image():
-                fed.training[name] = [_crop(row[name], kind) for row in drawn]
-                fed.evaluation[name] = _crop(still[name], kind)
+                drawn_record.training[name] = [_crop(row[name], kind) for row in drawn]
+                drawn_record.evaluation[name] = _crop(still[name], kind)
             case inputs.Text():
                 assert tokenizer is not None
-                fed.texts[name] = list(dict.fromkeys(_tokens(tokenizer, row[name]) for row in drawn))
+                drawn_record.texts[name] = list(dict.fromkeys(_tokens(tokenizer, row[name]) for row in drawn))
             case inputs.Answers():
                 assert tokenizer is not None
-                fed.texts[name] = [
+                drawn_record.texts[name] = [
                     _tokens(tokenizer, tokens, f"weight {weight:g}")
                     for tokens, weight in zip(drawn[0][name], drawn[0][f"{name}_weight"], strict=True)
                     if weight
                 ]
             case inputs.Tags():
-                fed.values[name] = ", ".join(map(str, np.flatnonzero(drawn[0][name]))) or "none"
+                drawn_record.values[name] = ", ".join(map(str, np.flatnonzero(drawn[0][name]))) or "none"
             case _:
-                fed.values[name] = str(drawn[0][name])
-    return fed
+                drawn_record.values[name] = str(drawn[0][name])
+    return drawn_record
 
 
 def _thumbnail(stored: bytes | np.ndarray, max_pixels: int) -> tuple[PIL.Image.Image, tuple[int, int]]:
@@ -198,16 +199,17 @@ def _thumbnail(stored: bytes | np.ndarray, max_pixels: int) -> tuple[PIL.Image.I
 
 
 def _crop(pixels: np.ndarray, kind: inputs.Image) -> Crop:
-    values = (pixels / 255.0 - kind.pixels.mean) / kind.pixels.std
+    values = normalized(pixels[None], kind)
     return Crop(pixels, float(values.mean()), float(values.std()))
 
 
+def normalized(images: np.ndarray, kind: inputs.Image) -> np.ndarray:
+    """Images [batch, size, size, 3] as an image tower takes them, float32."""
+    return np.asarray(normalized_pixels(jnp.asarray(images), kind.pixels.mean, kind.pixels.std, jnp.float32))
+
+
 def _tokens(tokenizer: Tokenizer, tokens: np.ndarray, name: str = "") -> Tokens:
-    used = np.flatnonzero(tokens != tokenizer.pad_id)
-    # If the end token is the padding too, the first one after the text is the end.
-    length = int(used[-1]) + 1 if len(used) else 0
-    if tokenizer.end_id == tokenizer.pad_id and length < len(tokens):
-        length += 1
+    (length,) = text_lengths(tokenizer, tokens[None])
     pieces = tuple((int(token), _piece(tokenizer, int(token))) for token in tokens[:length])
     return Tokens(tokenizer.decode(tokens), pieces, len(tokens), name)
 

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from jaxclip import inputs
-from jaxclip.data.check.fed import Crop, Fed, Sample, Tokens
 from jaxclip.data.check.page import data_url, escape, page
+from jaxclip.data.check.recipe_sample import Crop, DrawnRecord, Sample, Tokens, normalized
 
 
 def table(sample: Sample) -> list[tuple[str, str]]:
@@ -41,11 +41,9 @@ def table(sample: Sample) -> list[tuple[str, str]]:
 
 
 def _moments(crops: list[Crop], kind: inputs.Image) -> str:
-    values = np.concatenate([crop.pixels.reshape(-1, 3) for crop in crops]) / 255.0
-    normalized = (values - kind.pixels.mean) / kind.pixels.std
-    red, green, blue = (
-        f"{mean:.2f} ± {std:.2f}" for mean, std in zip(normalized.mean(0), normalized.std(0), strict=True)
-    )
+    values = normalized(np.stack([crop.pixels for crop in crops]), kind)
+    moments = zip(values.mean((0, 1, 2)), values.std((0, 1, 2)), strict=True)
+    red, green, blue = (f"{mean:.2f} ± {std:.2f}" for mean, std in moments)
     return f"pixels have mean ± deviation {red} (red), {green} (green), {blue} (blue)"
 
 
@@ -62,7 +60,7 @@ def sheet(title: str, sample: Sample) -> str:
     return page(title, table(sample), "".join(_record(record, sample) for record in sample.records))
 
 
-def _record(record: Fed, sample: Sample) -> str:
+def _record(record: DrawnRecord, sample: Sample) -> str:
     numbers = sorted({kind.number for kind in sample.inputs.values() if isinstance(kind, inputs.Image)})
     parts = []
     for name, kind in sample.inputs.items():
