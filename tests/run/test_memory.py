@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from jaxclip import optimizer, sharding
-from jaxclip.checkpoint import Checkpoints
+from jaxclip.checkpoint import Checkpoints, find, load_variables
 from jaxclip.config import MeshConfig, OptimizerConfig
 from jaxclip.inputs import shapes
 from jaxclip.losses.contrastive import softmax_contrastive
@@ -123,7 +123,7 @@ def test_a_run_goes_on_bit_for_bit_with_its_memory(tmp_path):
     assert found == four_steps(8)[1][2:]
 
 
-def test_momentum_copy_queue_and_average_move_and_validation_leaves_them():
+def test_momentum_copy_queue_and_average_move():
     step = step_on(1)
     start = step.init(3)
     before = jax.tree.map(np.asarray, (start.memory, start.average))
@@ -134,6 +134,27 @@ def test_momentum_copy_queue_and_average_move_and_validation_leaves_them():
     assert sum(moved) > len(moved) / 2
     slow = state.memory["slow"]["image_projection"]["kernel"]
     assert not np.array_equal(slow, state.params["image_projection"]["kernel"])
+
+
+def test_validation_sees_the_memory_and_leaves_it():
+    step, (state, _) = step_on(1), four_steps(1)
+    kept, rows = jax.tree.map(np.asarray, state.memory), batch(step, 9)
+    found = step.validate(state.variables, state.memory, rows)
+    jax.tree.map(np.testing.assert_array_equal, kept, state.memory)
+    assert float(step.validate(state.variables, state.memory, rows)["queued"]) == float(found["queued"])
+    assert float(step.validate(state.variables, step.init(4).memory, rows)["queued"]) != float(found["queued"])
+
+
+def test_weights_of_a_checkpoint_are_read_without_its_memory(tmp_path):
+    step, (state, _) = step_on(1), four_steps(1)
+    checkpoints = Checkpoints(tmp_path, 3)
+    checkpoints.save(4, state, {"config": "none"})
+    checkpoints.close()
+    abstract = step.abstract_state
+    for averaged, expected in ((False, state.params), (True, state.average)):
+        params, stats = load_variables(find(tmp_path), abstract.params, abstract.stats, averaged)
+        jax.tree.map(np.testing.assert_array_equal, params, expected)
+        jax.tree.map(np.testing.assert_array_equal, stats, state.stats)
 
 
 def test_queues_lie_on_all_devices():
