@@ -253,6 +253,8 @@ class Config:
       precision: the dtype of the towers' computations: "auto" is bfloat16 on TPU and GPU and float32 on CPU.
       log_every, eval_every, checkpoint_every: in steps; 0 for only at the end.
       keep_checkpoints: the number of latest checkpoints kept on disk.
+      on_nonfinite: when a loss, a gradient or the updated state is not finite: "stop" ends the run; "rewind" goes back
+        to the newest checkpoint and on with the data behind the step, three times at most from one checkpoint.
       profile_steps: first and last step of a profiler trace; (0, 0) for none.
       init_from: initial weights: a run's workdir, a checkpoint, or weights that `jaxclip.load` opens; empty for random
         initialization.
@@ -279,6 +281,7 @@ class Config:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
     keep_best: str = ""
+    on_nonfinite: Literal["stop", "rewind"] = "stop"
     profile_steps: tuple[int, int] = (0, 0)
     init_from: str = ""
     init_only: str = ""

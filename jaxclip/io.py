@@ -1,4 +1,4 @@
-"""Atomic file replacement, and foreign text made fit for messages and logs."""
+"""Atomic file replacement, and foreign text and exceptions made fit for messages and logs."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ def printable(text: str | bytes, limit: int | None = None) -> str:
     if not start.isprintable():
         start = "".join(c if c.isprintable() else "\ufffd" for c in start)
     return start if len(start) == len(text) else f"{start}..."
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, without line breaks."""
+    return " ".join(str(error.args[0] if error.args else error).split())
 
 
 def first_few(names: Sequence[str], number: int = 5) -> str:

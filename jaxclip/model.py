@@ -211,6 +211,7 @@ def _pixels(image: Any) -> np.ndarray:
 def load(
     path: str | os.PathLike[str],
     *,
+    step: int | None = None,
     image_size: int | None = None,
     context_length: int | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
@@ -223,8 +224,9 @@ def load(
     """Opens a model: a run of ours, or public weights.
 
     Args:
-      path: a run's workdir (its newest checkpoint), one checkpoint's folder, a Hugging Face folder of a CLIPModel or
+      path: a run's workdir, one checkpoint's folder, a Hugging Face folder of a CLIPModel or
         SiglipModel, an open_clip folder, OpenAI's or open_clip's .safetensors, or a big_vision .npz.
+      step: which checkpoint of a run; None for the newest.
       image_size: pixels of the images, if not those of the training: position embeddings are resized.
       context_length: tokens of the texts, likewise.
       dtype: of the parameters. If it is bfloat16, the towers compute in it too; else in what suits the device.
@@ -246,7 +248,7 @@ def load(
     for name, value in (("image_size", image_size), ("context_length", context_length), ("batch_size", batch_size)):
         if value is not None and (type(value) is not int or value < 1):
             raise UserError(f"{name}={value!r} must be a whole number, 1 at least")
-    weights = open_weights(path, Answers(activation, preprocess, heads, tokenizer, image_size))
+    weights = open_weights(path, Answers(activation, preprocess, heads, tokenizer, image_size), step=step)
     method = at_size(weights.method, image_size, context_length)
     mesh = sharding.create(MeshConfig(), jax.local_devices() if jax.process_count() == 1 else None)
     params, stats = read_at_size(weights, method, mesh, dtype)

@@ -1,15 +1,17 @@
-"""How a run starts: from its newest checkpoint, from other weights, or afresh; and what may change on the way."""
+"""How a run starts: from its newest whole checkpoint, from other weights, or afresh; and what may change on the way."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
+import math
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
-from jaxclip import checkpoint, methods, schedule, upgrade
+from jaxclip import checkpoint, methods, schedule
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.parsing import flatten, parse, to_dict
@@ -26,29 +28,57 @@ MAY_CHANGE = (
     "checkpoint_every",
     "keep_checkpoints",
     "keep_best",
+    "on_nonfinite",
     "profile_steps",
 )
 MAY_CHANGE_UNDER = ("data.train", "data.eval", "data.root", "data.vocabulary", "data.max_skip_rate", "evals")
+# What --allow_change cannot make possible: another model has another state.
+MUST_STAY = ("method", "seed")
 
 
-def initial_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[TrainState, str]:
-    """The state that a run starts from, and a line that says which.
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a run starts with.
 
-    1. The newest checkpoint in the workdir.
+    Attributes:
+      state: the state.
+      message: a line that says where it comes from.
+      notes: further lines, such as on damaged checkpoints.
+      events: what has happened to the run: changes of its config, steps that were gone back.
+      row: the metrics of the state's last step, if it is to be logged; empty otherwise.
+    """
+
+    state: TrainState
+    message: str
+    notes: tuple[str, ...] = ()
+    events: tuple[dict[str, Any], ...] = ()
+    row: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def start(run: Run, checkpoints: checkpoint.Checkpoints) -> Start:
+    """What a run starts with.
+
+    1. The newest checkpoint in the workdir that is whole.
     2. A fresh state with parameters from `config.init_from`, all or those that `config.init_only` finds.
     3. A fresh state.
 
     Raises:
-      UserError: the checkpoint is past the run's last step, or `init_from` has not what is asked of it.
+      UserError: there are checkpoints and none is whole, the newest is past the run's last step, or `init_from` has not
+        what is asked of it.
     """
-    if checkpoints.latest is not None:
-        state = checkpoints.restore(run.step.abstract_state)
-        if int(state.step) > run.steps:
+    restored = checkpoints.restore(run.step.abstract_state)
+    if restored is not None:
+        if restored.step > run.steps:
             raise UserError(
-                f"{run.workdir} is at step {int(state.step)}, past steps={run.steps}; give more steps or another "
-                f"workdir"
+                f"{run.workdir} is at step {restored.step}, past steps={run.steps}; give more steps or another workdir"
             )
-        return state, f"continuing from the checkpoint of step {checkpoints.latest} in {run.workdir}"
+        return Start(
+            restored.state,
+            f"continuing from the checkpoint of step {restored.step} in {run.workdir}",
+            restored.damaged,
+            tuple(restored.values.get("events", ())),
+            restored.values.get("row", {}),
+        )
     state = run.step.init(run.config.seed)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     message = (
@@ -58,42 +88,73 @@ def initial_state(run: Run, checkpoints: checkpoint.Checkpoints) -> tuple[TrainS
     if run.config.init_from:
         state, num_taken = init_from.start_from(run.config, run.method, run.mesh, run.tokenizer, state)
         message += f", {num_taken:,} of them from {run.config.init_from}"
-    return state, message
+    return Start(state, message)
 
 
-def has_checkpoint(workdir: pathlib.Path) -> bool:
-    """Whether there is a complete checkpoint to go on from; without one a run starts afresh."""
-    return any(folder.name.isdigit() for folder in (workdir / "checkpoints").glob("*"))
+def changes(
+    config: Config, saved: Mapping[str, Any] | None, workdir: pathlib.Path, allowed: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """What a run that goes on changes of its config, besides its length, its intervals and its data.
 
+    Args:
+      config: as it goes on.
+      saved: the config in its newest checkpoint; None for a run that starts.
+      workdir: of the run.
+      allowed: keys that may change besides, such as optimizer.learning_rate.
 
-def saved_tokenizer(workdir: pathlib.Path) -> str | None:
-    """The tokenizer.json of a run that goes on; None for one that starts."""
-    path = workdir / "tokenizer.json"
-    return path.read_text() if has_checkpoint(workdir) and path.exists() else None
-
-
-def check_resumable(config: Config, workdir: pathlib.Path) -> None:
-    """Compares a config with the one that an earlier run left in the workdir.
+    Returns:
+      Entries for the run's events: `key`, `before` and `after`.
 
     Raises:
-      UserError: a key differs that a run cannot change on its way.
+      UserError: another key differs, or an allowed one is none or cannot change.
     """
-    path = workdir / "config.json"
-    if not path.exists() or not has_checkpoint(workdir):
-        return
-    written = upgrade.config(json.loads(path.read_text()))
+    for key in allowed:
+        if _under(key, MUST_STAY):
+            raise UserError(f"--allow_change={key}: a run cannot change it on its way; give another --workdir")
+        if key not in flatten(_complete(config)) and not any(
+            name.startswith(f"{key}.") for name in flatten(_complete(config))
+        ):
+            raise UserError(f"--allow_change={key}: the config has no such key; write it as optimizer.learning_rate")
+    if saved is None:
+        return []
+    written = dict(saved)
     with contextlib.suppress(UserError):  # a key of another version's
         # Keys that the run did not know yet had what is their default now.
         written = _complete(parse(Config, written))
     before, now = flatten(written), flatten(_complete(config))
+    changed = []
     for key in sorted(before.keys() | now.keys()):
-        if key in MAY_CHANGE or any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE_UNDER):
+        if key in MAY_CHANGE or _under(key, MAY_CHANGE_UNDER) or before.get(key) == now.get(key):
             continue
-        if before.get(key) != now.get(key):
+        if not _under(key, allowed):
+            can = "" if _under(key, MUST_STAY) else f", allow it by --allow_change={key}"
             raise UserError(
                 f"config.{key} is {now.get(key)!r} and the run in {workdir} has {before.get(key)!r}; "
-                f"keep it, or give another --workdir"
+                f"keep it{can}, or give another --workdir"
             )
+        changed.append({"key": key, "before": before.get(key), "after": now.get(key)})
+    return changed
+
+
+def first_batch(events: Sequence[Mapping[str, Any]], step: int) -> int:
+    """The number of the batch that follows a step: the step's own, unless batches were passed over."""
+    return step + next((event["batches"] for event in reversed(events) if "batches" in event), 0)
+
+
+def resized(events: Sequence[Mapping[str, Any]], step: int, before: int, after: int) -> int:
+    """How many batches to pass over so that records are neither seen again nor left out when the batch size changes.
+
+    Args:
+      events: so far.
+      step: that the run goes on from.
+      before, after: the batch sizes. If the records seen are no whole number of the new batches, a part of one is left
+        out.
+    """
+    return math.ceil(first_batch(events, step) * before / after) - step
+
+
+def _under(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _complete(config: Config) -> dict[str, Any]:

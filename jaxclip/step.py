@@ -75,7 +75,7 @@ class Step:
       abstract_state: the state's shapes, dtypes and shardings.
       init: (seed) -> a sharded TrainState.
       train: (state, batch) -> (state, metrics). The state's buffers are donated. Metrics are float32 scalars: `loss`,
-        `grad_norm`, `param_norm` and the method's own.
+        `grad_norm`, `param_norm`, `finite` (1, or 0 if the new state has a number that is not) and the method's own.
       model: (variables) -> the method's model over them.
       validate: (variables, memory, batch) -> metrics without an update or randomness.
 
@@ -170,7 +170,7 @@ class Step:
             memory=memory,
             average=self._averaged(state, params),
         )
-        return state, metrics
+        return state, metrics | {"finite": _finite(state)}
 
     def _averaged(self, state: TrainState, params: Any) -> Any:
         """The moving average after an update. The first update copies, so that a run may start from any weights."""
@@ -219,6 +219,12 @@ class Step:
             batch = self.augment(batch, ctx)
         loss, metrics = self.method.loss(model, batch, ctx)
         return loss, (metrics, methods.batch_stats(model), jax.lax.stop_gradient(methods.contents(kept)))
+
+
+def _finite(state: TrainState) -> jax.Array:
+    """1 if all numbers of a state are finite, else 0: the moments and statistics, too, which no loss shows."""
+    leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])).astype(jnp.float32)
 
 
 def _lock(model: nnx.Module, groups: Sequence[GroupConfig]) -> None:

@@ -119,7 +119,8 @@ class TrainingLoader:
                 raise failures[0] from None
             raise
         finally:
-            fetcher.shutdown(cancel_futures=True)
+            # Without waiting: a source that has stalled would keep a stopped run from ending.
+            fetcher.shutdown(wait=False, cancel_futures=True)
             reading.clear()
             atexit.unregister(reading.clear)
 

@@ -16,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m jaxclip.evaluate", description=__doc__)
     parser.add_argument("path", help="a run's workdir or checkpoint, or public weights, as jaxclip.load opens")
+    parser.add_argument("--step", type=int, help="which checkpoint of a run (default: the newest)")
     parser.add_argument("--data", help="the source to evaluate on, such as val-00000.tar (default: the recipe's)")
     parser.add_argument(
         "--task", help="what to measure on --data: a module of jaxclip.evaluate (default: the method's)"
@@ -41,7 +42,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from jaxclip import checkpoint, evaluate, methods, model
 
     answers = dataclasses.asdict(from_flags(arguments))
-    loaded = model.load(arguments.path, batch_size=256, **answers)
+    loaded = model.load(arguments.path, step=arguments.step, batch_size=256, **answers)
     task = loaded.method.task
     configs = _asked(arguments, task) or (loaded.config.evaluations(task) if loaded.config else {})
     if not configs:
@@ -55,7 +56,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         root = loaded.config.data.root
     evaluations = [evaluate.Evaluation(name, evaluator, root) for name, evaluator in evaluators.items()]
     encoder, variables = loaded.evaluation_parts()
-    output, pretrained = _names(pathlib.Path(arguments.path), checkpoint.find(pathlib.Path(arguments.path)))
+    path = pathlib.Path(arguments.path).expanduser()
+    output, pretrained = _names(path, checkpoint.find(path, arguments.step))
     output = pathlib.Path(arguments.output) if arguments.output else output
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="SRC",
         help="a run's workdir or checkpoint, a Hugging Face or open_clip folder, a .safetensors, a big_vision .npz",
     )
+    parser.add_argument("--step", type=int, help="which checkpoint of a run (default: the newest)")
     parser.add_argument("folder", metavar="DST", type=pathlib.Path, help="the folder to make")
     parser.add_argument("--to", required=True, choices=get_args(Form), help="whose form to write")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the numbers written")
@@ -48,7 +49,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     # On the CPU, because the accelerator's memory may be smaller than the model.
     jax.config.update("jax_platforms", "cpu")
     check_new(arguments.folder)
-    weights = open_weights(arguments.source, from_flags(arguments))
+    weights = open_weights(arguments.source, from_flags(arguments), step=arguments.step)
     method = at_size(weights.method, arguments.image_size, arguments.context_length)
     mesh = sharding.create(MeshConfig(), jax.devices()[:1])
     params, stats = read_at_size(weights, method, mesh, arguments.dtype)

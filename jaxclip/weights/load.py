@@ -67,14 +67,16 @@ def open_weights(
     path: str | os.PathLike[str],
     answers: Answers | None = None,
     *,
+    step: int | None = None,
     answers_binding: bool = True,
     tokenizer_needed: bool = True,
 ) -> Weights:
-    """Opens a run's workdir (its newest checkpoint), one checkpoint's folder, or public weights.
+    """Opens a run's workdir, one checkpoint's folder, or public weights.
 
     Args:
       path: one of these, or a path for `public.open_foreign`.
       answers: settings that public weights may omit.
+      step: which checkpoint of a run; None for the newest.
       answers_binding: whether an answer is an error if the files contain the setting.
       tokenizer_needed: whether a missing vocabulary is an error.
 
@@ -82,7 +84,7 @@ def open_weights(
       UserError: the path is none of these, its content is invalid, or a setting is missing.
     """
     answers = answers or Answers()
-    folder = checkpoint.find(pathlib.Path(os.fspath(path)).expanduser())
+    folder = checkpoint.find(pathlib.Path(os.fspath(path)).expanduser(), step)
     if folder is None:
         return open_foreign(path, answers, answers_binding=answers_binding, tokenizer_needed=tokenizer_needed)
     given = [name for name, value in dataclasses.asdict(answers).items() if value is not None and name != "image_size"]

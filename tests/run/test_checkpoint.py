@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxclip import checkpoint, methods, optimizer, sharding
 from jaxclip.checkpoint import Checkpoints
 from jaxclip.config import MeshConfig, OptimizerConfig
+from jaxclip.errors import UserError
 from jaxclip.inputs import shapes
 from jaxclip.step import Step, TrainState
 
@@ -80,7 +81,7 @@ def test_a_state_is_restored_bit_for_bit_on_any_mesh(tmp_path):
         saved(tmp_path / str(turn), state, 2)
         step = step_on(devices, fsdp)
         checkpoints = Checkpoints(tmp_path / str(turn) / "checkpoints", 3)
-        state = checkpoints.restore(step.abstract_state)
+        state = checkpoints.restore(step.abstract_state).state
         checkpoints.close()
         assert bits(state) == expected, (devices, fsdp)
         for leaf, asked in zip(jax.tree.leaves(state), jax.tree.leaves(step.abstract_state), strict=True):
@@ -92,7 +93,7 @@ def test_a_restored_state_trains_on_as_if_it_had_never_been_saved(tmp_path):
     state = step.init(3)
     saved(tmp_path, state, 2)
     checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
-    restored = checkpoints.restore(step.abstract_state)
+    restored = checkpoints.restore(step.abstract_state).state
     one, one_metrics = step.train(state, batch_of(step))
     other, other_metrics = step.train(restored, batch_of(step))
     checkpoints.close()
@@ -130,7 +131,7 @@ def test_saving_does_not_hold_on_to_buffers_that_the_next_step_overwrites(tmp_pa
     for _ in range(3):
         state, _ = step.train(state, batch_of(step))
     checkpoints.wait()
-    assert bits(checkpoints.restore(step.abstract_state)) == expected
+    assert bits(checkpoints.restore(step.abstract_state).state) == expected
     checkpoints.close()
 
 
@@ -144,18 +145,38 @@ def test_what_a_killed_save_leaves_is_ignored_and_cleared_away(tmp_path):
     assert checkpoint.find(tmp_path) == tmp_path / "checkpoints" / "2"
     checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
     assert checkpoints.latest == 2
-    assert bits(checkpoints.restore(step_on(1).abstract_state)) == bits(state)
+    assert bits(checkpoints.restore(step_on(1).abstract_state).state) == bits(state)
     checkpoints.save(4, state, MODEL)
     checkpoints.close()
     assert sorted(child.name for child in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
 
 
+def made_folders(folder: pathlib.Path, *steps: str, parts: tuple[str, ...] = ("model", "state")) -> None:
+    for step in steps:
+        for part in parts:
+            (folder / "checkpoints" / step / part).mkdir(parents=True)
+
+
 @pytest.mark.parametrize("where", [".", "checkpoints", "checkpoints/10"])
 def test_the_newest_checkpoint_is_found_from_a_workdir_and_from_its_folders(tmp_path, where):
-    for step in ("9", "10", "10.orbax-checkpoint-tmp", "11"):
-        for part in ("model", "state" if step != "11" else "other"):
-            (tmp_path / "checkpoints" / step / part).mkdir(parents=True)
+    made_folders(tmp_path, "9", "10", "10.orbax-checkpoint-tmp", "12.damaged")
     assert checkpoint.find(tmp_path / where) == tmp_path / "checkpoints" / "10"
+
+
+def test_a_newest_checkpoint_that_is_not_whole_is_not_passed_over_in_silence(tmp_path):
+    made_folders(tmp_path, "9", "10")
+    made_folders(tmp_path, "11", parts=("model",))
+    with pytest.raises(checkpoint.Damaged, match="11 is damaged: its folder state is missing; .* by step=10 "):
+        checkpoint.find(tmp_path)
+    assert checkpoint.find(tmp_path, step=9) == tmp_path / "checkpoints" / "9"
+    with pytest.raises(UserError, match="has no checkpoint of step 8; there are 11, 10, 9"):
+        checkpoint.find(tmp_path, step=8)
+
+
+def test_folders_with_numbers_for_names_are_not_taken_for_checkpoints(tmp_path):
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+    assert checkpoint.find(tmp_path) is None
 
 
 def test_a_step_that_is_named_is_the_one_that_is_found(tmp_path):

@@ -118,7 +118,7 @@ def test_a_run_goes_on_bit_for_bit_with_its_memory(tmp_path):
     checkpoints = Checkpoints(tmp_path, 3)
     checkpoints.save(2, state, {"config": "none"})
     checkpoints.wait()
-    _, found = run(step, checkpoints.restore(step.abstract_state), 2, 4)
+    _, found = run(step, checkpoints.restore(step.abstract_state).state, 2, 4)
     checkpoints.close()
     assert found == four_steps(8)[1][2:]
 

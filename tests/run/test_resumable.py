@@ -1,4 +1,4 @@
-"""The keys that may change when a run is resumed."""
+"""The keys that may change when a run goes on, and where its data then goes on."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from configs import quickstart
 from jaxclip.config import Config, DataConfig
 from jaxclip.errors import UserError
 from jaxclip.parsing import parse, to_dict
-from jaxclip.resume import check_resumable
+from jaxclip.resume import changes, first_batch, resized
+
+
+WORKDIR = pathlib.Path("runs/x")
 
 
 @pytest.fixture
-def run(tmp_path: pathlib.Path) -> tuple[Config, pathlib.Path]:
-    """A config, and the folder of a run of it that has a checkpoint."""
+def run() -> tuple[Config, dict]:
+    """A config, and what a checkpoint of a run of it holds of it."""
     config = parse(Config, quickstart.get_config())
-    (tmp_path / "checkpoints" / "10").mkdir(parents=True)
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    return config, tmp_path
+    return config, json.loads(json.dumps(to_dict(config)))
 
 
 def changed(config: Config, **data) -> Config:
@@ -29,39 +30,62 @@ def changed(config: Config, **data) -> Config:
 
 
 def test_a_run_goes_on_with_its_own_config_and_with_other_data(run):
-    config, workdir = run
-    check_resumable(config, workdir)
-    check_resumable(dataclasses.replace(config, steps=7, log_every=3), workdir)
-    check_resumable(changed(config, train="other.tar", max_skip_rate=0.9), workdir)
+    config, saved = run
+    assert changes(config, saved, WORKDIR) == []
+    assert changes(dataclasses.replace(config, steps=7, log_every=3), saved, WORKDIR) == []
+    assert changes(changed(config, train="other.tar", max_skip_rate=0.9), saved, WORKDIR) == []
 
 
 @pytest.mark.parametrize(("key", "value"), [("flip", True), ("shuffle_window", 7), ("captions", "first")])
-def test_a_key_that_changes_the_batches_may_not_change(run, key, value):
-    config, workdir = run
-    with pytest.raises(UserError, match=f"config.data.{key} is "):
-        check_resumable(changed(config, **{key: value}), workdir)
+def test_a_key_that_changes_the_batches_may_not_change_unless_it_is_allowed(run, key, value):
+    config, saved = run
+    other = changed(config, **{key: value})
+    with pytest.raises(UserError, match=f"config.data.{key} is .*; keep it, allow it by --allow_change=data.{key}, or"):
+        changes(other, saved, WORKDIR)
+    before = getattr(config.data, key)
+    expected = [{"key": f"data.{key}", "before": before, "after": value}]
+    assert changes(other, saved, WORKDIR, [f"data.{key}"]) == expected
+    assert changes(other, saved, WORKDIR, ["data"]) == expected
+    assert changes(other, None, WORKDIR) == []
 
 
 def test_keys_that_a_run_did_not_know_have_their_defaults(run):
-    config, workdir = run
-    written = to_dict(config)
-    del written["method"]["pixels"], written["method"]["image"]["pool"], written["init_only"]
+    config, saved = run
+    del saved["method"]["pixels"], saved["method"]["image"]["pool"], saved["init_only"]
     for key in ("captions", "augment", "shuffle_window"):
-        assert written["data"][key] == to_dict(DataConfig(train="x", train_vocabulary=600))[key]
-        del written["data"][key]
-    (workdir / "config.json").write_text(json.dumps(written))
-    check_resumable(config, workdir)
+        assert saved["data"][key] == json.loads(json.dumps(to_dict(DataConfig(train="x", train_vocabulary=600))))[key]
+        del saved["data"][key]
+    assert changes(config, saved, WORKDIR) == []
     with pytest.raises(UserError, match="config.data.captions is 'first' and the run in .* has 'random'"):
-        check_resumable(changed(config, captions="first"), workdir)
+        changes(changed(config, captions="first"), saved, WORKDIR)
 
 
-def test_a_key_of_the_method_may_not_change_even_one_that_the_run_did_not_know(run):
-    config, workdir = run
-    written = to_dict(config)
-    del written["method"]["image"]["activation"]
-    (workdir / "config.json").write_text(json.dumps(written))
-    check_resumable(config, workdir)
+def test_a_key_of_the_method_may_never_change_even_one_that_the_run_did_not_know(run):
+    config, saved = run
+    del saved["method"]["image"]["activation"]
+    assert changes(config, saved, WORKDIR) == []
     other = parse(Config, quickstart.get_config())
     other.method["image"]["activation"] = "gelu"
-    with pytest.raises(UserError, match="config.method.image.activation is 'gelu' and the run in .* has 'quick_gelu'"):
-        check_resumable(other, workdir)
+    with pytest.raises(UserError, match="image.activation is 'gelu' and the run in .* 'quick_gelu'; keep it, or give"):
+        changes(other, saved, WORKDIR)
+    with pytest.raises(UserError, match="--allow_change=method.image: a run cannot change it"):
+        changes(other, saved, WORKDIR, ["method.image"])
+
+
+def test_a_key_that_is_none_cannot_be_allowed_to_change(run):
+    config, saved = run
+    with pytest.raises(UserError, match="--allow_change=learning_rate: the config has no such key"):
+        changes(config, saved, WORKDIR, ["learning_rate"])
+
+
+def test_the_batches_follow_the_steps_unless_some_were_passed_over():
+    assert first_batch([], 7) == 7
+    rewind = {"event": "rewind", "step": 9, "to": 5, "batches": 4}
+    assert first_batch([rewind], 5) == 9 and first_batch([rewind, {"event": "change"}], 6) == 10
+
+
+@pytest.mark.parametrize(("before", "after", "expected"), [(8, 16, 5), (16, 8, 20), (8, 12, 7), (8, 8, 10)])
+def test_other_batch_sizes_go_on_with_the_records_that_were_not_seen(before, after, expected):
+    events = [{"event": "change", "batches": resized([], 10, before, after)}]
+    assert first_batch(events, 10) == expected
+    assert expected * after >= 10 * before > (expected - 1) * after

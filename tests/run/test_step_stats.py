@@ -183,7 +183,7 @@ def test_a_checkpoint_keeps_the_running_averages_bit_for_bit_on_any_mesh(tmp_pat
     folder = saved(tmp_path, state)
     abstract = step_on(1).abstract_state
     checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
-    restored = checkpoints.restore(abstract)
+    restored = checkpoints.restore(abstract).state
     checkpoints.close()
     assert bits((restored.params, restored.stats)) == bits((state.params, state.stats))
     params, stats = checkpoint.load_variables(folder, abstract.params, abstract.stats)

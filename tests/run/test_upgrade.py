@@ -125,7 +125,7 @@ def test_an_old_state_is_restored_to_the_bit(name, tmp_path):
     state = made_up(step)
     write_old(tmp_path / "5", name, state)
     checkpoints = checkpoint.Checkpoints(tmp_path, 3)
-    restored = checkpoints.restore(step.abstract_state)
+    restored = checkpoints.restore(step.abstract_state).state
     checkpoints.close()
     assert_equal(restored, state)
     assert jax.tree.map(lambda leaf: leaf.sharding, restored) == jax.tree.map(

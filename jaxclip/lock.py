@@ -1,0 +1,105 @@
+"""The lock of a workdir: one run at a time writes into it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from jaxclip.errors import UserError
+
+FILE = ".run.lock"
+# The owner touches the file so often; on another machine, it counts as ended after so many seconds without.
+_EVERY, _STALE = 10.0, 60.0
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[str]:
+    """Keeps other runs out of a workdir, which is made if it is missing.
+
+    On one machine the system's own lock tells whether the owner still runs, and ends with it, however it ends. Other
+    machines, whose file system may not share locks, go by the time at which the owner last touched the file.
+
+    Yields:
+      A line on a run that ended without releasing the lock; empty if there was none.
+
+    Raises:
+      UserError: another process writes in the workdir, or the folder cannot be written.
+    """
+    path = workdir / FILE
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+    with file:
+        owner = _owner(file)
+        if not _lock(file) or _is_alive_elsewhere(owner, path):
+            raise UserError(
+                f"another run writes in {workdir}: process {owner.get('pid', '?')} on {owner.get('host', '?')}, since "
+                f"{owner.get('since', '?')}; stop it, or give another --workdir"
+            )
+        _write(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}))
+        ended = threading.Event()
+        heart = threading.Thread(target=_beat, args=(path, ended), daemon=True, name="workdir lock")
+        heart.start()
+        try:
+            yield f"process {owner['pid']} on {owner['host']} ended without releasing the workdir" if owner else ""
+        finally:
+            ended.set()
+            heart.join()
+            with contextlib.suppress(OSError):
+                _write(file, "")
+
+
+def _beat(path: pathlib.Path, ended: threading.Event) -> None:
+    while not ended.wait(_EVERY):
+        with contextlib.suppress(OSError):  # The folder may be gone, which the run's own writes report.
+            os.utime(path)
+
+
+def _lock(file: Any) -> bool:
+    """Takes the system's lock; True as well where there are none."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
+
+
+def _owner(file: Any) -> dict[str, Any]:
+    """Who wrote the file last; empty if it was released, or says nothing that can be read."""
+    file.seek(0)
+    try:
+        content = json.loads(file.read())
+        return {name: content[name] for name in ("pid", "host", "since")}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _is_alive_elsewhere(owner: dict[str, Any], path: pathlib.Path) -> bool:
+    if not owner or owner["host"] == socket.gethostname():
+        return False
+    # Both times are those of the file system's clock.
+    now = path.with_name(f".{FILE}.{os.getpid()}")
+    now.touch()
+    age = now.stat().st_mtime - path.stat().st_mtime
+    now.unlink()
+    return age < _STALE
+
+
+def _write(file: Any, text: str) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(text)
+    file.flush()
