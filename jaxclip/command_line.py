@@ -120,4 +120,3 @@ def _given_recipe(argv: list[str]) -> str:
         if name in ("--config", "-config"):
             return value if equals else following
     return ""
-

@@ -52,7 +52,9 @@ def _workdir() -> pathlib.Path:
     if not _WORKDIR.value:
         raise UserError("give a folder for the run: --workdir=DIR")
     if "://" in _WORKDIR.value:
-        raise UserError(f"--workdir={_WORKDIR.value}: a run is kept on a local disk; give a folder, or mount the bucket")
+        raise UserError(
+            f"--workdir={_WORKDIR.value}: a run is kept on a local disk; give a folder, or mount the bucket"
+        )
     workdir = pathlib.Path(_WORKDIR.value).expanduser()
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; choose a folder")

@@ -332,10 +332,10 @@ class _Trainer:
             raise NotFinite(
                 error.step,
                 error.name,
-                f"{error.value}{again}; nothing after {where} is saved. The same command goes on from there with "
-                f"--config.optimizer.learning_rate=LOWER --allow_change=optimizer.learning_rate, or with "
-                f"--config.optimizer.clip_norm=1.0 --allow_change=optimizer.clip_norm; or past the data of these steps, "
-                f"with --config.on_nonfinite=rewind",
+                f"{error.value}{again}; nothing after {where} is saved. The same command goes on from there with a lower "
+                f"rate (--config.optimizer.learning_rate=RATE --allow_change=optimizer.learning_rate), with clipping "
+                f"(--config.optimizer.clip_norm=1.0 --allow_change=optimizer.clip_norm), or past the data of these steps "
+                f"(--config.on_nonfinite=rewind); python -m jaxclip.checkpoint prune goes back further",
             ) from error
         self.checkpoints.wait()
         events = self.events

@@ -56,7 +56,9 @@ class Watch:
             median = float(np.median(self._losses))
             usual = float(np.median(np.abs(np.array(self._losses) - median)))
             if loss - median > max(10 * usual, 0.1 * abs(median), 1e-3):
-                found["loss"] = f"loss {loss:.4f}, a spike: the last {self._WINDOW} steps had {median:.4f} in the middle"
+                found["loss"] = (
+                    f"loss {loss:.4f}, a spike: the last {self._WINDOW} steps had {median:.4f} in the middle"
+                )
         self._losses.append(loss)
         for name, value in figures.items():
             if not name.endswith("_spread"):

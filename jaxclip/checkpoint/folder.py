@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
+import math
 import pathlib
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,7 +34,9 @@ class Damaged(UserError):
     """
 
     def __init__(self, path: pathlib.Path, reason: str):
-        others = [step for step in steps(path.parent) if str(step) != path.name and is_complete(path.parent / str(step))]
+        others = [
+            step for step in steps(path.parent) if str(step) != path.name and is_complete(path.parent / str(step))
+        ]
         use = f"take another one by step={others[0]} (--step={others[0]})" if others else "there is no other one"
         super().__init__(f"{path} is damaged: {reason}; copy all of it again, or {use}")
         self.path, self.reason = path, reason
@@ -84,8 +89,11 @@ def _check_complete(path: pathlib.Path) -> None:
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[None]:
     """Turns what Orbax raises into Damaged, except where the machine is at fault and not the checkpoint."""
+    printing = sys.excepthook
+    sys.excepthook = functools.partial(_print_others, printing)
     try:
         yield
+        sys.excepthook = printing
     except UserError:
         raise
     except Exception as error:  # Orbax raises many different exceptions for missing or damaged files.
@@ -100,6 +108,12 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
         if denied or "PERMISSION_DENIED" in reason:
             raise UserError(f"{path} cannot be read: {reason}") from error
         raise Damaged(path, reason) from error
+
+
+def _print_others(printing: Callable[..., None], kind: Any, error: BaseException, trace: Any) -> None:
+    """Prints exceptions but those of reads that end after Orbax has given up, dozens of them for one damaged file."""
+    if str(error) != "Event loop is closed":
+        printing(kind, error, trace)
 
 
 def _partial() -> ocp.Context:
@@ -223,6 +237,34 @@ def verify_arrays(path: pathlib.Path, arrays: Mapping[str, jax.Array], prints: M
     found = fingerprints({name: array for name, array in arrays.items() if name in prints})
     if different := sorted(name for name, value in found.items() if value != prints[name]):
         raise Damaged(path, f"other numbers than were saved: {first_few(different)}")
+
+
+def verify(path: pathlib.Path) -> tuple[int, bool]:
+    """Reads every array of a checkpoint, a gigabyte at a time, onto one device.
+
+    Returns:
+      The number of arrays, and whether there were fingerprints to compare them with.
+
+    Raises:
+      Damaged: something cannot be read, or is not what was saved.
+    """
+    path = path.absolute()
+    _, prints = _read_values(path)
+    with _reading(path), _partial():
+        metadata = ocp.metadata(path, STATE).metadata
+    stored = upgrade.paths(metadata)
+    if lost := sorted(prints.keys() - stored.keys()):
+        raise Damaged(path, f"it lacks {first_few(lost)}")
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    group: dict[str, Any] = {}
+    size = 0
+    for number, (name, leaf) in enumerate(stored.items(), 1):
+        group[name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+        size += math.prod(leaf.shape) * leaf.dtype.itemsize
+        if size > 1 << 30 or number == len(stored):
+            verify_arrays(path, read_arrays(path, metadata, group), prints)
+            group, size = {}, 0
+    return len(stored), bool(prints)
 
 
 def save_variables(path: pathlib.Path, params: Any, stats: Any, values: dict[str, Any], average: Any = None) -> None:

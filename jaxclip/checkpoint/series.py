@@ -94,7 +94,10 @@ class Checkpoints:
             if _all_agree(restored is not None):
                 self._set_aside([number for number, _ in damaged])
                 assert restored is not None
-                lines = [f"checkpoint {number} is damaged ({reason}); it is now {number}.damaged" for number, reason in damaged]
+                lines = [
+                    f"checkpoint {number} is damaged ({reason}); it is now {number}.damaged"
+                    for number, reason in damaged
+                ]
                 return dataclasses.replace(restored, damaged=tuple(lines))
             damaged.append((step, reason or "another process could not read it"))
         if damaged:

@@ -47,7 +47,9 @@ def unbroken(folder: pathlib.Path) -> pathlib.Path:
     assert result.status == 0, result.stderr
     first, *lines, last = result.stderr.splitlines()
     assert first.startswith("64 records, ") and last.startswith("report: ") and result.stdout == ""
-    assert all(re.match(r"step \d+(/60: loss|: pairs: text to image|: validation loss) ", line) for line in lines), result.stderr
+    assert all(re.match(r"step \d+(/60: loss|: pairs: text to image|: validation loss) ", line) for line in lines), (
+        result.stderr
+    )
     assert [*losses(folder / "unbroken")] == [*range(1, STEPS + 1)]
     return folder / "unbroken"
 

@@ -1,0 +1,68 @@
+"""The lock of a workdir: one run at a time, however the one before ended."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import socket
+import time
+
+import pytest
+
+from jaxclip import lock
+from jaxclip.errors import UserError
+from jaxclip.lock import locked
+
+
+def hold(workdir: pathlib.Path, held, release) -> None:
+    with locked(workdir):
+        held.set()
+        release.wait()
+        os._exit(0)  # As a kill: nothing is released.
+
+
+def test_a_second_run_is_refused_and_told_who_has_the_workdir(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path / "run", held, release))
+    other.start()
+    assert held.wait(60)
+    expected = rf"another run writes in \S+/run: process {other.pid} on {re.escape(socket.gethostname())}, since 20"
+    with pytest.raises(UserError, match=expected), locked(tmp_path / "run"):
+        raise AssertionError("not reached")
+    release.set()
+    other.join()
+    with locked(tmp_path / "run") as note:
+        assert note == f"process {other.pid} on {socket.gethostname()} ended without releasing the workdir"
+    with locked(tmp_path / "run") as note:
+        assert note == ""
+
+
+@pytest.mark.parametrize(("age", "refused"), [(5, True), (3600, False)])
+def test_a_run_on_another_machine_counts_as_ended_if_it_gives_no_sign(tmp_path, age, refused):
+    path = tmp_path / lock.FILE
+    path.write_text(json.dumps({"pid": 7, "host": "elsewhere", "since": "2026-01-01 00:00:00"}))
+    os.utime(path, (time.time() - age,) * 2)
+    if refused:
+        with pytest.raises(UserError, match="process 7 on elsewhere, since 2026-01-01"), locked(tmp_path):
+            raise AssertionError("not reached")
+    else:
+        with locked(tmp_path) as note:
+            assert note == "process 7 on elsewhere ended without releasing the workdir"
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"pid": 1}', "[1]", "\x00"])
+def test_a_lock_file_that_says_nothing_is_no_lock(tmp_path, content):
+    (tmp_path / lock.FILE).write_text(content)
+    with locked(tmp_path) as note:
+        assert note == ""
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^--workdir=\S+/file/run cannot be written: Not a directory$"):
+        with locked(tmp_path / "file" / "run"):
+            raise AssertionError("not reached")
