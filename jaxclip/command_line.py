@@ -24,10 +24,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 
 
 # What a person can mend: a full or read-only disk, a quota, a path.
-_MENDABLE = {
-    getattr(errno, name)
-    for name in "ENOSPC EDQUOT EROFS EACCES EPERM EFBIG ENOENT ENOTDIR EISDIR EEXIST ENAMETOOLONG ELOOP EIO".split()
-}
+_MENDABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO),
+    *(errno.EACCES, errno.EPERM, errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
 
 
 def run(command: Callable[[Signals], int | None]) -> int:

@@ -17,7 +17,7 @@ from jaxtyping import Float, UInt8
 from jaxclip import sharding
 from jaxclip.context import Context
 from jaxclip.data.loader import examples
-from jaxclip.data.record import Source
+from jaxclip.data.record import Source, caption_lines, image_digest
 from jaxclip.data.skips import SkipLog
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
@@ -34,13 +34,15 @@ class EmbeddedSet:
       ids: of each record in its source.
       outputs: of the model's function for the images: float32 [n, width] embeddings, or a pytree of [n, ...] arrays.
       labels: the class index of each, None if there is none.
-      captions: the captions of each.
+      captions: the captions of each, a line each.
+      digests: of the images; records with the same one show the same image.
     """
 
     ids: list[int]
     outputs: Any
     labels: list[int | None]
     captions: list[list[str]]
+    digests: list[str]
 
 
 class Encoder:
@@ -145,7 +147,7 @@ class Encoder:
             for start in range(0, len(ids), self.batch_size)
         ]
         stream = examples(source, [i for rows in mine for i in rows], self.image.size, self.image.pixels, skips)
-        found: list[tuple[int, int | None, list[str]]] = []
+        found: list[tuple[int, int | None, list[str], str]] = []
         outputs = []
         for number, rows in enumerate(mine):
             images = np.zeros((share, *(self.image.size,) * 2, 3), np.uint8)
@@ -154,16 +156,17 @@ class Encoder:
                 if image is not None and record is not None:
                     images[row] = image
                     position = number * self.batch_size + process * share + row
-                    found.append((position, record.label, list(record.captions)))
+                    found.append((position, record.label, caption_lines(record.captions), image_digest(record.image)))
             batch = jax.make_array_from_process_local_data(self._rows, images)
             outputs.append(jax.tree.map(np.asarray, self._function(function)(variables, batch)))
-        found = sorted(entry for part in _gather(found) for entry in part)
-        positions = [position for position, _, _ in found]
+        found = sorted(entry for part in gather(found) for entry in part)
+        positions = [position for position, *_ in found]
         return EmbeddedSet(
             ids=[ids[position] for position in positions],
             outputs=jax.tree.map(lambda leaf: leaf[positions], _concatenated(outputs)),
-            labels=[label for _, label, _ in found],
-            captions=[captions for _, _, captions in found],
+            labels=[label for _, label, *_ in found],
+            captions=[captions for _, _, captions, _ in found],
+            digests=[digest for *_, digest in found],
         )
 
     def _function(self, name: str) -> Callable[..., Any]:
@@ -221,8 +224,8 @@ def _concatenated(parts: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _gather(value: Any) -> list[Any]:
-    """A JSON value of every process, in the order of the processes."""
+def gather(value: Any) -> list[Any]:
+    """A JSON value of every process, in the order of the processes; all of them must call this."""
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)

@@ -92,7 +92,7 @@ def _cut(path: pathlib.Path, start: int) -> None:
     """Keeps the rows up to a step, each once, and nothing that is no row."""
     if not path.exists():
         return
-    rows = {}
+    rows: dict[float, str] = {}
     for line in path.read_text(errors="replace").splitlines():
         if _step(line) <= start:
             rows.setdefault(_step(line), line)

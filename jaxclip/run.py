@@ -20,6 +20,7 @@ from jaxclip.data.views import Views
 from jaxclip.device_augmentation import augmentation
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
+from jaxclip.evaluate.validation import Validation
 from jaxclip.io import atomic_write
 from jaxclip.parsing import to_dict
 from jaxclip.step import Step
@@ -33,7 +34,7 @@ class Run:
       config, workdir: as given.
       method, mesh: of the config.
       source: what is trained on.
-      eval_source: of the validation loss and the report's images; None for none.
+      validation: the validation loss, with the source of the report's images; None for none.
       evaluations: opened.
       tokenizer: of the texts; None for a method without any.
       views: the method's inputs, made of a record.
@@ -41,7 +42,6 @@ class Run:
       step: the jitted functions.
       encoder: of evaluations.
       loader: the training batches.
-      validation_skips: counts records of `eval_source` that cannot be used.
     """
 
     config: Config
@@ -49,7 +49,7 @@ class Run:
     method: methods.Method
     mesh: Mesh
     source: Source
-    eval_source: Source | None
+    validation: Validation | None
     evaluations: Sequence[evaluate.Evaluation]
     tokenizer: Tokenizer | None
     views: Views
@@ -57,7 +57,6 @@ class Run:
     step: Step
     encoder: Encoder
     loader: loader.TrainingLoader
-    validation_skips: skips.SkipLog
 
     @property
     def is_main(self) -> bool:
@@ -92,13 +91,14 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
     evaluators = evaluate.from_config(config.evaluations(method.task))
     evaluate.check(evaluators, method)
     source = sources.open_source(data.train, root=data.root)
-    findings.preflight(source, "data.train", data.max_pixels, data.max_skip_rate)
+    findings.preflight(source, "data.train", max_pixels=data.max_pixels, max_skip_rate=data.max_skip_rate)
     evaluations = [evaluate.Evaluation(name, item, data.root) for name, item in evaluators.items()]
     eval_source = sources.open_source(data.eval, root=data.root) if data.eval else None
     tokenizer = vocabulary.tokenizer_of(method.inputs(), data, source, saved_tokenizer)
     if tokenizer is not None:
         method.check(tokenizer)
     views = Views(method.inputs(), data, tokenizer)
+    validation = Validation(eval_source, views, config.batch_size, mesh) if eval_source else None
     steps = config.steps or math.ceil(config.epochs * len(source) / config.batch_size)
     step = Step(
         method,
@@ -130,7 +130,7 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
         method=method,
         mesh=mesh,
         source=source,
-        eval_source=eval_source,
+        validation=validation,
         evaluations=evaluations,
         tokenizer=tokenizer,
         views=views,
@@ -138,7 +138,6 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
         step=step,
         encoder=Encoder(method, mesh, config.precision, tokenizer),
         loader=training,
-        validation_skips=skips.SkipLog(),
     )
 
 

@@ -63,9 +63,9 @@ class Signals:
         """
         before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            for number in _NAMES:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    before[number] = signal.signal(number, self._handle)
+            for name in _NAMES:
+                if signal.getsignal(name) is not signal.SIG_IGN:
+                    before[name] = signal.signal(name, self._handle)
         try:
             yield self
         finally:

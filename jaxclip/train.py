@@ -16,7 +16,6 @@ from jax.experimental import multihost_utils
 from jaxclip import evaluate, optimizer, report, resume, schedule, sharding
 from jaxclip.checkpoint import Checkpoints, newest_values, save_best
 from jaxclip.config import Config
-from jaxclip.evaluate.validation import validation_metrics
 from jaxclip.history import History
 from jaxclip.inputs import shapes
 from jaxclip.lock import locked
@@ -25,7 +24,6 @@ from jaxclip.parsing import to_dict
 from jaxclip.progress import phase
 from jaxclip.report.gallery import gallery
 from jaxclip.run import Run, build
-from jaxclip.step import TrainState
 from jaxclip.stopping import Signals, Stopped, interruptible
 from jaxclip.watch import NotFinite, Watch, check_finite
 
@@ -273,11 +271,9 @@ class _Trainer:
         """Validation, which completes the step's row, and evaluations."""
         run = self.run
         figures = dict(row)
-        if run.eval_source:
+        if run.validation:
             with self.monitor.paused(f"validating step {step}"):
-                figures |= validation_metrics(
-                    run.step, self.state, run.eval_source, run.views, self.config.batch_size, run.validation_skips
-                )
+                figures |= run.validation(run.step, self.state)
             self.monitor.say(f"step {step}: validation loss {figures['validation_loss']:.4f}")
         if row and not self.monitor.has(step):
             self.monitor.write(step, figures)
@@ -313,11 +309,11 @@ class _Trainer:
         if self.end == run.steps:
             self._evaluate(self.end, self.row)
         with self.monitor.paused("writing the report"):
-            images = gallery(run.encoder, self.state.variables, run.eval_source) if run.eval_source else None
+            images = gallery(run.encoder, self.state.variables, run.validation.source) if run.validation else None
             page = report.write(run.workdir, images, run.method.charts) if run.is_main else None
         evaluated = (evaluation.skips for evaluation in run.evaluations)
-        for log in (run.loader.skips, run.validation_skips, *evaluated):
-            if log.total:
+        for log in (run.loader.skips, run.validation and run.validation.skips, *evaluated):
+            if log and log.total:
                 self.monitor.say(f"skipped {log.total:,} records: {log}")
         if page:
             self.monitor.say(f"report: {page.absolute()}")
@@ -332,10 +328,10 @@ class _Trainer:
             raise NotFinite(
                 error.step,
                 error.name,
-                f"{error.value}{again}; nothing after {where} is saved. The same command goes on from there with a lower "
-                f"rate (--config.optimizer.learning_rate=RATE --allow_change=optimizer.learning_rate), with clipping "
-                f"(--config.optimizer.clip_norm=1.0 --allow_change=optimizer.clip_norm), or past the data of these steps "
-                f"(--config.on_nonfinite=rewind); python -m jaxclip.checkpoint prune goes back further",
+                f"{error.value}{again}; nothing after {where} is saved. The same command goes on from there with a "
+                f"lower rate (--config.optimizer.learning_rate=RATE --allow_change=optimizer.learning_rate), with "
+                f"clipping (--config.optimizer.clip_norm=1.0 --allow_change=optimizer.clip_norm), or past the data of "
+                f"these steps (--config.on_nonfinite=rewind); python -m jaxclip.checkpoint prune goes back further",
             ) from error
         self.checkpoints.wait()
         events = self.events

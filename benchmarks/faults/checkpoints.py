@@ -72,7 +72,8 @@ def _restores(folder: pathlib.Path, draw: random.Random, count: int) -> None:
     jax.config.update("jax_platforms", "cpu")
     logging.disable()
     from jaxclip import methods, optimizer, sharding
-    from jaxclip.checkpoint import Checkpoints, find, fingerprint, folder as one, load_model
+    from jaxclip.checkpoint import Checkpoints, find, fingerprint, load_model
+    from jaxclip.checkpoint import folder as one
     from jaxclip.config import Config, MeshConfig
     from jaxclip.errors import UserError
     from jaxclip.parsing import parse
@@ -106,7 +107,7 @@ def _restores(folder: pathlib.Path, draw: random.Random, count: int) -> None:
         how = damage(folder / "copy" / "checkpoints" / "30", draw)
         try:
             found = restored(folder / "copy")
-        except UserError as error:
+        except UserError:
             outcomes["one line"] += 1
             continue
         except Exception as error:

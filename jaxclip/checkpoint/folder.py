@@ -170,8 +170,8 @@ def load_state(path: pathlib.Path, abstract: Mapping[str, Any]) -> dict[str, Any
     for name, leaf in form.items():
         if tuple(stored[name].shape) != _stored_shape(leaf):
             raise UserError(
-                f"{path}: {name} has the shape {tuple(stored[name].shape)} and not {_stored_shape(leaf)}; the checkpoint "
-                f"is of another model"
+                f"{path}: {name} has the shape {tuple(stored[name].shape)} and not {_stored_shape(leaf)}; the "
+                f"checkpoint is of another model"
             )
     arrays = read_arrays(path, metadata, form)
     verify_arrays(path, arrays, prints)

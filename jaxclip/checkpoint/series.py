@@ -102,8 +102,8 @@ class Checkpoints:
             damaged.append((step, reason or "another process could not read it"))
         if damaged:
             raise UserError(
-                f"{self._directory}: no checkpoint is whole, of {len(damaged)}; the newest, {damaged[0][0]}, is damaged: "
-                f"{damaged[0][1]}. Copy them again, or start in another --workdir"
+                f"{self._directory}: no checkpoint is whole, of {len(damaged)}; the newest, {damaged[0][0]}, is "
+                f"damaged: {damaged[0][1]}. Copy them again, or start in another --workdir"
             )
         return None
 

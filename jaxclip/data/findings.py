@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from PIL import Image
 
 from jaxclip.data.images.decode import MAX_PIXELS, Unreadable, open_image
 from jaxclip.data.mixture import spread
-from jaxclip.data.record import Record, Skip, Source
+from jaxclip.data.record import Record, Skip, Source, image_digest
 from jaxclip.data.skips import SkipLog
 from jaxclip.errors import UserError
 from jaxclip.io import printable
@@ -30,6 +31,7 @@ class Example:
       size: (width, height) of the whole image.
       stored: the size of the stored image in bytes.
       captions: all captions.
+      digest: of the whole image: equal ones show the same.
     """
 
     key: str
@@ -37,6 +39,7 @@ class Example:
     size: tuple[int, int]
     stored: int
     captions: tuple[str, ...]
+    digest: str
 
 
 @dataclasses.dataclass
@@ -57,39 +60,75 @@ class Findings:
     skips: SkipLog = dataclasses.field(default_factory=SkipLog)
     at_fault: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
+    @property
+    def repeated_images(self) -> int:
+        """How many different images of the sample several records show."""
+        return _repeated(example.digest for example in self.examples)
 
-def look_at(source: Source, sample: int, max_pixels: int = MAX_PIXELS) -> Findings:
-    """Reads and decodes `sample` records spread evenly over a source. A record without a caption is unusable."""
+    @property
+    def repeated_captions(self) -> int:
+        """How many different captions of the sample several records have."""
+        return _repeated(caption for example in self.examples for caption in set(example.captions))
+
+
+def no_caption(record: Record) -> str:
+    """Why a record cannot be trained on, besides its image."""
+    return "" if record.captions else "no caption"
+
+
+def look_at(
+    source: Source, sample: int, max_pixels: int = MAX_PIXELS, lacks: Callable[[Record], str] = no_caption
+) -> Findings:
+    """Reads and decodes `sample` records spread evenly over a source.
+
+    Args:
+      source: the source.
+      sample: how many.
+      max_pixels: larger images are unusable.
+      lacks: why a record with a readable image is unusable; empty if it is not.
+    """
     findings = Findings(len(source))
     ids = spread(source, sample)
     for start in range(0, len(ids), _READ):
         for record in source.read(ids[start : start + _READ]):
             findings.looked_at += 1
             try:
-                findings.examples.append(_example(record, max_pixels))
+                findings.examples.append(_example(record, max_pixels, lacks))
             except Unreadable as error:
                 findings.skips.add(str(error), record.key)
                 findings.at_fault[printable(record.key.partition(":")[0])] += 1
     return findings
 
 
-def _example(record: Record | Skip, max_pixels: int) -> Example:
+def _example(record: Record | Skip, max_pixels: int, lacks: Callable[[Record], str]) -> Example:
     if isinstance(record, Skip):
         raise Unreadable(record.reason)
-    if not record.captions:
-        raise Unreadable("no caption")
     image = open_image(record.image, max_pixels)
+    if reason := lacks(record):
+        raise Unreadable(reason)
     size, stored = image.size, record.image.nbytes if isinstance(record.image, np.ndarray) else len(record.image)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return Example(key=record.key, image=image, size=size, stored=stored, captions=record.captions)
+    digest = image_digest(record.image)
+    return Example(key=record.key, image=image, size=size, stored=stored, captions=record.captions, digest=digest)
 
 
-def preflight(source: Source, name: str, max_pixels: int = MAX_PIXELS, max_skip_rate: float = 1.0) -> None:
+def _repeated(values: Iterable[str]) -> int:
+    return sum(number > 1 for number in collections.Counter(values).values())
+
+
+def preflight(
+    source: Source,
+    name: str,
+    lacks: Callable[[Record], str] = no_caption,
+    max_pixels: int = MAX_PIXELS,
+    max_skip_rate: float = 1.0,
+) -> None:
     """Checks a few records before a run starts.
 
     Args:
-      source: the training data.
+      source: the data.
       name: the source's config key, for the message.
+      lacks: as in `look_at`.
       max_pixels: larger images are unusable.
       max_skip_rate: maximum fraction of unusable records.
 
@@ -97,7 +136,7 @@ def preflight(source: Source, name: str, max_pixels: int = MAX_PIXELS, max_skip_
       UserError: no record of the sample is usable, or the fraction of unusable ones in the source must exceed the
         limit.
     """
-    judge(look_at(source, 64, max_pixels), name, max_skip_rate)
+    judge(look_at(source, 64, max_pixels, lacks), name, max_skip_rate)
 
 
 def judge(findings: Findings, name: str, max_skip_rate: float) -> None:

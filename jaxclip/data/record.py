@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -81,6 +82,23 @@ def clean_captions(texts: Iterable[bytes]) -> tuple[str, ...]:
     """Decodes captions from UTF-8, strips them and drops empty ones. Invalid bytes become U+FFFD."""
     stripped = (text.decode("utf-8", errors="replace").strip() for text in texts)
     return tuple(text for text in stripped if text)
+
+
+def caption_lines(captions: Iterable[str]) -> list[str]:
+    """The captions for an evaluation, in which each line is one.
+
+    CLIP_benchmark and others write several captions of an image as the lines of one text.
+
+    >>> caption_lines(["a dog\\nan animal\\n", "a pet"])
+    ['a dog', 'an animal', 'a pet']
+    """
+    return [line.strip() for caption in captions for line in caption.splitlines() if line.strip()]
+
+
+def image_digest(image: bytes | np.ndarray) -> str:
+    """What two images have in common only if their content is the same."""
+    content = image if isinstance(image, bytes) else str(image.shape).encode() + image.tobytes()
+    return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
 def class_index(label: int | None, class_names: Sequence[str]) -> int | None:

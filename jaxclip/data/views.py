@@ -15,7 +15,7 @@ from jaxclip.data import captions, order
 from jaxclip.data.images.augment import Augmentation, from_config
 from jaxclip.data.images.crops import Crops, prepare, random_box
 from jaxclip.data.images.decode import Unreadable, open_image
-from jaxclip.data.record import Record, Skip
+from jaxclip.data.record import Record, Skip, caption_lines
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
 from jaxclip.inputs import Inputs
@@ -135,7 +135,7 @@ class Views:
             return Skip(str(error), record.key)
         for name, input_kind in self.inputs.items():
             if isinstance(input_kind, inputs.Text) and input_kind.field == "caption":
-                values[name] = record.captions[0]
+                values[name] = caption_lines(record.captions)[0]
         return values
 
     def _fields(self, record: Record, record_id: int) -> dict[str, Any] | Skip:
@@ -145,7 +145,7 @@ class Views:
             match kind:
                 case inputs.Image(number=number) if number > len(record.more_images):
                     return Skip("no further image", record.key)
-                case inputs.Text(field="caption") if not record.captions:
+                case inputs.Text(field="caption") if not caption_lines(record.captions):
                     return Skip("no caption", record.key)
                 case inputs.Text(field="question"):
                     if not record.question:

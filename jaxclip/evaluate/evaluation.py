@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from PIL import Image
 
+from jaxclip.data.findings import preflight
 from jaxclip.data.skips import SkipLog
 from jaxclip.data.sources import open_source
 from jaxclip.encoder import Encoder
@@ -48,6 +49,7 @@ class Evaluation:
             raise UserError(f"config.evals.{name}.data: {error}") from None
         try:
             self._prepared = evaluator.prepare(self.source, root)
+            preflight(self.source, "data", lambda record: evaluator.lacks(record, self._prepared))
         except UserError as error:
             raise UserError(f"config.evals.{name}.{error}") from None
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxclip.data.record import Source
+from jaxclip.data.record import Record, Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import Encoder
 
@@ -92,6 +92,18 @@ class Evaluator:
         Raises:
           UserError: it cannot be had. The message begins with the key at fault.
         """
+
+    def lacks(self, record: Record, prepared: Any) -> str:
+        """Why a record cannot be evaluated, such as "no caption"; empty if it can. Asked of a few before any training.
+
+        Args:
+          record: one whose image can be read.
+          prepared: what `prepare` gave.
+
+        Raises:
+          UserError: the record shows that the data cannot be evaluated.
+        """
+        return ""
 
     def run(self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: Any) -> Result:
         """Evaluates a model; every process takes part, and gets the same result.

@@ -18,7 +18,7 @@ from jaxclip.evaluate.ranking import ranks
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Images that have captions, with all of them.
+    """Different images that have captions, with all of them.
 
     Attributes:
       images: unit embeddings of the images.
@@ -40,15 +40,23 @@ class Pairs:
 
 
 def embedded_pairs(encoder: Encoder, variables: Any, source: Source, skips: SkipLog) -> Pairs:
-    """Embeds a data set. Images without a caption are left out; those that cannot be read are counted in `skips`.
+    """Embeds a data set.
+
+    Records of the same image are one image with the captions of all, as a table with a row for each caption has them:
+    as different images, each would stand in the way of the others. Images without a caption are left out; those that
+    cannot be read are counted in `skips`.
 
     Raises:
-      UserError: no image has a caption.
+      UserError: no image has a caption, or none can be read.
     """
     embedded = encoder.source(variables, source, skips)
-    kept = [row for row, captions in enumerate(embedded.captions) if captions]
-    if not kept:
-        raise UserError("no image has a caption to retrieve")
-    owners = np.array([index for index, row in enumerate(kept) for _ in embedded.captions[row]])
-    texts = encoder.texts(variables, [caption for row in kept for caption in embedded.captions[row]])
-    return Pairs(embedded.outputs[kept], texts, owners)
+    first: dict[str, int] = {}
+    captions: dict[int, list[str]] = {}
+    for row, (digest, lines) in enumerate(zip(embedded.digests, embedded.captions, strict=True)):
+        if lines:
+            captions.setdefault(first.setdefault(digest, row), []).extend(lines)
+    if not captions:
+        raise UserError(f"no record can be used: {skips}" if skips.total else "no image has a caption to retrieve")
+    owners = np.array([index for index, lines in enumerate(captions.values()) for _ in lines])
+    texts = encoder.texts(variables, [line for lines in captions.values() for line in lines])
+    return Pairs(embedded.outputs[[*captions]], texts, owners)

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxclip import evaluate
 from jaxclip.config import check_templates
-from jaxclip.data.record import Source
+from jaxclip.data.record import Record, Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.data.storage import resolve
 from jaxclip.encoder import Encoder, class_embeddings
@@ -58,24 +58,40 @@ class Evaluator(evaluate.Evaluator):
             raise UserError(f"classes: {path} must hold a list of class names")
         return classes
 
+    def lacks(self, record: Record, prepared: Sequence[str]) -> str:
+        """Why a record cannot be evaluated.
+
+        Raises:
+          UserError: its label lies outside the classes, which then are not those of the data.
+        """
+        if record.label is not None and not 0 <= record.label < len(prepared):
+            raise UserError(
+                f"{_outside(record.label, prepared)}, in {record.key}: the classes are not those of the data"
+            )
+        return "no class label" if record.label is None else ""
+
     def run(
         self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: Sequence[str]
     ) -> evaluate.Result:
         """CLIP_benchmark's metrics as fractions: `acc1`, `acc5`, `mean_per_class_recall`; acc5 is None below 5 classes.
 
-        With them goes the recall of each class name that occurs. Images without a label are left out.
+        With them goes the recall of each class name that occurs. Images without a label are left out, and those whose
+        label lies outside the classes, which are counted in `skips`.
 
         Raises:
-          UserError: no image has a label, or a label lies outside the classes.
+          UserError: no image has a label, or none can be read.
         """
         embedded = encoder.source(variables, source, skips)
-        kept = [row for row, label in enumerate(embedded.labels) if label is not None]
+        kept = []
+        for row, label in enumerate(embedded.labels):
+            if label is not None and 0 <= label < len(prepared):
+                kept.append(row)
+            elif label is not None:
+                skips.add(_outside(label, prepared), f"record {embedded.ids[row]}")
         if not kept:
-            raise UserError("no image has a class label (a .cls member or a label column)")
+            unlabeled = "no image has a class label (a .cls member or a label column)"
+            raise UserError(f"no record can be used: {skips}" if skips.total else unlabeled)
         labels = np.array([embedded.labels[row] for row in kept])
-        outside = labels[(labels < 0) | (labels >= len(prepared))]
-        if len(outside):
-            raise UserError(f"label {outside[0]} is outside the {len(prepared)} classes given")
         texts = class_embeddings(encoder, variables, prepared, self.templates)
         found = ranks(encoder.mesh, embedded.outputs[kept], texts, labels, np.arange(len(prepared)))
         return self._result(found, labels, prepared)
@@ -110,3 +126,7 @@ class Evaluator(evaluate.Evaluator):
                 "templates": list(self.templates),
             },
         )
+
+
+def _outside(label: int, classes: Sequence[str]) -> str:
+    return f"label {label} is outside the {len(classes)} classes"

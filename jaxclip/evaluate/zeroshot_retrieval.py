@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from jaxclip import evaluate
-from jaxclip.data.record import Source
+from jaxclip.data.record import Record, Source, caption_lines
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import Encoder
 from jaxclip.evaluate.pairs import embedded_pairs
@@ -20,6 +20,10 @@ DIRECTIONS = {"image_retrieval": "caption â†’ image", "text_retrieval": "image â
 @dataclasses.dataclass(frozen=True)
 class Evaluator(evaluate.Evaluator):
     """Retrieval among all images of a data set and all of their captions."""
+
+    def lacks(self, record: Record, prepared: None) -> str:
+        """Why a record cannot be evaluated."""
+        return "" if caption_lines(record.captions) else "no caption"
 
     def run(self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: None) -> evaluate.Result:
         """CLIP_benchmark's metrics as fractions. Images without a caption are left out.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from look_up import LookUp, NoRecords, embedded_set
 
+from jaxclip.data.record import Record
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import class_embeddings
 from jaxclip.errors import UserError
@@ -82,14 +83,28 @@ def test_a_collapsed_model_always_predicts_the_first_class():
     ("labels", "said"),
     [
         ([None, None], "no image has a class label (a .cls member or a label column)"),
-        ([0, 5], "label 5 is outside the 5 classes given"),
-        ([0, -1], "label -1 is outside the 5 classes given"),
+        ([5, None], "no record can be used: 1 x label 5 is outside the 5 classes (such as record 0)"),
     ],
 )
 def test_labels_that_cannot_be_used_are_one_line(labels, said):
     with pytest.raises(UserError) as caught:
         classify(table(), embedded_set(np.eye(5)[:2], labels), CLASSES, ("a {c}",))
     assert str(caught.value) == said
+
+
+def test_a_label_outside_the_classes_does_not_end_a_run_but_is_counted():
+    images, skips = embedded_set(np.eye(5)[:3], [0, 7, -1]), SkipLog()
+    result = Evaluator("data", templates=("a {c}",)).run(LookUp(table(), images), None, NoRecords(), skips, CLASSES)
+    assert result.metrics["acc1"] == 1.0
+    assert skips.counts == {"label 7 is outside the 5 classes": 1, "label -1 is outside the 5 classes": 1}
+
+
+def test_a_label_outside_the_classes_is_found_before_any_training():
+    record = Record(b"", (), "a.tar:x", label=5)
+    with pytest.raises(UserError, match="label 5 is outside the 5 classes, in a.tar:x: the classes are not those of"):
+        Evaluator("data").lacks(record, CLASSES)
+    assert Evaluator("data").lacks(Record(b"", (), "x", label=4), CLASSES) == ""
+    assert Evaluator("data").lacks(Record(b"", ("text",), "x"), CLASSES) == "no class label"
 
 
 def test_templates_are_averaged_in_embedding_space():

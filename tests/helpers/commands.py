@@ -87,7 +87,9 @@ def write_tar(path: pathlib.Path, members: Mapping[str, bytes]) -> pathlib.Path:
     return path
 
 
-def recipe(folder: pathlib.Path, change: str = "", name: str = "tiny.py", size: int = 20) -> pathlib.Path:
+def recipe(
+    folder: pathlib.Path, change: str = "", name: str = "tiny.py", size: int = 20, patch: str = ""
+) -> pathlib.Path:
     """Writes the tiny recipe, and its 64 pairs unless they exist.
 
     Args:
@@ -95,6 +97,8 @@ def recipe(folder: pathlib.Path, change: str = "", name: str = "tiny.py", size: 
       change: lines of Python that change the recipe, such as `config.steps = 9`.
       name: of the recipe.
       size: of the images. Large ones take longer to read: a way to make steps slow.
+      patch: Python that changes the package before the run, for what no data and no config can bring about. It knows
+        its folder as FOLDER.
     """
     if not (folder / "pairs.tar").exists():
         pairs = [(f"{left}-{right}", left, right) for left in _COLORS for right in _COLORS]
@@ -102,6 +106,9 @@ def recipe(folder: pathlib.Path, change: str = "", name: str = "tiny.py", size: 
         texts = {f"{key}.txt": f"{left} to the left of {right}".encode() for key, left, right in pairs}
         write_tar(folder / "pairs.tar", dict(sorted((images | texts).items())))
     path = folder / name
+    if patch:
+        path.with_suffix(".patch.py").write_text(patch)
+        change += f"\nexec(pathlib.Path(__file__).with_suffix('.patch.py').read_text(), {{'FOLDER': {str(folder)!r}}})"
     lines = "".join(f"    {line.strip()}\n" for line in change.strip().splitlines())
     path.write_text(TINY.replace("    return config\n", f"{lines}    return config\n"))
     return path

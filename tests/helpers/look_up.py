@@ -47,7 +47,8 @@ class NoRecords:
 
 
 def embedded_set(images, labels=None, captions=None) -> EmbeddedSet:
+    """Records of images that are all different."""
     images = np.array(images, np.float32)
-    return EmbeddedSet(
-        list(range(len(images))), images, labels or [None] * len(images), captions or [[] for _ in images]
-    )
+    ids = list(range(len(images)))
+    labels, captions = labels or [None] * len(images), captions or [[] for _ in images]
+    return EmbeddedSet(ids, images, labels, captions, digests=[str(number) for number in ids])

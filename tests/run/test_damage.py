@@ -1,4 +1,4 @@
-"""Damaged checkpoints: noticed whatever is damaged, passed over for an older one by a run, refused by `jaxclip.load`."""
+"""Damaged checkpoints: always noticed, passed over for an older one by a run, refused by `jaxclip.load`."""
 
 from __future__ import annotations
 

@@ -63,6 +63,6 @@ def test_a_lock_file_that_says_nothing_is_no_lock(tmp_path, content):
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"^--workdir=\S+/file/run cannot be written: Not a directory$"):
-        with locked(tmp_path / "file" / "run"):
-            raise AssertionError("not reached")
+    expected = r"^--workdir=\S+/file/run cannot be written: Not a directory$"
+    with pytest.raises(UserError, match=expected), locked(tmp_path / "file" / "run"):
+        raise AssertionError("not reached")

@@ -14,7 +14,6 @@ from jaxclip.errors import UserError
 from jaxclip.parsing import parse, to_dict
 from jaxclip.resume import changes, first_batch, resized
 
-
 WORKDIR = pathlib.Path("runs/x")
 
 

@@ -17,36 +17,51 @@ from jaxclip.stopping import Signals, Stopped, interruptible
 
 # What stalls writes a file first.
 STALLING_DATA = """
-config.steps = 30
+import pathlib, time
 from jaxclip.data import loader
-import time
+
 rows = loader.TrainingLoader.rows
+
+
 def stalling(self, position, count):
     if position == 8 * 6:
-        pathlib.Path(__file__).with_name("stalled").touch(); time.sleep(600)
+        pathlib.Path(FOLDER, "stalled").touch()
+        time.sleep(600)
     return rows(self, position, count)
+
+
 loader.TrainingLoader.rows = stalling
 """
-STALLING_EVALUATION = """
+EVALUATING = """
 config.steps = 6
 config.checkpoint_every = 0
 config.eval_every = 3
 config.data.eval = "pairs.tar"
 config.evals = {"pairs": {"task": "zeroshot_retrieval", "data": "pairs.tar"}}
+"""
+STALLING_EVALUATION = """
+import os, pathlib, time
 from jaxclip.evaluate import zeroshot_retrieval
-import time, os
+
 evaluate = zeroshot_retrieval.Evaluator.run
+
+
 def stalling(self, *given):
-    if os.environ.get("STALL_AT", "") == str(len(list(pathlib.Path(__file__).parent.glob("run/evals/*/*.json")))):
-        pathlib.Path(__file__).with_name("stalled").touch(); time.sleep(600)
+    done = len(list(pathlib.Path(FOLDER).glob("run/evals/*/*.json")))
+    if os.environ.get("STALL_AT") == str(done):
+        pathlib.Path(FOLDER, "stalled").touch()
+        time.sleep(600)
     return evaluate(self, *given)
+
+
 zeroshot_retrieval.Evaluator.run = stalling
 """
+STALLING_SAVE = """
+import time
+from jaxclip.checkpoint import Checkpoints
 
-
-def flattened(change: str) -> str:
-    """A change of the recipe whose own indentation stays."""
-    return "exec('''" + change.replace("\n", "\\n").replace("'''", '"""') + "''', globals() | {'config': config})"
+Checkpoints.save = lambda *_: time.sleep(600)
+"""
 
 
 @pytest.fixture
@@ -54,8 +69,8 @@ def started(tmp_path) -> Iterator[Callable[..., tuple[Command, pathlib.Path]]]:
     """Starts a run of the tiny recipe with changes; returns it and the file of its output. It is killed at the end."""
     commands = []
 
-    def begin(change: str, env: dict[str, str] | None = None) -> tuple[Command, pathlib.Path]:
-        path, output = recipe(tmp_path, change), tmp_path / "output.txt"
+    def begin(change: str, patch: str = "", env: dict[str, str] | None = None) -> tuple[Command, pathlib.Path]:
+        path, output = recipe(tmp_path, change, patch=patch), tmp_path / "output.txt"
         commands.append(start([f"--config={path}", f"--workdir={tmp_path}/run"], environment(env), output))
         return commands[-1], output
 
@@ -83,7 +98,7 @@ def test_ctrl_c_saves_the_very_step_and_exits_130(tmp_path, started):
 
 
 def test_data_that_never_come_do_not_delay_a_stop(tmp_path, started):
-    process, output = started(flattened(STALLING_DATA))
+    process, output = started("config.steps = 30", STALLING_DATA)
     wait_until((tmp_path / "stalled").exists, process, output)
     log = tmp_path / "run" / "metrics.jsonl"
     wait_until(lambda: log.exists() and log.read_text().count("\n") >= 5, process, output)
@@ -97,7 +112,7 @@ def test_data_that_never_come_do_not_delay_a_stop(tmp_path, started):
     ("at", "step", "said"), [(0, 3, "everything is saved"), (1, 6, "the final evaluation is not finished")]
 )
 def test_an_evaluation_that_was_stopped_is_made_up_for(tmp_path, started, at, step, said):
-    process, output = started(flattened(STALLING_EVALUATION), {"STALL_AT": str(at)})
+    process, output = started(EVALUATING, STALLING_EVALUATION, {"STALL_AT": str(at)})
     wait_until((tmp_path / "stalled").exists, process, output)
     process.send_signal(signal.SIGHUP)
     assert process.wait(60) == 75, output.read_text()
@@ -114,16 +129,7 @@ def test_an_evaluation_that_was_stopped_is_made_up_for(tmp_path, started, at, st
 
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path, started):
-    process, output = started(
-        flattened(
-            STALLING_EVALUATION.replace("time.sleep(600)", "stall()").replace(
-                "import time, os",
-                "import time, os\\nfrom jaxclip import checkpoint\\nfrom jaxclip.checkpoint import Checkpoints\\n"
-                "def stall():\\n    Checkpoints.save = lambda *_: time.sleep(600)\\n    time.sleep(600)\\n",
-            )
-        ),
-        {"STALL_AT": "0"},
-    )
+    process, output = started(EVALUATING, STALLING_EVALUATION + STALLING_SAVE, {"STALL_AT": "0"})
     wait_until((tmp_path / "stalled").exists, process, output)
     process.send_signal(signal.SIGINT)
     time.sleep(1.5)

@@ -179,6 +179,11 @@ def _table(sampled, *, tokens: list[int], rate: float, arguments: argparse.Names
                 else f"1 per image, of {words[0]} to {words[-1]} words, median {words[len(words) // 2]}",
             ),
             (
+                "repeated",
+                f"{sampled.repeated_images:,} images and {sampled.repeated_captions:,} captions of the sample occur "
+                f"more than once",
+            ),
+            (
                 "tokens",
                 f"median {statistics.median_low(tokens)}, 95 % have at most {percentile}, {num_truncated:,} of "
                 f"{len(tokens):,} are truncated to {arguments.context_length} ({vocabulary})",
