@@ -11,8 +11,10 @@ from absl import flags, logging
 from jaxclip import command_line
 from jaxclip.config import Config
 from jaxclip.errors import UserError
+from jaxclip.exit_status import run_command
 from jaxclip.io import one_line
 from jaxclip.parsing import parse
+from jaxclip.paths import local
 from jaxclip.stopping import Signals
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an existing run is resumed.")
@@ -25,10 +27,10 @@ _DISTRIBUTED = flags.DEFINE_bool(
 
 
 def main() -> int:
-    """Runs the command line, `sys.argv`; returns the exit status, see `command_line.run`."""
+    """Runs the command line, `sys.argv`; returns the exit status, see `exit_status.run_command`."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.set_verbosity(logging.ERROR)
-    return command_line.run(_main)
+    return run_command(_main)
 
 
 def _main(signals: Signals) -> None:
@@ -51,11 +53,7 @@ def _main(signals: Signals) -> None:
 def _workdir() -> pathlib.Path:
     if not _WORKDIR.value:
         raise UserError("give a folder for the run: --workdir=DIR")
-    if "://" in _WORKDIR.value:
-        raise UserError(
-            f"--workdir={_WORKDIR.value}: a run is kept on a local disk; give a folder, or mount the bucket"
-        )
-    workdir = pathlib.Path(_WORKDIR.value).expanduser()
+    workdir = local(_WORKDIR.value, "--workdir")
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; choose a folder")
     return workdir

@@ -9,8 +9,10 @@ import shutil
 import sys
 import time
 
-from jaxclip import command_line
 from jaxclip.errors import UserError
+from jaxclip.exit_status import run_command
+from jaxclip.paths import local
+from jaxclip.stopping import Signals
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,13 +23,18 @@ def main(argv: list[str] | None = None) -> int:
     listing = commands.add_parser("list", help="steps, sizes, dates, and what has happened to the run")
     prune = commands.add_parser("prune", help="delete checkpoints")
     for command in (verify, listing, prune):
-        command.add_argument("workdir", type=pathlib.Path, help="of the run")
+        command.add_argument("workdir", help="of the run")
     which = prune.add_mutually_exclusive_group(required=True)
     which.add_argument("--keep", type=int, help="how many of the newest to keep")
     which.add_argument("--after", type=int, help="delete those of later steps: the run goes on from this one")
     which.add_argument("--damaged", action="store_true", help="delete those that a run has set aside as damaged")
     arguments = parser.parse_args(argv)
-    return command_line.run(lambda _: _COMMANDS[arguments.command](arguments))
+
+    def run(_: Signals) -> int:
+        arguments.workdir = local(arguments.workdir, "WORKDIR")
+        return _COMMANDS[arguments.command](arguments)
+
+    return run_command(run)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -102,7 +109,7 @@ def _prune(arguments: argparse.Namespace) -> int:
 
 
 def _checkpoints(workdir: pathlib.Path) -> pathlib.Path:
-    folder = workdir.expanduser() / "checkpoints"
+    folder = workdir / "checkpoints"
     if not folder.is_dir():
         raise UserError(f"{workdir} is no run's folder: it has no checkpoints")
     return folder

@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
+import re
 import sys
 from typing import Any
 
 from jaxclip.errors import UserError
+from jaxclip.exit_status import run_command
+from jaxclip.paths import local
+from jaxclip.progress import phase
 from jaxclip.weights.overrides import add_flags, from_flags
+
+_SAFE = re.compile(r"[\w.-]+")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,19 +36,15 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_flags(parser)
     arguments = parser.parse_args(argv)
-    try:
-        _evaluate(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda _: _evaluate(arguments))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from jaxclip import checkpoint, evaluate, methods, model
 
     answers = dataclasses.asdict(from_flags(arguments))
-    loaded = model.load(arguments.path, step=arguments.step, batch_size=256, **answers)
+    with phase("reading the model"):
+        loaded = model.load(arguments.path, step=arguments.step, batch_size=256, **answers)
     task = loaded.method.task
     configs = _asked(arguments, task) or (loaded.config.evaluations(task) if loaded.config else {})
     if not configs:
@@ -58,14 +60,16 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     encoder, variables = loaded.evaluation_parts()
     path = pathlib.Path(arguments.path).expanduser()
     output, pretrained = _names(path, checkpoint.find(path, arguments.step))
-    output = pathlib.Path(arguments.output) if arguments.output else output
+    output = local(arguments.output, "--output") if arguments.output else output
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output={output}: {error.strerror}; name a folder that can be written") from None
     names = {"model": methods.to_config(loaded.method)["name"], "pretrained": pretrained}
-    for result in evaluate.run_all(evaluations, encoder, variables, output, names):
-        print(evaluate.summary(result))
+    for number, evaluation in enumerate(evaluations, 1):
+        with phase(f"evaluating {number} of {len(evaluations)}: {evaluation.name}"):
+            (result,) = evaluate.run_all([evaluation], encoder, variables, output, names)
+        print(evaluate.summary(result), flush=True)
     for evaluation in evaluations:
         if evaluation.skips.total:
             print(f"{evaluation.name}: skipped {evaluation.skips.total} records: {evaluation.skips}", file=sys.stderr)
@@ -80,6 +84,8 @@ def _asked(arguments: argparse.Namespace, task: str) -> dict[str, dict[str, Any]
         if given or arguments.task:
             raise UserError("--task, --classes and --template are for other data than the recipe's; give --data=SOURCE")
         return {}
+    if arguments.name and not _SAFE.fullmatch(arguments.name):
+        raise UserError(f"--name={arguments.name!r} must be letters, digits and . _ -: it names the file of the result")
     name = arguments.name or pathlib.Path(arguments.data).name.split(".")[0].replace(":", "_")
     task = arguments.task or ("zeroshot_classification" if given else task)
     return {name: {"task": task, "data": arguments.data} | given}

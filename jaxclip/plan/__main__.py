@@ -15,6 +15,7 @@ from absl import flags, logging
 from jaxclip import command_line
 from jaxclip.config import Config
 from jaxclip.errors import UserError
+from jaxclip.exit_status import run_command
 from jaxclip.parsing import parse
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:16x16, v5p:4x4x8, v6e:8x8, v4:4x4x4 or tpu7x:4x4x4.")
@@ -23,7 +24,7 @@ _MEGACORE = flags.DEFINE_bool("megacore", True, "v4 only: use both cores of a ch
 _SEARCH = flags.DEFINE_bool("search", False, "Find the largest batch and the cheapest rematerialization that fit.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of the table.")
 
-EXIT_USER, EXIT_TOO_LARGE = 2, 3
+EXIT_TOO_LARGE = 3
 
 
 def main() -> int:
@@ -31,11 +32,7 @@ def main() -> int:
     logging.set_verbosity(logging.ERROR)
     # Nothing is computed here, whatever devices exist, and libtpu must not look for any.
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    try:
-        return _plan(sys.argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER
+    return run_command(lambda _: _plan(sys.argv))
 
 
 def _plan(argv: list[str]) -> int:

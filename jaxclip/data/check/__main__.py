@@ -16,6 +16,7 @@ import sys
 import time
 
 from jaxclip.errors import UserError
+from jaxclip.exit_status import run_command
 from jaxclip.io import printable
 
 _TIMED_SECONDS = 4.0
@@ -48,11 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument("--image-size", type=int, default=224, help="side of a crop in pixels (default: 224)")
         parser.add_argument("--max-skip-rate", type=float, default=0.1, help="as data.max_skip_rate (default: 0.1)")
         check = functools.partial(_check_source, parser.parse_args(argv))
-    try:
-        return check()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda _: check())
 
 
 def _check_recipe(arguments: argparse.Namespace, keys: list[str]) -> int:

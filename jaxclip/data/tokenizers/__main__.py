@@ -15,6 +15,7 @@ from jaxclip.data.record import Record, Source
 from jaxclip.data.sources import open_source
 from jaxclip.data.tokenizers import Tokenizer, clip, wordpiece
 from jaxclip.errors import UserError
+from jaxclip.exit_status import run_command
 
 _TRAIN: dict[str, Callable[[Iterable[str], int], Tokenizer]] = {"clip": clip.train, "wordpiece": wordpiece.train}
 _BLOCK = 1024  # records read, and captions tokenized, at a time
@@ -34,12 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="number of records to read, spread over the source (default: all)")
     parser.add_argument("--root", default="", help="the folder that relative paths start from")
     arguments = parser.parse_args(argv)
-    try:
-        _train(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda _: _train(arguments))
 
 
 def _train(arguments: argparse.Namespace) -> None:
