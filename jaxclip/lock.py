@@ -33,6 +33,7 @@ def locked(workdir: pathlib.Path) -> Iterator[str]:
       UserError: another process writes in the workdir, or the folder cannot be written.
     """
     path = workdir / FILE
+    made = not workdir.exists()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
@@ -56,6 +57,17 @@ def locked(workdir: pathlib.Path) -> Iterator[str]:
             heart.join()
             with contextlib.suppress(OSError):
                 _write(file, "")
+                if made and not _content(workdir):
+                    # A run that could not begin leaves no folder.
+                    path.unlink()
+                    for folder in workdir.iterdir():
+                        folder.rmdir()
+                    workdir.rmdir()
+
+
+def _content(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a run, besides its lock."""
+    return [path for path in workdir.rglob("*") if path.is_file() and path.name != FILE]
 
 
 def _beat(path: pathlib.Path, ended: threading.Event) -> None:

@@ -92,7 +92,8 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
     evaluate.check(evaluators, method)
     source = sources.open_source(data.train, root=data.root)
     findings.preflight(source, "data.train", max_pixels=data.max_pixels, max_skip_rate=data.max_skip_rate)
-    evaluations = [evaluate.Evaluation(name, item, data.root) for name, item in evaluators.items()]
+    where = "" if config.evals else "data.eval"
+    evaluations = [evaluate.Evaluation(name, item, data.root, where) for name, item in evaluators.items()]
     eval_source = sources.open_source(data.eval, root=data.root) if data.eval else None
     tokenizer = vocabulary.tokenizer_of(method.inputs(), data, source, saved_tokenizer)
     if tokenizer is not None:

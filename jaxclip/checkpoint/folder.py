@@ -320,4 +320,9 @@ def _stored_shape(leaf: Any) -> tuple[int, ...]:
 
 def _as_asked(array: jax.Array, leaf: Any) -> jax.Array:
     """The array in the dtype that is asked for, which may be another than the stored one."""
-    return array if array.dtype == leaf.dtype else jax.device_put(array.astype(leaf.dtype), leaf.sharding)
+    if array.dtype == leaf.dtype:
+        return array
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        # What says that the words are a key is in a file that Orbax does without.
+        return jax.device_put(jax.random.wrap_key_data(array), leaf.sharding)
+    return jax.device_put(array.astype(leaf.dtype), leaf.sharding)

@@ -136,7 +136,11 @@ def preflight(
       UserError: no record of the sample is usable, or the fraction of unusable ones in the source must exceed the
         limit.
     """
-    judge(look_at(source, 64, max_pixels, lacks), name, max_skip_rate)
+    try:
+        found = look_at(source, 64, max_pixels, lacks)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
+    judge(found, name, max_skip_rate)
 
 
 def judge(findings: Findings, name: str, max_skip_rate: float) -> None:

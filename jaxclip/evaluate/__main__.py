@@ -56,7 +56,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     root = arguments.root or ""
     if arguments.root is None and loaded.config and not arguments.data:
         root = loaded.config.data.root
-    evaluations = [evaluate.Evaluation(name, evaluator, root) for name, evaluator in evaluators.items()]
+    where = "--data" if arguments.data else ""
+    evaluations = [evaluate.Evaluation(name, evaluator, root, where) for name, evaluator in evaluators.items()]
     encoder, variables = loaded.evaluation_parts()
     path = pathlib.Path(arguments.path).expanduser()
     output, pretrained = _names(path, checkpoint.find(path, arguments.step))

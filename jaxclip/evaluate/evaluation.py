@@ -29,6 +29,7 @@ class Evaluation:
       name: of the data set in the results.
       evaluator: what is measured.
       root: the folder that relative paths start from.
+      where: the key that the data are from, for messages; config.evals.NAME.data by default.
 
     Attributes:
       task: the evaluator's name, such as zeroshot_retrieval.
@@ -38,20 +39,21 @@ class Evaluation:
       UserError: the data, or something else that the evaluator needs, does not exist.
     """
 
-    def __init__(self, name: str, evaluator: Evaluator, root: str = ""):
+    def __init__(self, name: str, evaluator: Evaluator, root: str = "", where: str = ""):
         self.name = name
         self.evaluator = evaluator
         self.task = task_of(evaluator)
         self.skips = SkipLog()
+        where = where or f"config.evals.{name}.data"
         try:
             self.source = open_source(evaluator.data, root=root)
         except UserError as error:
-            raise UserError(f"config.evals.{name}.data: {error}") from None
+            raise UserError(f"{where}: {error}") from None
         try:
             self._prepared = evaluator.prepare(self.source, root)
-            preflight(self.source, "data", lambda record: evaluator.lacks(record, self._prepared))
         except UserError as error:
             raise UserError(f"config.evals.{name}.{error}") from None
+        preflight(self.source, where, lambda record: evaluator.lacks(record, self._prepared))
 
     def run(self, encoder: Encoder, variables: Any) -> dict[str, Any]:
         """The result as its JSON file has it; every process has to take part.

@@ -147,6 +147,12 @@ def test_checkpoints_without_fingerprints_are_still_read(tmp_path):
     assert found.values == values and bits(found.state) == bits(state)
 
 
+def test_a_file_that_orbax_does_without_is_no_damage(workdir):
+    (workdir / "checkpoints" / "3" / "state" / "array_metadatas" / "process_0").unlink()
+    found = restored(workdir)
+    assert found.step == 3 and bits(found.state) == bits(filled(step_on(1), seed=3))
+
+
 def test_the_fingerprints_are_those_of_what_is_stored(workdir):
     stored = json.loads(ocp.load_checkpointables(workdir / "checkpoints" / "3", {"model": None})["model"]["json"])
     assert stored["fingerprints"].keys() == upgrade.paths(folder.pack(step_on(1).abstract_state)).keys()

@@ -35,6 +35,7 @@ def test_a_second_run_is_refused_and_told_who_has_the_workdir(tmp_path):
         raise AssertionError("not reached")
     release.set()
     other.join()
+    (tmp_path / "run" / "config.json").write_text("{}")
     with locked(tmp_path / "run") as note:
         assert note == f"process {other.pid} on {socket.gethostname()} ended without releasing the workdir"
     with locked(tmp_path / "run") as note:
@@ -59,6 +60,15 @@ def test_a_lock_file_that_says_nothing_is_no_lock(tmp_path, content):
     (tmp_path / lock.FILE).write_text(content)
     with locked(tmp_path) as note:
         assert note == ""
+
+
+def test_a_run_that_could_not_begin_leaves_no_folder(tmp_path):
+    with locked(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+    assert not (tmp_path / "run").exists()
+    with locked(tmp_path / "run"):
+        (tmp_path / "run" / "config.json").write_text("{}")
+    assert (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):

@@ -31,6 +31,8 @@ class Case:
     devices: int = 1
 
 
+CLASSES_OF = "config.evals = {'x': {'task': 'zeroshot_classification', 'data': 'labels.tar', 'classes': 'FILE'}}"
+
 CASES = {
     # The command line.
     "a misspelt key": Case(("config.data.trian", "config.data.train"), ("--config.data.trian=shapes",)),
@@ -43,6 +45,10 @@ CASES = {
     "a fraction for a whole number": Case(("config.steps", "2.5"), ("--config.steps=2.5",)),
     "no recipe": Case(("--config=",), ("--config=",)),
     "no workdir": Case(("--workdir=",), ("--workdir=",)),
+    "a workdir in a bucket": Case(("--workdir=gs://bucket/run", "local disk"), ("--workdir=gs://bucket/run",)),
+    "a key to allow that is none": Case(
+        ("--allow_change=learning_rate", "no such key"), ("--allow_change=learning_rate",)
+    ),
     "a workdir that is a file": Case(("tiny.py", "folder"), ("--workdir={folder}/tiny.py",)),
     # The recipe.
     "a recipe that is not there": Case(("{folder}/none.py",), ("--config={folder}/none.py",)),
@@ -114,6 +120,25 @@ CASES = {
         change="config.evals = {'x': {'task': 'zeroshot_classification', 'data': 'pairs.tar', "
         "'classes': 'classes.json'}}",
     ),
+    "fewer validation records than devices": Case(
+        ("data.eval: 3 records are too few for 8 devices",), ("--config.data.eval=few.tar",), devices=8
+    ),
+    "validation data without captions": Case(
+        ("data.eval: none of 4 sampled records", "no caption"),
+        ("--config.data.eval=labels.tar",),
+        change=CLASSES_OF.replace("FILE", "four.json"),
+    ),
+    "validation data that cannot be read": Case(
+        ("data.eval: none of 4 sampled records", "not an image"), ("--config.data.eval=broken.tar",)
+    ),
+    "a label outside the classes": Case(
+        ("config.evals.x.data", "label 2 is outside the 2 classes", "labels.tar"),
+        change=CLASSES_OF.replace("FILE", "two.json"),
+    ),
+    "evaluation data of broken images": Case(
+        ("config.evals.x.data", "none of 4 sampled records", "not an image"),
+        change="config.evals = {'x': {'task': 'zeroshot_retrieval', 'data': 'broken.tar'}}",
+    ),
     "an empty file": Case(("nothing.tar", "empty"), ("--config.data.train=nothing.tar",)),
     "an empty tar": Case(("empty.tar", "empty"), ("--config.data.train=empty.tar",)),
     "a tar without captions": Case(("captionless.tar", "caption"), ("--config.data.train=captionless.tar",)),
@@ -164,6 +189,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     write_tar(folder / "no_images.tar", {f"{i}.txt": b"a red square" for i in range(4)})
     broken = {f"{i}.{kind}": b"a red square" for i in range(4) for kind in ("png", "txt")}
     write_tar(folder / "broken.tar", broken)
+    write_tar(
+        folder / "few.tar",
+        {f"{i}.{kind}": {"png": png("red"), "txt": b"red"}[kind] for i in range(3) for kind in ("png", "txt")},
+    )
+    write_tar(
+        folder / "labels.tar",
+        {f"{i}.{kind}": {"png": png("red"), "cls": b"%d" % i}[kind] for i in range(4) for kind in ("cls", "png")},
+    )
+    (folder / "four.json").write_text(json.dumps(["a", "b", "c", "d"]))
+    (folder / "two.json").write_text(json.dumps(["a", "b"]))
     write_tar(folder / "pairs-00000.tar", {"0.png": png("red"), "0.txt": b"a red square"})
     # The files left by a run of another recipe that was killed during its first save.
     (folder / "early" / "checkpoints" / "2.orbax-checkpoint-tmp" / "model").mkdir(parents=True)
@@ -197,7 +232,7 @@ def test_a_mistake_is_one_line_that_names_the_culprit_and_status_2(name, results
 
 
 def test_a_mistake_leaves_no_run_behind(results, folder):
-    assert {path.parent.name for path in folder.glob("*/config.json")} == {"run", "diverged", "early"}
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"run", "diverged", "early"}
 
 
 def test_a_successful_run_prints_only_its_progress(results):
