@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
@@ -127,11 +128,24 @@ class Method(methods.Method):
         images, texts = ctx.each(embed, batch)
         scale, _ = model.scale_and_bias()
         loss, accuracy = softmax_contrastive(images, texts, scale, mesh=ctx.mesh)
-        return loss, {"batch_accuracy": accuracy, "logit_scale": scale}
+        return loss, {"batch_accuracy": accuracy, "logit_scale": scale} | spreads(images, texts)
 
     def clamp(self, params: dict[str, Any]) -> dict[str, Any]:
         """Clamps `logit_scale` to log(100), which is a temperature of at least 0.01 (section 2.5)."""
         return params | {"logit_scale": jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)}
+
+
+def spreads(images: Float[Array, "batch embed"], texts: Float[Array, "batch embed"]) -> dict[str, Float[Array, ""]]:
+    """How far the embeddings of a batch lie apart: their variance around their mean, 0 if they are all alike.
+
+    A collapsed model has a loss of log(batch) and next to no gradient; see `jaxclip.watch`.
+    """
+    found = {}
+    for name, rows in (("image_spread", images), ("text_spread", texts)):
+        rows = jax.lax.stop_gradient(rows).astype(jnp.float32)
+        centered = rows - jnp.mean(rows, axis=0)
+        found[name] = jnp.mean(jnp.sum(centered**2, axis=1))
+    return found
 
 
 def embed(

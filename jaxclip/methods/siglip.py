@@ -46,7 +46,7 @@ class Method(clip.Method):
         images, texts = ctx.each(clip.embed, batch)
         scale, bias = model.scale_and_bias()
         loss = sigmoid_contrastive(images, texts, scale, bias, mesh=ctx.mesh)
-        return loss, {"logit_scale": scale, "logit_bias": bias}
+        return loss, {"logit_scale": scale, "logit_bias": bias} | clip.spreads(images, texts)
 
     def clamp(self, params: dict[str, Any]) -> dict[str, Any]:
         """The parameters as they are: the paper bounds none of them."""

@@ -103,7 +103,7 @@ class Method(clip.Method):
         first, second = (unit(model.ssl_head(x, ctx)).astype(ctx.dtype) for x in features)
         ssl_loss, ssl_accuracy = nt_xent(first, second, 1 / self.ssl_temperature, mesh=ctx.mesh)
         metrics: dict[str, Any] = {"clip_loss": clip_loss, "ssl_loss": ssl_loss, "ssl_accuracy": ssl_accuracy}
-        metrics |= {"batch_accuracy": accuracy, "logit_scale": scale}
+        metrics |= {"batch_accuracy": accuracy, "logit_scale": scale} | clip.spreads(images, texts)
         return clip_loss + self.ssl_weight * ssl_loss, metrics
 
 

@@ -108,7 +108,8 @@ def test_a_step_counts_and_keeps_the_key():
 
 def test_the_metrics_are_those_of_the_parameters_before_the_update():
     rows, _ = three_steps(1, 1)
-    assert rows[0].keys() == {"loss", "grad_norm", "param_norm", "batch_accuracy", "logit_scale"}
+    of_clip = {"batch_accuracy", "logit_scale", "image_spread", "text_spread"}
+    assert rows[0].keys() == {"loss", "grad_norm", "param_norm", "finite"} | of_clip
     norm = math.sqrt(sum(np.sum(leaf.astype(np.float64) ** 2) for leaf in jax.tree.leaves(first_params())))
     assert rows[0]["param_norm"] == pytest.approx(norm, rel=1e-6)
     assert rows[0]["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-6)
@@ -184,7 +185,7 @@ def test_validation_uses_every_patch_and_no_randomness():
         for step in (dropping, dropping, whole)
     )
     assert first == again == all_patches
-    assert first.keys() == {"loss", "batch_accuracy", "logit_scale"}
+    assert first.keys() == {"loss", "batch_accuracy", "logit_scale", "image_spread", "text_spread"}
     assert first["loss"] != three_steps(1, 1)[0][0]["loss"]
 
 
