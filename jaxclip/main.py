@@ -29,7 +29,8 @@ _DISTRIBUTED = flags.DEFINE_bool(
 def main() -> int:
     """Runs the command line, `sys.argv`; returns the exit status, see `exit_status.run_command`."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.set_verbosity(logging.ERROR)
+    # Orbax logs a failed save with all its threads; the run says it in a line.
+    logging.set_verbosity(logging.FATAL)
     return run_command(_main)
 
 

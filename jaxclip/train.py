@@ -164,7 +164,7 @@ class _Trainer:
                 if evaluating:
                     self._measure(step, row, saved=saving)
                     if self.end == step and not saving:
-                        self._save(step, {})
+                        self._save(step, row)
 
     def _next(self, batches: Iterator[dict[str, jax.Array]]) -> dict[str, jax.Array] | None:
         """The next batch; None if a signal came while it was waited for."""
@@ -198,7 +198,7 @@ class _Trainer:
         """Waits for steps, checks and counts them, and logs those that are due.
 
         Returns:
-          The row of the last one if its evaluation is still to come, which completes the row; empty otherwise.
+          The row of the last one, empty if it is not due. It is not written yet if an evaluation is to complete it.
         """
         config = self.config
         ready = [in_flight.popleft() for _ in range(len(in_flight) - leave)]
@@ -212,7 +212,7 @@ class _Trainer:
         self.monitor.settled(len(settled), len(settled) * config.batch_size)
         # Steps that end together share one interval of time.
         rates = None
-        waiting: dict[str, float] = {}
+        row: dict[str, float] = {}
         for step, figures in settled:
             newest = not leave and step == settled[-1][0]
             evaluating = newest and (step == self.run.steps or _due(step, config.eval_every))
@@ -224,14 +224,13 @@ class _Trainer:
             rates = self.monitor.rates() if rates is None else rates
             figures |= rates
             self.monitor.show(step, figures)
-            if evaluating:
-                waiting = figures
-            else:
+            if not evaluating:
                 self.monitor.write(step, figures)
-        return waiting
+            row = figures if step == settled[-1][0] else {}
+        return row
 
     def _save(self, step: int, row: Mapping[str, float]) -> None:
-        """Saves the state; with it what is to be written about its step once it is evaluated."""
+        """Saves the state, and with it the row of its step, which may not be written yet or be lost."""
         with self.monitor.paused(f"saving step {step}"):
             self.checkpoints.save(step, self.state, self._values(row))
         if self.run.is_main and self.monitor.recover():
@@ -258,8 +257,11 @@ class _Trainer:
             raise
 
     def _make_up_for(self, step: int) -> None:
-        """Evaluates a step that was saved but not evaluated before the run was stopped."""
-        if step and step < self.run.steps and _due(step, self.config.eval_every):
+        """Writes the row of a step that was saved, and evaluates it, if that was still to do when the run ended."""
+        if self.row and step < self.run.steps and not _due(step, self.config.eval_every):
+            if not self.monitor.has(step):
+                self.monitor.write(step, self.row)
+        elif step and step < self.run.steps and _due(step, self.config.eval_every):
             done = all((self._evals(step) / f"{evaluation.name}.json").exists() for evaluation in self.run.evaluations)
             if not done or not self.monitor.has(step):
                 self._evaluate(step, self.row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Mapping
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
@@ -24,21 +25,24 @@ config.evals = {{"pairs": {{"task": "zeroshot_retrieval", "data": "pairs.tar"}}}
 SAME = ("loss", "grad_norm", "param_norm", "batch_accuracy", "logit_scale", "validation_loss")
 
 
-def made(folder: pathlib.Path, steps: int, change: str = "") -> pathlib.Path:
+def made(folder: pathlib.Path, steps: int, patch: str = "") -> pathlib.Path:
     """Writes the recipe and its 64 pairs; returns the recipe's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    return commands.recipe(folder, CHANGE.format(steps=steps) + change, size=200)
+    return commands.recipe(folder, CHANGE.format(steps=steps), size=200, patch=patch)
 
 
-def begun(recipe: pathlib.Path, workdir: pathlib.Path, output: pathlib.Path, *flags: str) -> commands.Command:
+def begun(
+    recipe: pathlib.Path, workdir: pathlib.Path, output: pathlib.Path, env: Mapping[str, str] | None = None
+) -> commands.Command:
     """Starts the command, with its output in a file."""
-    command = [f"--config={recipe}", f"--workdir={workdir}", *flags]
-    return commands.start(command, commands.environment(), output)
+    return commands.start([f"--config={recipe}", f"--workdir={workdir}"], commands.environment(env), output)
 
 
-def ended(recipe: pathlib.Path, workdir: pathlib.Path, *flags: str) -> commands.Result:
+def ended(
+    recipe: pathlib.Path, workdir: pathlib.Path, *flags: str, env: Mapping[str, str] | None = None
+) -> commands.Result:
     """Runs the command to its end."""
-    return commands.run([f"--config={recipe}", f"--workdir={workdir}", *flags], commands.environment())
+    return commands.run([f"--config={recipe}", f"--workdir={workdir}", *flags], commands.environment(env))
 
 
 def figures(workdir: pathlib.Path) -> dict[int, tuple]:

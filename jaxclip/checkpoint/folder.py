@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -97,17 +98,24 @@ def _reading(path: pathlib.Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # Orbax raises many different exceptions for missing or damaged files.
-        # Orbax wraps errors of reading in others, whose messages hold whole trees.
-        root: BaseException = error
-        while root.__cause__ is not None:
-            root = root.__cause__
-        reason = printable(one_line(root), 200) or type(root).__name__
+        root, reason = root_of(error)
         if isinstance(root, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
             raise
         denied = isinstance(root, OSError) and root.errno in (errno.EACCES, errno.EPERM, errno.EMFILE)
         if denied or "PERMISSION_DENIED" in reason:
             raise UserError(f"{path} cannot be read: {reason}") from error
         raise Damaged(path, reason) from error
+
+
+def root_of(error: BaseException) -> tuple[BaseException, str]:
+    """The exception that Orbax wrapped in others, whose messages hold whole trees, and what it says in one line."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    text = one_line(error)
+    # TensorStore names the file and the source line at length; the system's own words come last.
+    if match := re.search(r"([A-Z][^:\[\]]*) \[os_error_code", text):
+        return error, match[1]
+    return error, printable(text, 200) or type(error).__name__
 
 
 def _print_others(printing: Callable[..., None], kind: Any, error: BaseException, trace: Any) -> None:

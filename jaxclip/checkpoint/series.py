@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,9 @@ from jax.experimental import multihost_utils
 from jaxclip.checkpoint import folder
 from jaxclip.checkpoint.folder import Damaged, load_model
 from jaxclip.errors import UserError
+
+# What TensorStore and the system say of a disk that is full, read-only or out of quota.
+_DISK = ("No space left", "Read-only file system", "File too large", "quota", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +55,24 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self._saving: Any = None
+        self._what = ""
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One line if the disk is at fault."""
+        try:
+            yield
+        except Exception as error:
+            root, reason = folder.root_of(error)
+            at_fault = isinstance(root, OSError) or any(words in reason for words in _DISK)
+            if not at_fault or "Out of memory" in reason:
+                raise
+            saved = [step for step in folder.steps(self._directory) if folder.is_complete(self._directory / str(step))]
+            newest = f"the same command goes on from step {saved[0]}" if saved else "nothing is saved yet"
+            reason = root.strerror or reason if isinstance(root, OSError) else reason
+            raise UserError(
+                f"{self._what} cannot be written to {self._directory}: {reason}; make room, {newest}"
+            ) from error
 
     @property
     def latest(self) -> int | None:
@@ -70,7 +91,10 @@ class Checkpoints:
         if self.latest != step:
             content = folder.checkpointables(folder.pack(state), values)
             self.wait()
-            self._saving = self._checkpointer.save_checkpointables_async(step, content, force=True)
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(content[folder.STATE]) if hasattr(leaf, "nbytes"))
+            self._what = f"checkpoint {step} ({size / 2**20:,.1f} MiB)"
+            with self._writing():
+                self._saving = self._checkpointer.save_checkpointables_async(step, content, force=True)
 
     def restore(self, abstract_state: Any) -> Restored | None:
         """The newest state that is what was saved, sharded as in `abstract_state`; None if nothing was ever saved.
@@ -125,7 +149,8 @@ class Checkpoints:
         """Waits for a running save, and raises its error if it fails."""
         if self._saving is not None:
             saving, self._saving = self._saving, None
-            saving.result()
+            with self._writing():
+                saving.result()
 
     def raise_if_failed(self) -> None:
         """Raises the error of a save that has failed in the background; does not wait for one that is running."""
@@ -135,6 +160,7 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for running saves."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(self._writing())
             stack.callback(self._checkpointer.close)
             self.wait()
 

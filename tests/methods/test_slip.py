@@ -60,12 +60,9 @@ def steps(devices: int, microbatches: int = 1, count: int = 3) -> list[dict[str,
     return found
 
 
-# Eight devices and micro-batches at once; each alone is slow.
-ALONE = [pytest.param(*case, marks=pytest.mark.slow) for case in ((8, 1), (1, 4))]
-
-
-@pytest.mark.parametrize(("devices", "microbatches"), [(8, 2), *ALONE])
-def test_losses_depend_on_neither_devices_nor_micro_batches(devices, microbatches):
+def test_losses_depend_on_neither_devices_nor_micro_batches():
+    """Both at once; each alone is in tests/run/test_memory.py, of a method with more kinds of state."""
+    devices, microbatches = 8, 2
     for found, expected in zip(steps(devices, microbatches), steps(1), strict=True):
         assert found == pytest.approx(expected, rel=1e-4)
 

@@ -98,9 +98,9 @@ def test_every_bad_record_is_counted_and_every_good_one_delivered(tmp_path, monk
 
 
 @pytest.mark.slow
-def test_ten_thousand_bad_records(tmp_path, monkeypatch):
+def test_two_thousand_bad_records(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXCLIP_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "shards"
     folder.mkdir()
-    assert (len(hostile.IMAGES) + len(hostile.CAPTIONS)) * 300 > 10_000
-    deliver(folder, kinds=300, good=10_000)
+    assert (len(hostile.IMAGES) + len(hostile.CAPTIONS)) * 60 > 2_000
+    deliver(folder, kinds=60, good=2_000)
