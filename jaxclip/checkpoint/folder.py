@@ -38,8 +38,8 @@ class Damaged(UserError):
         others = [
             step for step in steps(path.parent) if str(step) != path.name and is_complete(path.parent / str(step))
         ]
-        use = f"take another one by step={others[0]} (--step={others[0]})" if others else "there is no other one"
-        super().__init__(f"{path} is damaged: {reason}; copy all of it again, or {use}")
+        other = f", or take another one by step={others[0]} (--step={others[0]})" if others else ""
+        super().__init__(f"{path} is damaged: {reason}; copy all of it again{other}")
         self.path, self.reason = path, reason
 
 

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 
 import pytest
-from commands import environment, losses, recipe, rows, run, start, wait_until
+from commands import environment, losses, recipe, rows, run, start, wait_until, without_phases
 
 from jaxclip.weights.__main__ import main as convert
 
@@ -73,7 +73,7 @@ class Pair:
 
     def said(self) -> list[list[str]]:
         """The lines of each, without those of the library that joins them."""
-        texts = [output.read_text() for output in self.outputs]
+        texts = [without_phases(output.read_text()) for output in self.outputs]
         return [[line for line in text.splitlines() if not line.startswith("[Gloo]")] for text in texts]
 
     def kill(self) -> None:
