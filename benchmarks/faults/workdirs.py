@@ -16,8 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 
-import commands
-from runs import begun, ended, figures, made, steps
+from runs import begun, commands, ended, figures, made, steps
 
 STEPS = 30
 
@@ -33,11 +32,12 @@ def main() -> None:
     assert ended(recipe, folder / "whole").status == 0
 
     def report(name: str, result: commands.Result, workdir: pathlib.Path) -> None:
-        same = "equal" if _figures(workdir) == _figures(folder / "whole") else "not all steps"
+        # A run of 20 steps that goes on to 30 has had another schedule than one of 30 from the start.
+        right = [_figures(folder / "whole"), expected]
+        same = "equal" if _figures(workdir) in right else f"{len(_figures(workdir))} steps logged"
         last = (result.stderr.splitlines() or [""])[-1].replace(str(folder), "")
         print(f"{name}: {result.status}, {result.stderr.count(chr(10))} lines, {same}: {last[:160]}", flush=True)
 
-    print("unbroken:", "equal" if _figures(folder / "whole") == expected else "another schedule, as its length differs")
     for name, damage in DAMAGES.items():
         workdir = folder / "run"
         shutil.rmtree(workdir, ignore_errors=True)
@@ -128,10 +128,10 @@ def _limited(folder: pathlib.Path, recipe: pathlib.Path, report: Callable) -> No
 
 
 def _mounted(folder: pathlib.Path, recipe: pathlib.Path, report: Callable) -> None:
-    """A disk of 2 MB, then a larger one, then read-only."""
+    """A disk of 1.4 MB, then a larger one, then read-only."""
     disk = folder / "disk"
     disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1400k", "tmpfs", str(disk)], capture_output=True)
     if mount.returncode:
         print("a full disk: no right to mount one")
         return
