@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 import traceback
 from typing import Any
 
@@ -26,7 +27,37 @@ def read(argv: list[str]) -> Any:
 
     Raises:
       UserError: a flag or the recipe is wrong.
+      SystemExit: after help was asked for and printed.
     """
+    if asked := {"-h", "-help", "--help"}.intersection(argv):
+        argv = [argument for argument in argv if argument not in asked]
+        _help(_read(argv) if _given_recipe(argv) else None)
+        raise SystemExit(0)
+    return _read(argv)
+
+
+def _help(recipe: Any) -> None:
+    """Prints the flags, and every key of the recipe or, without one, those that all have."""
+    from jaxclip import keys, methods
+    from jaxclip.config import Config
+
+    print(sys.modules["__main__"].__doc__ or "")
+    for name, flag in flags.FLAGS.flags_by_module_dict().items():
+        if name.startswith("jaxclip") or name == sys.argv[0]:
+            for each in flag:
+                print(f"--{each.name}: {each.help}")
+    if recipe is None:
+        print("\nKeys of all recipes; --config=RECIPE --help lists those of a recipe, with its values:")
+        print("\n".join(keys.listing(Config, None, "config")))
+        return
+    print("\nKeys of the recipe with its values:")
+    values = recipe.to_dict()
+    print("\n".join(keys.listing(Config, values, "config", without="method")))
+    method = methods.from_config(values["method"])
+    print("\n".join(keys.listing(type(method), method, "config.method")))
+
+
+def _read(argv: list[str]) -> Any:
     try:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
