@@ -64,11 +64,24 @@ def train(
                 contextlib.closing(Monitor(workdir, int(start.state.step), run.steps, is_main)) as monitor,
                 contextlib.closing(Profiler(workdir / "profile", config.profile_steps)) as profiler,
             ):
-                notes = (*start.notes, taken_over, schedule.warmup_note(config.optimizer, run.steps))
+                length = _length_note(run, saved.get("config"), int(start.state.step))
+                notes = (*start.notes, taken_over, schedule.warmup_note(config.optimizer, run.steps), length)
                 for line in (start.message, *filter(None, notes)):
                     monitor.say(line)
                 trainer = _Trainer(run, start, changes, checkpoints, monitor, signals)
                 trainer.run_to_the_end(profiler)
+
+
+def _length_note(run: Run, saved: Mapping[str, Any] | None, step: int) -> str:
+    """What another length does to the learning rate of a run that goes on; empty if it has not changed."""
+    before = (saved or {}).get("steps") or run.steps
+    if before == run.steps or not step:
+        return ""
+    was, now = (
+        optimizer.rates(run.config.optimizer, steps, at)["learning_rate"]
+        for steps, at in ((before, step - 1), (run.steps, step))
+    )
+    return f"steps {before:,} → {run.steps:,}: the learning rate follows the new length, {was:.2g} → {now:.2g}"
 
 
 class _Trainer:

@@ -23,7 +23,7 @@ from jaxclip.towers.resnet import ResNetConfig
 from jaxclip.weights import public, tensor_map
 from jaxclip.weights.families import bert, torchvision
 from jaxclip.weights.formats.safetensors import open_tensors
-from jaxclip.weights.load import open_weights
+from jaxclip.weights.load import check_finite, open_weights
 from jaxclip.weights.overrides import Answers
 from jaxclip.weights.positions import resized
 
@@ -113,6 +113,8 @@ def _whole(config: Config, method: Any, mesh: Mesh) -> _Start:
     )
     weights = open_weights(config.init_from, answers, answers_binding=False, tokenizer_needed=False)
     params, stats = weights.read(mesh)
+    check_finite(params, weights.source)
+    check_finite(stats, weights.source)
     return _Start(to_dict(weights.method), tensor_map.flat(params) | tensor_map.flat(stats), weights.tokenizer)
 
 

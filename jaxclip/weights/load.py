@@ -7,6 +7,9 @@ import os
 import pathlib
 from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxclip import checkpoint, methods, sharding
@@ -61,6 +64,24 @@ class OwnWeights:
         # The parameters that were evaluated are also used and exported.
         averaged = self.config is not None and self.config.optimizer.average_decay > 0
         return checkpoint.load_variables(pathlib.Path(self.source), *abstract, averaged=averaged)
+
+
+def check_finite(arrays: Any, source: str) -> None:
+    """Raises UserError naming an array of weights that has infinities or NaN: no figure of such a model means anything.
+
+    Args:
+      arrays: a pytree of arrays.
+      source: where they are from.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arrays):
+        if not np.all(np.isfinite(np.asarray(leaf))) if _is_here(leaf) else not bool(jnp.all(jnp.isfinite(leaf))):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(f"{source}: {name} has numbers that are not finite; the weights are damaged, or diverged")
+
+
+def _is_here(leaf: jax.Array) -> bool:
+    """Whether NumPy can look at an array without a copy and without a compiled program."""
+    return leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.devices())
 
 
 def open_weights(

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxclip import methods, sharding
 from jaxclip.errors import UserError
 from jaxclip.weights import tensor_map
-from jaxclip.weights.load import Weights
+from jaxclip.weights.load import Weights, check_finite
 
 # Paths of arrays with one row per patch in reading order, optionally after a row for the class token (or the mean).
 _IMAGE = ("image/positions", "image/attention_pool/positions")
@@ -42,6 +42,8 @@ def at_size(method: Any, image_size: int | None, context_length: int | None) -> 
 def read_at_size(weights: Weights, method: Any, mesh: Mesh, dtype: Any = "float32") -> tuple[Any, Any]:
     """The result of `weights.read`, resized for a method from `at_size`."""
     params, stats = weights.read(mesh, dtype)
+    check_finite(params, weights.source)
+    check_finite(stats, weights.source)
     if method == weights.method:
         return params, stats
     wanted = tensor_map.flat(sharding.placed(mesh, *methods.abstract_variables(method), dtype)[0])

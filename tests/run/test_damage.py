@@ -11,8 +11,10 @@ import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 from test_checkpoint import MODEL, bits, filled, saved, step_on
 
-from jaxclip import checkpoint, upgrade
+import jaxclip
+from jaxclip import checkpoint, methods, upgrade
 from jaxclip.checkpoint import Checkpoints, Damaged, Restored, folder
+from jaxclip.data import tokenizers
 from jaxclip.errors import UserError
 
 pytestmark = pytest.mark.hostile
@@ -156,3 +158,14 @@ def test_a_file_that_orbax_does_without_is_no_damage(workdir):
 def test_the_fingerprints_are_those_of_what_is_stored(workdir):
     stored = json.loads(ocp.load_checkpointables(workdir / "checkpoints" / "3", {"model": None})["model"]["json"])
     assert stored["fingerprints"].keys() == upgrade.paths(folder.pack(step_on(1).abstract_state)).keys()
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    """Such as those of a run of version 0.1 that diverged."""
+    state = filled(step_on(1))
+    params = state.params | {"logit_scale": state.params["logit_scale"] * np.nan}
+    tokenizer = tokenizers.train(["red green"] * 9, 520).to_json()
+    method = methods.to_config(step_on(1).method)
+    checkpoint.save_variables(tmp_path / "weights", params, {}, {"method": method, "tokenizer": tokenizer})
+    with pytest.raises(UserError, match=r"^\S+/weights: logit_scale has numbers that are not finite"):
+        jaxclip.load(tmp_path / "weights")
