@@ -215,6 +215,8 @@ class _Trainer:
         """
         config = self.config
         ready = [in_flight.popleft() for _ in range(len(in_flight) - leave)]
+        if not ready:  # A stop before the first step.
+            return {}
         settled = []
         for step, metrics in ready:
             figures = {name: float(value) for name, value in metrics.items()}

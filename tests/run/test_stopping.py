@@ -170,3 +170,13 @@ def test_interruptible_work_returns_raises_and_is_left_on_a_signal():
         interruptible(lambda: 1 / 0)
     with Signals().handled(), pytest.raises(Stopped):
         interruptible(lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(5)))
+
+
+def test_a_stop_while_the_first_batch_is_waited_for_has_nothing_to_save(tmp_path, started):
+    process, output = started("config.steps = 30", STALLING_DATA.replace("position == 8 * 6", "True"))
+    wait_until((tmp_path / "stalled").exists, process, output)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130, output.read_text()
+    assert output.read_text().splitlines()[-1].startswith("stopped by Ctrl-C after step 0; ")
+    assert steps(tmp_path / "run") == []

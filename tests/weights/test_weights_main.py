@@ -113,7 +113,7 @@ def bare(workdir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pat
 
 def test_missing_settings_are_asked_for_in_one_line_with_the_choices(bare, tmp_path, capsys):
     assert main([str(bare), str(tmp_path / "out"), "--to=jaxclip"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = commands.without_phases(capsys.readouterr().err).splitlines()
     for word in (
         "activation=",
         "'quick_gelu'",
@@ -150,7 +150,7 @@ def test_answers_open_what_does_not_say_everything(bare, workdir, tmp_path):
 )
 def test_a_wrong_answer_is_one_line(bare, tmp_path, capsys, flag, said):
     assert main([str(bare), str(tmp_path / "out"), "--to=jaxclip", flag]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = commands.without_phases(capsys.readouterr().err).splitlines()
     assert line.startswith("error: ") and said in line
 
 
@@ -172,7 +172,7 @@ def test_a_folder_may_be_named_from_inside_it_or_far_below(workdir, tmp_path, mo
 
 def refused(capsys, source: pathlib.Path, folder: pathlib.Path, form: str = "jaxclip") -> str:
     assert main([str(source), str(folder), f"--to={form}"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = commands.without_phases(capsys.readouterr().err).splitlines()
     return line
 
 
