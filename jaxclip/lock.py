@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxclip.errors import UserError
+from jaxclip.progress import phase
 
 FILE = ".run.lock"
-# The owner touches the file so often; on another machine, it counts as ended after so many seconds without.
-_EVERY, _STALE = 10.0, 60.0
+_EVERY = 10.0  # seconds after which the owner touches the file again
 
 
 @contextlib.contextmanager
@@ -24,7 +24,8 @@ def locked(workdir: pathlib.Path) -> Iterator[str]:
     """Keeps other runs out of a workdir, which is made if it is missing.
 
     On one machine the system's own lock tells whether the owner still runs, and ends with it, however it ends. Other
-    machines, whose file system may not share locks, go by the time at which the owner last touched the file.
+    machines, whose file system may not share locks, wait half a minute to see whether the owner touches the file: a run
+    that was moved to another machine by its launcher must not be refused for the sake of its own past.
 
     Yields:
       A line on a run that ended without releasing the lock; empty if there was none.
@@ -100,14 +101,17 @@ def _owner(file: Any) -> dict[str, Any]:
 
 
 def _is_alive_elsewhere(owner: dict[str, Any], path: pathlib.Path) -> bool:
+    """Whether the owner, if it is on another machine, touches the file within three times of its doing so."""
     if not owner or owner["host"] == socket.gethostname():
         return False
-    # Both times are those of the file system's clock.
-    now = path.with_name(f".{FILE}.{os.getpid()}")
-    now.touch()
-    age = now.stat().st_mtime - path.stat().st_mtime
-    now.unlink()
-    return age < _STALE
+    last = path.stat().st_mtime_ns
+    with phase(f"waiting for a sign of process {owner['pid']} on {owner['host']}, which has {path.parent}"):
+        until = time.monotonic() + 3 * _EVERY
+        while time.monotonic() < until:
+            time.sleep(_EVERY / 10)
+            if path.stat().st_mtime_ns != last:
+                return True
+    return False
 
 
 def _write(file: Any, text: str) -> None:

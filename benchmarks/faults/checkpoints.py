@@ -47,6 +47,13 @@ def damage(path: pathlib.Path, draw: random.Random) -> str:
     return f"{kind} in {file.relative_to(path).parts[0]}"
 
 
+def damaged_copy(folder: pathlib.Path, run: str, draw: random.Random) -> str:
+    """Copies a run to `copy` and damages its checkpoint of step 30; returns how."""
+    shutil.rmtree(folder / "copy", ignore_errors=True)
+    shutil.copytree(folder / run, folder / "copy")
+    return damage(folder / "copy" / "checkpoints" / "30", draw)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--damages", type=int, default=1000)
@@ -102,9 +109,7 @@ def _restores(folder: pathlib.Path, draw: random.Random, count: int) -> None:
         right[number] = content(restored(folder / f"only{number}"))
     outcomes: collections.Counter[str] = collections.Counter()
     for _ in range(count):
-        shutil.rmtree(folder / "copy", ignore_errors=True)
-        shutil.copytree(folder / "run" / "checkpoints", folder / "copy" / "checkpoints")
-        how = damage(folder / "copy" / "checkpoints" / "30", draw)
+        how = damaged_copy(folder, "run", draw)
         try:
             found = restored(folder / "copy")
         except UserError:
@@ -137,9 +142,7 @@ def _loads(folder: pathlib.Path, draw: random.Random, count: int) -> None:
     right = embedded(folder / "run")
     outcomes: collections.Counter[str] = collections.Counter()
     for _ in range(count):
-        shutil.rmtree(folder / "copy", ignore_errors=True)
-        shutil.copytree(folder / "run" / "checkpoints", folder / "copy" / "checkpoints")
-        how = damage(folder / "copy" / "checkpoints" / "30", draw)
+        how = damaged_copy(folder, "run", draw)
         try:
             same = np.array_equal(embedded(folder / "copy"), right)
         except UserError as error:
@@ -157,12 +160,9 @@ def _commands(folder: pathlib.Path, recipe: pathlib.Path, draw: random.Random, c
     whole = ended(recipe, folder / "longer", "--config.steps=40")
     assert whole.status == 0, whole.stderr
     unbroken = runs.figures(folder / "longer")
-    for step in (40,):
-        shutil.rmtree(folder / "longer" / "checkpoints" / str(step))
+    shutil.rmtree(folder / "longer" / "checkpoints" / "40")
     for _ in range(count):
-        shutil.rmtree(folder / "copy", ignore_errors=True)
-        shutil.copytree(folder / "longer", folder / "copy")
-        how = damage(folder / "copy" / "checkpoints" / "30", draw)
+        how = damaged_copy(folder, "longer", draw)
         result = ended(recipe, folder / "copy", "--config.steps=40")
         if result.status == 0:
             same = runs.figures(folder / "copy") == unbroken

@@ -12,7 +12,7 @@ import math
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -90,11 +90,9 @@ def _check_complete(path: pathlib.Path) -> None:
 @contextlib.contextmanager
 def _reading(path: pathlib.Path) -> Iterator[None]:
     """Turns what Orbax raises into Damaged, except where the machine is at fault and not the checkpoint."""
-    printing = sys.excepthook
-    sys.excepthook = functools.partial(_print_others, printing)
+    _hide_late_reads()
     try:
         yield
-        sys.excepthook = printing
     except UserError:
         raise
     except Exception as error:  # Orbax raises many different exceptions for missing or damaged files.
@@ -118,10 +116,16 @@ def root_of(error: BaseException) -> tuple[BaseException, str]:
     return error, printable(text, 200) or type(error).__name__
 
 
-def _print_others(printing: Callable[..., None], kind: Any, error: BaseException, trace: Any) -> None:
-    """Prints exceptions but those of reads that end after Orbax has given up, dozens of them for one damaged file."""
-    if str(error) != "Event loop is closed":
-        printing(kind, error, trace)
+@functools.cache
+def _hide_late_reads() -> None:
+    """Keeps quiet about reads that end after Orbax has given up, dozens of them for one damaged file."""
+    printing = sys.excepthook
+
+    def print_others(kind: Any, error: BaseException, trace: Any) -> None:
+        if str(error) != "Event loop is closed":
+            printing(kind, error, trace)
+
+    sys.excepthook = print_others
 
 
 def _partial() -> ocp.Context:

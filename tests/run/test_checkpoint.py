@@ -73,6 +73,15 @@ def saved(folder: pathlib.Path, state: TrainState, *steps: int, keep: int = 3) -
     return folder
 
 
+def three(workdir: pathlib.Path, values: dict) -> pathlib.Path:
+    """Saves the steps 1, 2 and 3, each of other numbers, with its step among the values."""
+    checkpoints = Checkpoints(workdir / "checkpoints", 3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, filled(step_on(1), seed=step), values | {"step": step})
+    checkpoints.close()
+    return workdir
+
+
 def test_a_state_is_restored_bit_for_bit_on_any_mesh(tmp_path):
     meshes_in_turn = [(8, 1), (1, 1), (4, 4), (8, 2)]
     state = filled(step_on(8))

@@ -6,10 +6,9 @@ import pathlib
 import shutil
 
 import pytest
-from test_checkpoint import filled, step_on
+from test_checkpoint import three
 from test_damage import DAMAGES
 
-from jaxclip.checkpoint import Checkpoints
 from jaxclip.checkpoint.__main__ import main
 
 EVENTS = [
@@ -20,12 +19,7 @@ EVENTS = [
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    workdir = tmp_path_factory.mktemp("whole")
-    checkpoints = Checkpoints(workdir / "checkpoints", 3)
-    for step in (1, 2, 3):
-        checkpoints.save(step, filled(step_on(1), seed=step), {"config": {}, "events": EVENTS})
-    checkpoints.close()
-    return workdir
+    return three(tmp_path_factory.mktemp("whole"), {"config": {}, "events": EVENTS})
 
 
 @pytest.fixture

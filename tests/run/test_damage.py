@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 import pytest
-from test_checkpoint import MODEL, bits, filled, saved, step_on
+from test_checkpoint import MODEL, bits, filled, saved, step_on, three
 
 import jaxclip
 from jaxclip import checkpoint, methods, upgrade
@@ -23,12 +23,7 @@ pytestmark = pytest.mark.hostile
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A run's folder with the checkpoints of steps 1, 2 and 3, each of other numbers."""
-    workdir = tmp_path_factory.mktemp("whole")
-    checkpoints = Checkpoints(workdir / "checkpoints", 3)
-    for step in (1, 2, 3):
-        checkpoints.save(step, filled(step_on(1), seed=step), MODEL | {"step": step})
-    checkpoints.close()
-    return workdir
+    return three(tmp_path_factory.mktemp("whole"), MODEL)
 
 
 @pytest.fixture
