@@ -36,6 +36,11 @@ class Facts:
       members: the number of regular files in the tars.
       without_image: the number of records that were left out because they have no image.
       irregular: the number of links, devices and sparse files that were skipped.
+      repeated: the number of images, captions and labels that are not used, because a later one of the same record is.
+      repeated_example: the name of a record that has them.
+      dotted: the number of images that are not used, because their names have more than one dot and their records no
+        other image.
+      dotted_example: the name of one.
       has_text_or_label: whether any record has a .txt or a .cls member.
       extensions: the first few extensions found.
       flaws: for each tar that is damaged or empty: its number, the flaw as text that follows its path in a message
@@ -45,6 +50,10 @@ class Facts:
     members: int = 0
     without_image: int = 0
     irregular: int = 0
+    repeated: int = 0
+    repeated_example: str = ""
+    dotted: int = 0
+    dotted_example: str = ""
     has_text_or_label: bool = False
     extensions: tuple[str, ...] = ()
     flaws: tuple[tuple[int, str, int], ...] = ()
@@ -56,6 +65,10 @@ class Facts:
             members=sum(part.members for part in parts),
             without_image=sum(part.without_image for part in parts),
             irregular=sum(part.irregular for part in parts),
+            repeated=sum(part.repeated for part in parts),
+            repeated_example=next((part.repeated_example for part in parts if part.repeated), ""),
+            dotted=sum(part.dotted for part in parts),
+            dotted_example=next((part.dotted_example for part in parts if part.dotted), ""),
             has_text_or_label=any(part.has_text_or_label for part in parts),
             extensions=tuple(sorted({name for part in parts for name in part.extensions})[:NAMED_EXTENSIONS]),
             flaws=tuple(

@@ -13,12 +13,14 @@ from jaxclip.io import printable
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 # The place of a member among the four of a record, by extension.
-_PLACES = {b"txt": 1, b"json": 2, b"cls": 3} | dict.fromkeys((name.encode() for name in IMAGE_EXTENSIONS), 0)
+_IMAGE = 0
+_PLACES = {b"txt": 1, b"json": 2, b"cls": 3} | dict.fromkeys((name.encode() for name in IMAGE_EXTENSIONS), _IMAGE)
 
 _LONGEST_EXTENSION = 20  # characters kept for messages
 # These bound the memory for one tar, whatever its size.
 _MOST_RECORDS = 1 << 23
 _MOST_NAMES = 1 << 30  # bytes
+_MOST_DOTTED = 1 << 16  # records
 
 # The size in bytes of the chunks in which records of remote files are read. Fetched blocks begin and end within
 # records, so up to one block per chunk is fetched without need.
@@ -50,16 +52,25 @@ def scan(files: Files, number: int) -> Part:
             if len(extensions) < NAMED_EXTENSIONS:
                 extensions[dot + suffix[:_LONGEST_EXTENSION]] = None
             if stem and dot:
-                runs.add(folder + slash + stem, _PLACES.get(suffix), block, size)
+                place = _PLACES.get(suffix)
+                runs.add(folder + slash + stem, place, block, size)
+                if place is None and _PLACES.get(suffix.rpartition(b".")[2]) == _IMAGE:
+                    runs.add_dotted(name)
             members += 1
     except FlawError as error:
         flaw = str(error)
     rows, names, without_image = runs.records()
+    repeated, repeated_example = runs.repeated()
+    dotted, dotted_example = runs.dotted()
     return Part(
         facts=Facts(
             members=members,
             without_image=without_image,
             irregular=irregular,
+            repeated=repeated,
+            repeated_example=printable(repeated_example),
+            dotted=dotted,
+            dotted_example=printable(dotted_example),
             has_text_or_label=_has_text_or_label(rows),
             extensions=tuple(printable(extension) or "(none)" for extension in extensions),
             flaws=((0, flaw, members),) if flaw or not members else (),
@@ -79,6 +90,8 @@ class _Runs:
         self._hashes = array.array("q")
         self._names = bytearray()
         self._name_ends = array.array("q")
+        self._repeated, self._repeated_example = 0, b""  # within a run
+        self._dotted: dict[int, tuple[int, bytes]] = {}  # by hash: their number and the name of one
 
     def add(self, name: bytes, place: int | None, block: int, size: int) -> None:
         """Adds a member; `place` is None if its extension is not used."""
@@ -91,7 +104,39 @@ class _Runs:
             self._names += name
             self._name_ends.append(len(self._names))
         if place is not None:
+            if self._places[2 * place - 8]:
+                self._repeated, self._repeated_example = self._repeated + 1, self._repeated_example or name
             self._places[2 * place - 8], self._places[2 * place - 7] = block, size
+
+    def add_dotted(self, name: bytes) -> None:
+        """Counts a member that was added last and would be an image if its name had no dot but the last."""
+        key = self._hashes[-1]
+        number, example = self._dotted.get(key, (0, name))
+        if number or len(self._dotted) < _MOST_DOTTED:
+            self._dotted[key] = number + 1, example
+
+    def dotted(self) -> tuple[int, bytes]:
+        """The number of images with further dots in their names whose record has no other, and the name of one."""
+        places = np.frombuffer(self._places, np.uint32).reshape(-1, 4, 2)
+        hashes = np.frombuffer(self._hashes, np.int64)
+        with_image = set(hashes[places[:, _IMAGE, 0] > 0].tolist()) if self._dotted else set()
+        lost = [found for key, found in self._dotted.items() if key not in with_image]
+        return sum(number for number, _ in lost), lost[0][1] if lost else b""
+
+    def repeated(self) -> tuple[int, bytes]:
+        """The number of members in whose place a later one of the same record is used, and the name of such a record."""
+        number, example = self._repeated, self._repeated_example
+        places = np.frombuffer(self._places, np.uint32).reshape(-1, 4, 2)
+        hashes = np.frombuffer(self._hashes, np.int64)
+        for place in range(4):
+            there = np.flatnonzero(places[:, place, 0])
+            _, first = np.unique(hashes[there], return_index=True)
+            again = np.delete(there, first)
+            number += len(again)
+            if len(again) and not example:
+                start = self._name_ends[again[0] - 1]  # the first run is never one again
+                example = bytes(self._names[start : self._name_ends[again[0]]])
+        return number, example
 
     def records(self) -> tuple[np.ndarray, np.ndarray, int]:
         """The rows and names of the records with an image, and the number of records without."""
@@ -105,7 +150,7 @@ class _Runs:
         for place in range(4):
             there = np.flatnonzero(run_places[:, place, 0])
             places[record[there], place] = run_places[there, place]  # the last of several is used
-        whole = places[:, 0, 0] > 0
+        whole = places[:, _IMAGE, 0] > 0
         places = places[whole]
 
         ends = np.frombuffer(self._name_ends, np.int64)

@@ -29,7 +29,7 @@ class TarShards:
 
     Members whose names agree up to the first dot of the basename form one record. Its image is the member .jpg, .jpeg,
     .png or .webp. Its caption is the member .txt, or else the field `caption`, `text` or `captions` (a list) of .json.
-    Its label is the member .cls, an integer as text. If two images have one name, the last is used.
+    Its label is the member .cls, an integer as text. Of several images, captions or labels the last is used.
 
     Records without an image are left out. A warning per kind reports what was left out or unreadable while indexing.
 
@@ -99,6 +99,18 @@ class TarShards:
             _log.warning("%s: %d more shards are empty, truncated or damaged", self.pattern, more)
         if facts.without_image:
             _log.warning("%s: %d records without an image are left out", self.pattern, facts.without_image)
+        if facts.repeated:
+            _log.warning(
+                "%s: %d members are lost, because a later one has the same name up to its first dot, such as %s; "
+                "give every record a name of its own",
+                *(self.pattern, facts.repeated, facts.repeated_example),
+            )
+        if facts.dotted:
+            _log.warning(
+                "%s: %d images are lost, because a record's name ends at the first dot and theirs have another, such "
+                "as %s; rename them",
+                *(self.pattern, facts.dotted, facts.dotted_example),
+            )
         if facts.irregular:
             _log.warning("%s: %d links, devices or sparse files are ignored", self.pattern, facts.irregular)
 

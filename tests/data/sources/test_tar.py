@@ -93,6 +93,33 @@ def test_links_devices_and_sparse_files_are_counted_and_ignored(tmp_path, caplog
     assert caplog.messages == [f"{path}: 6 links, devices or sparse files are ignored"]
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_members_with_a_name_of_a_later_one_are_counted_as_lost(tmp_path, caplog, apart):
+    first = [("a.jpg", b"1"), ("a.txt", b"one"), ("b.jpg", b"2"), ("b.txt", b"two")]
+    second = [("a.png", b"3"), ("a.txt", b"three"), ("b.json", b"{}")]
+    members = first + second if apart else [*first[:2], *second[:2], *first[2:], *second[2:]]
+    path = write_tar(tmp_path / "x.tar", members)
+    records = TarShards(str(path)).read([0, 1])
+    assert [(record.image, record.captions) for record in records] == [(b"3", ("three",)), (b"2", ("two",))]
+    assert caplog.messages == [
+        f"{path}: 2 members are lost, because a later one has the same name up to its first dot, such as a; give every "
+        "record a name of its own"
+    ]
+
+
+def test_images_with_dots_in_their_names_are_counted_as_lost_if_their_record_has_no_other(tmp_path, caplog):
+    members = [("a.jpg", b"!"), ("a.seg.png", b"?"), ("a.txt", b"a")]
+    for number in range(4):
+        members += [(f"St. Louis {number}.jpg", b"!"), (f"St. Louis {number}.txt", b"a city")]
+    path = write_tar(tmp_path / "x.tar", members)
+    assert len(TarShards(str(path))) == 1
+    assert caplog.messages == [
+        f"{path}: 1 records without an image are left out",
+        f"{path}: 4 images are lost, because a record's name ends at the first dot and theirs have another, such as "
+        "St. Louis 0.jpg; rename them",
+    ]
+
+
 def test_records_without_an_image_are_left_out_and_counted(tmp_path, caplog):
     path = write_tar(
         tmp_path / "x.tar", [("a.jpg", b"!"), ("a.txt", b"a"), ("b.txt", b"b"), ("c.json", b"{}"), (".jpg", b"?")]
