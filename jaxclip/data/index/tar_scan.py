@@ -124,7 +124,7 @@ class _Runs:
         return sum(number for number, _ in lost), lost[0][1] if lost else b""
 
     def repeated(self) -> tuple[int, bytes]:
-        """The number of members in whose place a later one of the same record is used, and the name of such a record."""
+        """The number of members in whose place a later one of their record is used, and the name of such a record."""
         number, example = self._repeated, self._repeated_example
         places = np.frombuffer(self._places, np.uint32).reshape(-1, 4, 2)
         hashes = np.frombuffer(self._hashes, np.int64)
