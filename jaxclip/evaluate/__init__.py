@@ -11,6 +11,7 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,12 +25,26 @@ from jaxclip.parsing import parse
 __all__ = ["Evaluation", "Evaluator", "Example", "Result", "Table", "check", "from_config", "run_all", "summary"]
 
 
+# Of an evaluation, and so of a file.
+SAFE_NAME = re.compile(r"\w[\w.-]*")
+
+
 def from_config(evals: Mapping[str, Mapping[str, Any]]) -> dict[str, Evaluator]:
     """The evaluators of `config.evals`, by name. Nothing is opened yet.
 
     Raises:
-      UserError: there is no such task, or a key is wrong; the message names config.evals.NAME.KEY.
+      UserError: there is no such task, a key is wrong, or a name is none for a file; the message names
+        config.evals.NAME.KEY.
     """
+    seen = set()
+    for name in evals:
+        # Some file systems do not tell capitals from small letters.
+        if not SAFE_NAME.fullmatch(name) or name.lower() in seen:
+            raise UserError(
+                f"config.evals.{name}: the name of an evaluation names the file of its results; use letters, digits, "
+                "- _ and . and no name twice"
+            )
+        seen.add(name.lower())
     return {name: _evaluator(f"config.evals.{name}", keys) for name, keys in evals.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import pathlib
 import re
 import sys
@@ -15,8 +16,6 @@ from jaxclip.paths import local
 from jaxclip.progress import phase
 from jaxclip.weights.overrides import add_flags, from_flags
 
-_SAFE = re.compile(r"[\w.-]+")
-
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
@@ -27,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--task", help="what to measure on --data: a module of jaxclip.evaluate (default: the method's)"
     )
-    parser.add_argument("--classes", help="JSON list of class names: zero-shot classification on --data")
+    parser.add_argument("--classes", help="JSON list or .txt of class names: zero-shot classification on --data")
     parser.add_argument("--template", action="append", help="a phrase with {c} for the class; may be given again")
     parser.add_argument("--name", help="name of the result (default: that of --data)")
     parser.add_argument("--root", help="the folder that relative paths start from (default: the recipe's)")
@@ -66,6 +65,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output={output}: {error.strerror}; name a folder that can be written") from None
+    for evaluation in evaluations:
+        _check_free(output / f"{evaluation.name}.json", evaluation.task, evaluation.evaluator.data)
     names = {"model": methods.to_config(loaded.method)["name"], "pretrained": pretrained}
     for number, evaluation in enumerate(evaluations, 1):
         with phase(f"evaluating {number} of {len(evaluations)}: {evaluation.name}"):
@@ -79,17 +80,33 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def _asked(arguments: argparse.Namespace, task: str) -> dict[str, dict[str, Any]]:
     """The evaluation that the command line asks for, as a recipe writes it; empty for those of the recipe itself."""
+    from jaxclip import evaluate
+
     keys = {"classes": arguments.classes, "templates": tuple(arguments.template or ())}
     given = {key: value for key, value in keys.items() if value}
     if not arguments.data:
-        if given or arguments.task:
-            raise UserError("--task, --classes and --template are for other data than the recipe's; give --data=SOURCE")
+        if given or arguments.task or arguments.name:
+            raise UserError(
+                "--task, --classes, --template and --name are for other data than the recipe's; give --data=SOURCE"
+            )
         return {}
-    if arguments.name and not _SAFE.fullmatch(arguments.name):
+    if arguments.name and not evaluate.SAFE_NAME.fullmatch(arguments.name):
         raise UserError(f"--name={arguments.name!r} must be letters, digits and . _ -: it names the file of the result")
-    name = arguments.name or pathlib.Path(arguments.data).name.split(".")[0].replace(":", "_")
+    stem = pathlib.Path(arguments.data).name.split(".")[0]
+    name = arguments.name or re.sub(r"[^\w-]+", "_", stem).strip("_") or "data"
     task = arguments.task or ("zeroshot_classification" if given else task)
     return {name: {"task": task, "data": arguments.data} | given}
+
+
+def _check_free(place: pathlib.Path, task: str, data: str) -> None:
+    """Raises UserError if a file holds the result of another evaluation, which would be lost."""
+    try:
+        held = json.loads(place.read_text())
+        before = held["task"], held["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if before != (task, data):
+        raise UserError(f"{place} is the result of {before[0]} on {before[1]}; give another --name or --output")
 
 
 def _names(path: pathlib.Path, checkpoint: pathlib.Path | None) -> tuple[pathlib.Path, str]:

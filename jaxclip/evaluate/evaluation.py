@@ -19,6 +19,7 @@ from jaxclip.data.sources import open_source
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.evaluate.evaluator import Evaluator, Example, Result, task_of
+from jaxclip.io import atomic_write
 from jaxclip.parsing import to_dict
 
 
@@ -65,7 +66,8 @@ class Evaluation:
             result = self.evaluator.run(encoder, variables, self.source, self.skips, self._prepared)
         except UserError as error:
             raise UserError(f"config.evals.{self.name}: {error}") from None
-        return {"dataset": self.name, "task": self.task, "language": "en"} | to_json(result)
+        keys = {"dataset": self.name, "task": self.task, "language": "en", "data": self.evaluator.data}
+        return keys | to_json(result)
 
 
 def run_all(
@@ -89,7 +91,8 @@ def run_all(
         results.append(result)
         if jax.process_index() == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{evaluation.name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+            with atomic_write(folder / f"{evaluation.name}.json") as file:
+                file.write((json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     return results
 
 

@@ -96,13 +96,18 @@ def test_a_task_is_its_module_and_the_other_keys_are_its_fields():
         (RETRIEVAL | {"task": "evaluation"}, "config.evals.x.task='evaluation' is not an evaluation"),
         (RETRIEVAL | {"dta": ""}, "config.evals.x.dta is not a key; did you mean config.evals.x.data?"),
         (RETRIEVAL | {"classes": "a.json"}, "config.evals.x.classes is not a key"),
-        (CLASSIFICATION | {"templates": ()}, "config.evals.x.templates=() must hold at least one"),
         (CLASSIFICATION | {"templates": ("a",)}, "config.evals.x.templates: 'a' has no {c}"),
         (CLASSIFICATION | {"classes": 3}, "config.evals.x.classes=3 must be text"),
     ],
 )
 def test_every_mistake_names_its_key(config, said):
     assert said in the_error(evaluate.from_config, {"x": config})
+
+
+@pytest.mark.parametrize("names", [("a/b",), ("",), ("..",), (".x",), ("a b",), ("x", "X")])
+def test_names_of_evaluations_are_names_of_different_files(names):
+    said = the_error(evaluate.from_config, dict.fromkeys(names, RETRIEVAL))
+    assert said.startswith(f"config.evals.{names[-1]}: ") and "names the file of its results" in said
 
 
 def test_retrieval_as_older_checkpoints_have_it_is_read():
@@ -140,6 +145,7 @@ def test_an_evaluator_is_one_file(median_rank, tmp_path):
         "dataset": "x",
         "task": "median_rank",
         "language": "en",
+        "data": "shapes:validation",
         "metrics": {"median_rank": 10.0},
         "summary": "median rank 10.0 of 3",
         "model": "clip",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,13 @@ from jaxclip.data.record import Record
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import class_embeddings
 from jaxclip.errors import UserError
-from jaxclip.evaluate.zeroshot_classification import Evaluator
+from jaxclip.evaluate.zeroshot_classification import Evaluator, Prompts
 
 
 def classify(table: dict[str, Any], images, classes, templates, devices: int = 1) -> tuple[Any, Any]:
     """The metrics, and the accuracy of each class."""
     encoder = LookUp(table, images, devices)
-    result = Evaluator("data", templates=templates).run(encoder, None, NoRecords(), SkipLog(), classes)
+    result = Evaluator("data").run(encoder, None, NoRecords(), SkipLog(), Prompts(classes, templates))
     return result.metrics, result.further["per_class_recall"]
 
 
@@ -94,17 +93,18 @@ def test_labels_that_cannot_be_used_are_one_line(labels, said):
 
 def test_a_label_outside_the_classes_does_not_end_a_run_but_is_counted():
     images, skips = embedded_set(np.eye(5)[:3], [0, 7, -1]), SkipLog()
-    result = Evaluator("data", templates=("a {c}",)).run(LookUp(table(), images), None, NoRecords(), skips, CLASSES)
+    prompts = Prompts(CLASSES, ("a {c}",))
+    result = Evaluator("data").run(LookUp(table(), images), None, NoRecords(), skips, prompts)
     assert result.metrics["acc1"] == 1.0
     assert skips.counts == {"label 7 is outside the 5 classes": 1, "label -1 is outside the 5 classes": 1}
 
 
 def test_a_label_outside_the_classes_is_found_before_any_training():
-    record = Record(b"", (), "a.tar:x", label=5)
+    record, prompts = Record(b"", (), "a.tar:x", label=5), Prompts(CLASSES, ("a {c}",))
     with pytest.raises(UserError, match="label 5 is outside the 5 classes, in a.tar:x: the classes are not those of"):
-        Evaluator("data").lacks(record, CLASSES)
-    assert Evaluator("data").lacks(Record(b"", (), "x", label=4), CLASSES) == ""
-    assert Evaluator("data").lacks(Record(b"", ("text",), "x"), CLASSES) == "no class label"
+        Evaluator("data").lacks(record, prompts)
+    assert Evaluator("data").lacks(Record(b"", (), "x", label=4), prompts) == ""
+    assert Evaluator("data").lacks(Record(b"", ("text",), "x"), prompts) == "no class label"
 
 
 def test_templates_are_averaged_in_embedding_space():
@@ -119,10 +119,24 @@ def test_templates_that_cancel_out_do_not_divide_by_zero():
     np.testing.assert_array_equal(class_embeddings(LookUp(table), None, ("cat",), ("a {c}", "no {c}")), [[0, 0]])
 
 
-def test_class_names_are_those_of_the_file_or_else_of_the_source(tmp_path):
-    (tmp_path / "classes.json").write_text(json.dumps(["cat", "dog"]))
-    assert Evaluator("data", "classes.json").prepare(NoRecords("eel"), str(tmp_path)) == ["cat", "dog"]
-    assert Evaluator("data").prepare(NoRecords("eel"), str(tmp_path)) == ("eel",)
+@pytest.mark.parametrize(
+    ("name", "content"), [("c.json", '["cat", "guinea pig"]'), ("c.txt", "\ufeffcat\r\n guinea pig \r\n")]
+)
+def test_class_names_are_those_of_the_file_or_else_of_the_source(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert Evaluator("data", name).prepare(NoRecords("eel"), str(tmp_path)).classes == ("cat", "guinea pig")
+    assert Evaluator("data").prepare(NoRecords("eel"), str(tmp_path)).classes == ("eel",)
+
+
+def test_phrases_are_the_given_ones_or_those_of_a_benchmark_folder_or_a_photo(tmp_path):
+    (tmp_path / "set" / "test").mkdir(parents=True)
+    (tmp_path / "set" / "test" / "nshards.txt").write_text("1")
+    (tmp_path / "set" / "zeroshot_classification_templates.txt").write_text("one {c}\ntwo {c}\n")
+    source, root = NoRecords("cat"), str(tmp_path)
+    assert Evaluator("set", templates=("a {c}",)).prepare(source, root).templates == ("a {c}",)
+    for data in ("set", "set/test", "set/test/", "folder:set"):
+        assert Evaluator(data).prepare(source, root).templates == ("one {c}", "two {c}")
+    assert Evaluator("other").prepare(source, root).templates == ("a photo of a {c}.",)
 
 
 @pytest.mark.parametrize(
@@ -146,3 +160,5 @@ def test_class_names_that_cannot_be_read_are_one_line_that_begins_with_the_key(t
 def test_a_file_of_class_names_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(UserError, match=f"^classes: no file {tmp_path}/none.json"):
         Evaluator("data", "none.json").prepare(NoRecords(), str(tmp_path))
+    with pytest.raises(UserError, match=f"^classes: {tmp_path} cannot be read: Is a directory; give a FILE.json"):
+        Evaluator("data", ".").prepare(NoRecords(), str(tmp_path))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jaxclip.data.mixture import Mixture
 from jaxclip.data.record import Source
-from jaxclip.data.storage import resolve
+from jaxclip.data.storage import exists, resolve
 from jaxclip.errors import UserError
 
 
@@ -19,9 +19,10 @@ def open_source(text: str | Sequence[tuple[str, float]], *, root: str = "") -> S
       text: one source or a mixture. A mixture is a list of (source, weight), or the text `0.7 * A + 0.3 * B`, where
         weights are shares of the training examples; `A + B` uses every record of both once per epoch. A source is
         `shapes` or `shapes:SPLIT`; `tfds:NAME` or `tfds:NAME/CONFIG:VERSION`, optionally followed by `[SPLIT]`;
-        `folder:PATH` or an existing folder; or a path to files, whose suffix is the format (tar, csv, tsv, parquet,
-        tfrecord, array_record). A path may be a glob or a range `PATH/{00000..00099}.tar`, local or with the scheme of
-        remote storage (`gs://`, `s3://`).
+        `folder:PATH` or an existing folder; or a path to files, whose suffix is the format (tar, csv, tsv, jsonl,
+        parquet, tfrecord, array_record). A path may be a glob or a range `PATH/{00000..00099}.tar`, local or with the
+        scheme of remote storage (`gs://`, `s3://`). A folder holds images, a table named metadata.csv or
+        metadata.jsonl (Hugging Face's ImageFolder), or CLIP_benchmark's shards and nshards.txt.
       root: the folder that relative paths start from, and the first place to look for TFDS data sets. Defaults to the
         working directory and TFDS's own folder.
 
@@ -42,7 +43,7 @@ def open_source(text: str | Sequence[tuple[str, float]], *, root: str = "") -> S
 
 
 # The format of a file by its name: x.tar, x.tfrecord, x.tfrecord-00000-of-00010, x.tfrecord-*.
-_KIND = re.compile(r"\.(tar|csv|tsv|parquet|tfrecords?|array_?record)(-[\w.*?\[\]{}-]+)?$")
+_KIND = re.compile(r"\.(tar|csv|tsv|jsonl|parquet|tfrecords?|array_?record)(-[\w.*?\[\]{}-]+)?$")
 _WEIGHTED = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s+\*\s+(.+)", re.DOTALL)
 
 
@@ -58,9 +59,7 @@ def _open_one(text: str, root: str) -> Source:
 
         return Tfds(text, root=root)
     if name == "folder" and split:
-        from jaxclip.data.sources.folder import Folder
-
-        return Folder(resolve(split, root))
+        return _open_folder(resolve(split, root))
     path = resolve(text, root)
     kind = _KIND.search(path.rpartition("/")[2].lower())
     match kind and kind[1]:
@@ -68,7 +67,7 @@ def _open_one(text: str, root: str) -> Source:
             from jaxclip.data.sources.tar import TarShards
 
             return TarShards(path)
-        case "csv" | "tsv":
+        case "csv" | "tsv" | "jsonl":
             from jaxclip.data.sources.table import Table
 
             return Table(path)
@@ -85,11 +84,22 @@ def _open_one(text: str, root: str) -> Source:
 
             return ArrayRecords(path)
     if text and pathlib.Path(path).is_dir():
-        from jaxclip.data.sources.folder import Folder
-
-        return Folder(path)
+        return _open_folder(path)
     raise UserError(
         f"{text!r} is not a data source; write shapes, shapes:SPLIT, tfds:NAME, folder:PATH, or a path to files, as in "
         "PATH.tar, PATH/*.tar, PATH/{00000..00099}.tar, PATH/*.parquet, PATH/*.tfrecord, PATH/*.array_record, "
-        "PATH.csv, PATH.tsv; mix sources as in '0.7 * A + 0.3 * B'"
+        "PATH.csv, PATH.tsv, PATH.jsonl; mix sources as in '0.7 * A + 0.3 * B'"
     )
+
+
+def _open_folder(path: str) -> Source:
+    from jaxclip.data.sources import benchmark_folder
+    from jaxclip.data.sources.folder import Folder
+    from jaxclip.data.sources.table import Table
+    from jaxclip.data.sources.tar import TarShards
+
+    for table in ("metadata.csv", "metadata.jsonl"):
+        if exists(f"{path.rstrip('/')}/{table}"):
+            return Table(f"{path.rstrip('/')}/{table}")
+    found = benchmark_folder.find(path)
+    return TarShards(found.shards, found.class_names) if found else Folder(path)

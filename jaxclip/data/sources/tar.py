@@ -37,19 +37,19 @@ class TarShards:
       chunk_ends: see `Source`; None if all shards are local.
     """
 
-    class_names: Sequence[str] = ()
-
-    def __init__(self, pattern: str):
+    def __init__(self, pattern: str, class_names: Sequence[str] = ()):
         """Opens the shards, indexing them if there is no valid index yet.
 
         Args:
           pattern: one path, a glob (`data/*.tar`) or a numeric range (`data/{00000..00099}.tar`), local or remote.
+          class_names: the names that labels index; empty if unknown.
 
         Raises:
           UserError: a shard is missing or is not a tar; the shards contain no members, no images, or neither captions
             nor labels.
         """
         self.pattern = pattern
+        self.class_names = class_names
         self._files = Files(list_files(pattern))
         self._index = load_index(self._files)
         self.chunk_ends = self._index.chunk_ends if any(is_remote(file.path) for file in self._files) else None

@@ -6,6 +6,7 @@ from jaxclip.data.storage.files import File as File
 from jaxclip.data.storage.files import Files as Files
 from jaxclip.data.storage.files import OpenFile as OpenFile
 from jaxclip.data.storage.files import cache_folder as cache_folder
+from jaxclip.data.storage.files import exists as exists
 from jaxclip.data.storage.files import expand_ranges as expand_ranges
 from jaxclip.data.storage.files import filesystem as filesystem
 from jaxclip.data.storage.files import fingerprint as fingerprint

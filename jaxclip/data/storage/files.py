@@ -48,6 +48,18 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def exists(path: str) -> bool:
+    """Whether there is a regular file at a path, local or remote; False if the storage cannot be asked."""
+    if not is_remote(path):
+        return _local_file(path) is not None
+    try:
+        return bool(filesystem(path).isfile(path))
+    except UserError:
+        raise
+    except Exception:  # each storage library has errors of its own
+        return False
+
+
 def resolve(path: str, root: str) -> str:
     """Resolves a path of a config: relative paths start from `root`, or from the working directory if it is empty."""
     if is_remote(path):

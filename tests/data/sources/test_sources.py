@@ -4,12 +4,14 @@ import io
 import pathlib
 import tarfile
 
+import fsspec
 import pyarrow
 import pytest
 from array_record.python import array_record_module
 from pyarrow import parquet
 from tensorflow_datasets.proto import tf_example_pb2
 
+from jaxclip.data.record import Record
 from jaxclip.data.sources import open_source
 from jaxclip.data.sources.array_record import ArrayRecords
 from jaxclip.data.sources.folder import Folder
@@ -75,6 +77,57 @@ def test_paths_start_from_the_root_or_the_working_directory(folder, monkeypatch,
     monkeypatch.setenv("HOME", str(folder.parent))
     assert len(open_source(f"~/{folder.name}/{text}")) == length
     assert len(open_source(text, root=f"~/{folder.name}")) == length
+
+
+@pytest.fixture
+def benchmark(folder) -> pathlib.Path:
+    """A data set in CLIP_benchmark's form, of the two shards and a third that nshards.txt does not count."""
+    (folder / "set" / "test").mkdir(parents=True)
+    for number in range(2):
+        (folder / f"x-{number}.tar").rename(folder / "set" / "test" / f"{number}.tar")
+    (folder / "set" / "test" / "2.tar").write_bytes(b"")
+    (folder / "set" / "test" / "nshards.txt").write_text("2\n")
+    (folder / "set" / "classnames.txt").write_text("cat\nguinea pig\n")
+    return folder / "set"
+
+
+@pytest.mark.parametrize("text", ["set", "set/", "folder:set", "set/test"])
+def test_a_folder_of_clip_benchmark_gives_its_shards_and_class_names(benchmark, text):
+    source = open_source(text, root=str(benchmark.parent))
+    assert isinstance(source, TarShards) and source.class_names == ("cat", "guinea pig")
+    assert [record.captions for record in source.read([0, 1])] == [("0",), ("1",)]
+
+
+@pytest.mark.parametrize("count", ["", "none", "0", "-1", "9" * 20])
+def test_a_count_of_shards_that_is_none_is_one_line(benchmark, count):
+    (benchmark / "test" / "nshards.txt").write_text(count)
+    with pytest.raises(
+        UserError, match=f"^{benchmark}/test/nshards.txt must hold the number of tars, and holds '{count}'"
+    ):
+        open_source(str(benchmark))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.csv", "file_name,text\ncat/a.jpg,a cat\n"),
+        ("metadata.jsonl", '{"file_name": "cat/a.jpg", "text": "a cat"}'),
+    ],
+)
+def test_a_folder_with_hugging_faces_metadata_is_that_table(folder, name, content):
+    (folder / "classes" / name).write_text(content)
+    for text in ("classes", "classes/", "folder:classes"):
+        source = open_source(text, root=str(folder))
+        assert isinstance(source, Table)
+        assert source.read([0]) == [Record(b"!", ("a cat",), f"{name}:cat/a.jpg")]
+
+
+def test_a_remote_folder_has_the_same_forms(folder):
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/hf/metadata.csv": b"file_name,text\na.jpg,a cat\n", "/hf/a.jpg": b"!"})
+    memory.pipe({"/cb/test/nshards.txt": b"1", "/cb/test/0.tar": (folder / "x-0.tar").read_bytes()})
+    assert open_source("folder:memory://hf").read([0]) == [Record(b"!", ("a cat",), "metadata.csv:a.jpg")]
+    assert open_source("folder:memory://cb").read([0]) == [Record(b"!", ("0",), "0.tar:a")]
 
 
 @pytest.mark.parametrize("text", ["", "photos", "photos/", "shape", "x.tar.gz", "x.txt", "http://host/x", "x.tar "])

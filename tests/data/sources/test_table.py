@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from jaxclip.data.record import Record, Skip
-from jaxclip.data.sources import single_file, table
+from jaxclip.data.sources import single_file, table_rows
 from jaxclip.data.sources.table import Table
 from jaxclip.errors import UserError
 
@@ -45,11 +45,59 @@ def read(path: pathlib.Path, content: str | bytes) -> list[Record | Skip]:
         pytest.param("t.csv", "\ufeffpath,caption\na.jpg,a cat\n", ["a cat"], id="byte-order-mark"),
         pytest.param("t.csv", b"path,caption\na.jpg,caf\xe9\n", ["caf\ufffd"], id="latin-1"),
         pytest.param("t.csv", "path,caption\na.jpg,\u732b\n", ["\u732b"], id="utf-8"),
+        pytest.param("t.csv", "path,caption\na.jpg,a cat\n".encode("utf-16"), ["a cat"], id="utf-16"),
+        pytest.param("t.csv", "filepath\ttitle\na.jpg\ta cat, asleep\n", ["a cat, asleep"], id="open_clip"),
+        pytest.param("t.csv", "path;caption\na.jpg;a cat, asleep\n", ["a cat, asleep"], id="semicolons"),
+        pytest.param("t.csv", "image_name| comment_number| comment\na.jpg| 0| a cat\n", ["a cat"], id="flickr30k"),
+        pytest.param("metadata.csv", 'file_name,text\na.jpg,"a cat, asleep"\n', ["a cat, asleep"], id="hugging-face"),
+        pytest.param("t.csv", "path,caption,more;less\na.jpg,a;cat,\n", ["a;cat"], id="semicolon-in-a-caption"),
+        pytest.param("metadata.jsonl", '{"file_name": "a.jpg", "text": "a cat"}\n\n', ["a cat"], id="json-lines"),
         pytest.param("t.csv", "path,caption\n\na.jpg,one\n\na.jpg,two\n\n", ["one", "two"], id="empty-lines"),
     ],
 )
 def test_rows_become_records(folder, name, content, captions):
     assert read(folder / name, content) == [Record(b"A", (caption,), f"{name}:a.jpg") for caption in captions]
+
+
+def test_an_object_of_json_lines_may_have_several_captions_and_a_label(folder):
+    lines = (
+        '{"image": "a.jpg", "captions": ["a cat", " a pet ", 3, ""], "label": 2}\n{"image": "a.jpg", "label": "7"}\n'
+    )
+    assert read(folder / "t.jsonl", lines) == [
+        Record(b"A", ("a cat", "a pet"), "t.jsonl:a.jpg", 2),
+        Record(b"A", (), "t.jsonl:a.jpg", 7),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{", Skip("not a JSON object", "t.jsonl:line 2")),
+        ('["a.jpg", "a cat"]', Skip("not a JSON object", "t.jsonl:line 2")),
+        ("[" * 100_000, Skip("not a JSON object", "t.jsonl:line 2")),
+        ('{"text": "a cat"}', Skip("no image path", "t.jsonl:line 2")),
+        ('{"file_name": 3, "text": "a cat"}', Skip("no image path", "t.jsonl:line 2")),
+        ('{"file_name": "a.jpg", "text": null}', Skip("no caption", "t.jsonl:a.jpg")),
+        ('{"file_name": "a.jpg", "text": "x\\ud800"}', Record(b"A", ("x?",), "t.jsonl:a.jpg")),
+        ('{"file_name": "a.jpg", "text": "' + "y" * 2000 + '"}', Skip("caption too large", "t.jsonl:line 2")),
+    ],
+)
+def test_a_line_that_is_no_record_is_skipped(folder, monkeypatch, line, expected):
+    if "yyy" in line:
+        monkeypatch.setattr(table_rows, "_LARGEST_LINE", 1000)
+    good = '{"file_name": "a.jpg", "text": "a cat"}'
+    first, found, last = read(folder / "t.jsonl", f"{good}\n{line}\n{good}")
+    assert found == expected and first == last == Record(b"A", ("a cat",), "t.jsonl:a.jpg")
+
+
+def test_a_table_of_labels_needs_no_captions(folder):
+    assert read(folder / "t.csv", "path,label\na.jpg,3\n") == [Record(b"A", (), "t.csv:a.jpg", 3)]
+
+
+def test_captions_that_are_not_utf_8_are_counted(folder, caplog):
+    read(folder / "t.csv", b"path,caption\na.jpg,caf\xe9\na.jpg,a cat\na.jpg,\xff\n")
+    message = f"{folder / 't.csv'}: 2 captions have bytes that are not UTF-8, which became U+FFFD"
+    assert caplog.messages == [message]
 
 
 def test_paths_are_relative_to_the_table_or_absolute(folder, monkeypatch):
@@ -98,7 +146,9 @@ def test_a_row_that_gives_no_record_is_skipped(folder, row, reason):
             "url,caption\nx,y\n", ["no column path or filepath", "found url, caption", "img2dataset"], id="no-path"
         ),
         pytest.param("path,words\nx,y\n", ["no column caption or title or text", "found path, words"], id="no-caption"),
-        pytest.param("path\tcaption\nx\ty\n", ["no column path"], id="tabs-in-a-csv"),
+        pytest.param(
+            "path,words\tlength|x\nx,y\n", ["no column caption", "found path, words\ufffdlength|x"], id="hostile-header"
+        ),
         pytest.param("path,caption,label\na.jpg,x,1\na.jpg,x,cat\n", ["line 3", "'cat'"], id="label-no-number"),
         pytest.param(
             "path,caption\na.jpg,x\nHTTPS://x.org/a.jpg,y\n", ["line 3", "HTTPS://x.org/a.jpg", "img2dataset"], id="url"
@@ -123,7 +173,7 @@ def test_an_unusable_table_is_one_line_naming_the_culprit(folder, content, said)
 def test_a_large_cell_is_read_and_a_larger_one_skipped(folder, monkeypatch):
     long = "y" * 200_000  # more than the csv module takes by default
     assert read(folder / "t.csv", f"path,caption\na.jpg,{long}\n") == [Record(b"A", (long,), "t.csv:a.jpg")]
-    monkeypatch.setattr(table, "LARGEST_CAPTION", 100_000)
+    monkeypatch.setattr(table_rows, "LARGEST_CAPTION", 100_000)
     assert read(folder / "t.csv", f"path,caption\na.jpg,{long}\na.jpg,after\n") == [
         Skip("caption too large", "t.csv:a.jpg"),
         Record(b"A", ("after",), "t.csv:a.jpg"),
