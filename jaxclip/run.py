@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -42,6 +42,7 @@ class Run:
       step: the jitted functions.
       encoder: of evaluations.
       loader: the training batches.
+      notes: lines on what is unusual about the data.
     """
 
     config: Config
@@ -57,6 +58,7 @@ class Run:
     step: Step
     encoder: Encoder
     loader: loader.TrainingLoader
+    notes: tuple[str, ...]
 
     @property
     def is_main(self) -> bool:
@@ -91,7 +93,7 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
     evaluators = evaluate.from_config(config.evaluations(method.task))
     evaluate.check(evaluators, method)
     source = sources.open_source(data.train, root=data.root)
-    findings.preflight(source, "data.train", max_pixels=data.max_pixels, max_skip_rate=data.max_skip_rate)
+    found = findings.preflight(source, "data.train", max_pixels=data.max_pixels, max_skip_rate=data.max_skip_rate)
     where = "" if config.evals else "data.eval"
     evaluations = [evaluate.Evaluation(name, item, data.root, where) for name, item in evaluators.items()]
     eval_source = sources.open_source(data.eval, root=data.root) if data.eval else None
@@ -139,7 +141,29 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
         step=step,
         encoder=Encoder(method, mesh, config.precision, tokenizer),
         loader=training,
+        notes=tuple(data_notes(config, len(source), found)),
     )
+
+
+def data_notes(config: Config, num_records: int, found: findings.Findings) -> Iterator[str]:
+    """Lines on what is unusual about the data and yet may be wanted."""
+    if num_records < config.batch_size:
+        yield (
+            f"data.train has {num_records:,} records, fewer than batch_size={config.batch_size}: a batch holds some of "
+            f"them more than once, and each counts as a wrong answer for itself"
+        )
+    if found.replaced_captions:
+        yield (
+            f"data.train: {found.replaced_captions:,} captions of {found.looked_at:,} sampled records have bytes that "
+            f"are not UTF-8, which became U+FFFD"
+        )
+    trained_on = sources.names_of(config.data.train)
+    evaluated = {"data.eval": config.data.eval} | {
+        f"config.evals.{name}.data": str(evaluation.get("data", "")) for name, evaluation in config.evals.items()
+    }
+    for key, text in evaluated.items():
+        if both := trained_on & sources.names_of(text) - {""}:
+            yield f"{key} is trained on, too ({min(both)}): its figures do not tell how the model does on unseen data"
 
 
 def _check_metrics(config: Config, evaluations: Sequence[str]) -> None:

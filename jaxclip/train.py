@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -64,24 +65,32 @@ def train(
                 contextlib.closing(Monitor(workdir, int(start.state.step), run.steps, is_main)) as monitor,
                 contextlib.closing(Profiler(workdir / "profile", config.profile_steps)) as profiler,
             ):
-                length = _length_note(run, saved.get("config"), int(start.state.step))
-                notes = (*start.notes, taken_over, schedule.warmup_note(config.optimizer, run.steps), length)
+                length = length_note(run, saved.get("config"), int(start.state.step))
+                warmup = schedule.warmup_note(config.optimizer, run.steps)
+                notes = (*start.notes, *run.notes, taken_over, warmup, length)
                 for line in (start.message, *filter(None, notes)):
                     monitor.say(line)
                 trainer = _Trainer(run, start, changes, checkpoints, monitor, signals)
                 trainer.run_to_the_end(profiler)
 
 
-def _length_note(run: Run, saved: Mapping[str, Any] | None, step: int) -> str:
+def length_note(run: Run, saved: Mapping[str, Any] | None, step: int) -> str:
     """What another length does to the learning rate of a run that goes on; empty if it has not changed."""
-    before = (saved or {}).get("steps") or run.steps
-    if before == run.steps or not step:
+    if not saved or not step:
+        return ""
+    before = saved["steps"] or math.ceil(saved["epochs"] * len(run.source) / saved["batch_size"])
+    if before == run.steps:
         return ""
     was, now = (
         optimizer.rates(run.config.optimizer, steps, at)["learning_rate"]
         for steps, at in ((before, step - 1), (run.steps, step))
     )
-    return f"steps {before:,} → {run.steps:,}: the learning rate follows the new length, {was:.2g} → {now:.2g}"
+    line = f"steps {before:,} → {run.steps:,}: the learning rate follows the new length, {was:.2g} → {now:.2g}"
+    if not 0 < was < now:
+        return line
+    optimizer_keys = f"schedule.name=constant learning_rate={was:.3g} warmup_steps=0".split()
+    keys = " ".join(f"--config.optimizer.{key}" for key in optimizer_keys)
+    return f"{line}; to stay at {was:.2g} instead: {keys} --allow_change=optimizer"
 
 
 class _Trainer:

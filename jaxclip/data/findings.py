@@ -70,6 +70,11 @@ class Findings:
         """How many different captions of the sample several records have."""
         return _repeated(caption for example in self.examples for caption in set(example.captions))
 
+    @property
+    def replaced_captions(self) -> int:
+        """How many captions of the sample have a U+FFFD, as which bytes that are not UTF-8 are read."""
+        return sum("\ufffd" in caption for example in self.examples for caption in example.captions)
+
 
 def no_caption(record: Record) -> str:
     """Why a record cannot be trained on, besides its image."""
@@ -122,8 +127,8 @@ def preflight(
     lacks: Callable[[Record], str] = no_caption,
     max_pixels: int = MAX_PIXELS,
     max_skip_rate: float = 1.0,
-) -> None:
-    """Checks a few records before a run starts.
+) -> Findings:
+    """Checks a few records before a run starts, and returns what it found.
 
     Args:
       source: the data.
@@ -141,6 +146,7 @@ def preflight(
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     judge(found, name, max_skip_rate)
+    return found
 
 
 def judge(findings: Findings, name: str, max_skip_rate: float) -> None:

@@ -25,7 +25,7 @@ def render(run: RunRecord, gallery: Gallery | None, charts: Mapping[str, Sequenc
     sections = [
         _section(
             "Learning",
-            "Thin lines are logged values, thick ones their running mean; dots are measured on held-out data.",
+            "Thin lines are logged values, thick ones their running mean; dots are measured at validation.",
             f'<div class="charts">{learning}</div>' if learning else "",
         ),
         _section("Optimization", "", f'<div class="charts three">{further}</div>' if further else ""),

@@ -113,7 +113,7 @@ def shard(tmp_path: pathlib.Path) -> pathlib.Path:
     members = {}
     for index in range(6):
         members[f"{index}.png"] = png("red") if index else b"<html>no image</html>"
-        members[f"{index}.txt"] = f"the caption of number {index}".encode()
+        members[f"{index}.txt"] = f"the caption of number {index}".encode() + b"\xff" * (index == 5)
     return write_tar(tmp_path / "pairs.tar", members)
 
 
@@ -130,6 +130,7 @@ def test_the_command_prints_a_table_and_writes_the_sheet(shard, capsys, monkeypa
     assert values["at fault"] == "pairs.tar: 1"
     assert values["images"].startswith("20 x 20 (median)")
     assert values["captions"] == "1 per image, of 5 to 5 words, median 5"
+    assert values["encoding"] == "1 captions have bytes that are not UTF-8, which became U+FFFD"
     assert "images/s to 16 x 16 pixels" in values["speed"]
     assert output.read_text().count("<img") == 5
 

@@ -180,6 +180,11 @@ def _table(sampled, *, tokens: list[int], rate: float, arguments: argparse.Names
                 f"{sampled.repeated_images:,} images and {sampled.repeated_captions:,} captions of the sample occur "
                 f"more than once",
             ),
+            *(
+                [("encoding", f"{replaced:,} captions have bytes that are not UTF-8, which became U+FFFD")]
+                if (replaced := sampled.replaced_captions)
+                else []
+            ),
             (
                 "tokens",
                 f"median {statistics.median_low(tokens)}, 95 % have at most {percentile}, {num_truncated:,} of "

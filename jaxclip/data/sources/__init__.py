@@ -33,13 +33,24 @@ def open_source(text: str | Sequence[tuple[str, float]], *, root: str = "") -> S
         if not text:
             raise UserError("the list of sources is empty; give at least one source")
         return Mixture([_open_one(name, root) for name, _ in text], [weight for _, weight in text])
-    terms = re.split(r"\s+\+\s+", text.strip())
+    terms = _terms(text)
     weighted = [match for match in map(_WEIGHTED.match, terms) if match]
     if weighted and len(weighted) < len(terms):
         raise UserError(f"{text!r}: give either all sources a weight, as in '0.7 * A + 0.3 * B', or none")
     if weighted:
         return open_source([(match[2], float(match[1])) for match in weighted], root=root)
     return _open_one(text, root) if len(terms) == 1 else Mixture([_open_one(term, root) for term in terms])
+
+
+def names_of(text: str | Sequence[tuple[str, float]]) -> set[str]:
+    """The sources that a text for `open_source` names, without their weights."""
+    if not isinstance(text, str):
+        return {name.strip() for name, _ in text}
+    return {match[2] if (match := _WEIGHTED.match(term)) else term for term in _terms(text)}
+
+
+def _terms(text: str) -> list[str]:
+    return re.split(r"\s+\+\s+", text.strip())
 
 
 # The format of a file by its name: x.tar, x.tfrecord, x.tfrecord-00000-of-00010, x.tfrecord-*.

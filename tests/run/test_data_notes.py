@@ -1,0 +1,66 @@
+"""What a run says of data that is unusual and yet may be wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from made_source import MadeSource
+
+from configs import quickstart
+from jaxclip.config import Config
+from jaxclip.data.findings import look_at
+from jaxclip.data.record import Record
+from jaxclip.data.sources import names_of
+from jaxclip.parsing import parse
+from jaxclip.run import data_notes
+
+
+@dataclasses.dataclass(frozen=True)
+class Captions(MadeSource):
+    """Gray images with one caption each."""
+
+    captions: tuple[str, ...] = ("one", "two")
+
+    def record(self, index: int) -> Record:
+        return Record(np.full((4, 4, 3), 99, np.uint8), (self.captions[index],), str(index))
+
+
+def notes(train="a.tar", evaluated="b.tar", evals=(), batch_size=2, captions=("one", "two")) -> list[str]:
+    config = quickstart.get_config()
+    config.batch_size, config.data.eval = batch_size, evaluated
+    with config.data.ignore_type():
+        config.data.train = train
+    config.evals = {name: {"task": "zeroshot_retrieval", "data": data} for name, data in evals}
+    found = look_at(Captions(len(captions), captions), 64)
+    return list(data_notes(parse(Config, config), len(captions), found))
+
+
+def test_usual_data_need_no_word():
+    assert notes(evals=[("x", "c.tar")]) == []
+
+
+def test_a_batch_larger_than_the_data_is_said():
+    (said,) = notes(batch_size=3)
+    assert said.startswith(
+        "data.train has 2 records, fewer than batch_size=3: a batch holds some of them more than once"
+    )
+
+
+def test_captions_that_are_not_utf_8_are_counted():
+    (said,) = notes(captions=("caf\ufffd", "two", "\ufffd\ufffd"))
+    assert said.startswith("data.train: 2 captions of 3 sampled records have bytes that are not UTF-8")
+
+
+@pytest.mark.parametrize("train", ["b.tar", "a.tar + b.tar", "0.7 * a.tar + 0.3 * b.tar", [("b.tar", 1.0)]])
+def test_data_that_is_trained_on_and_evaluated_is_named_with_its_key(train):
+    assert [line.partition(" is trained on")[0] for line in notes(train=train)] == ["data.eval"]
+    said = notes(train=train, evaluated="", evals=[("x", "c.tar + b.tar"), ("y", "c.tar")])
+    assert [line.partition(":")[0] for line in said] == ["config.evals.x.data is trained on, too (b.tar)"]
+
+
+def test_the_sources_of_a_text():
+    assert names_of(" a.tar ") == {"a.tar"}
+    assert names_of("a.tar + 'b c'.csv") == {"a.tar", "'b c'.csv"}
+    assert names_of("0.7 * a.tar + .3 * b.tar") == {"a.tar", "b.tar"} == names_of([("a.tar", 0.7), ("b.tar", 0.3)])
