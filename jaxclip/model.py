@@ -18,6 +18,7 @@ from jaxclip.data.images.crops import prepare
 from jaxclip.data.images.decode import Unreadable, open_image, upright_rgb
 from jaxclip.encoder import Encoder, class_embeddings, lacking, method_name
 from jaxclip.errors import UserError
+from jaxclip.progress import phase
 from jaxclip.weights.load import open_weights
 from jaxclip.weights.overrides import Answers
 from jaxclip.weights.positions import at_size, read_at_size
@@ -248,10 +249,11 @@ def load(
     for name, value in (("image_size", image_size), ("context_length", context_length), ("batch_size", batch_size)):
         if value is not None and (type(value) is not int or value < 1):
             raise UserError(f"{name}={value!r} must be a whole number, 1 at least")
-    weights = open_weights(path, Answers(activation, preprocess, heads, tokenizer, image_size), step=step)
-    method = at_size(weights.method, image_size, context_length)
-    mesh = sharding.create(MeshConfig(), jax.local_devices() if jax.process_count() == 1 else None)
-    params, stats = read_at_size(weights, method, mesh, dtype)
+    with phase(f"reading {path}"):
+        weights = open_weights(path, Answers(activation, preprocess, heads, tokenizer, image_size), step=step)
+        method = at_size(weights.method, image_size, context_length)
+        mesh = sharding.create(MeshConfig(), jax.local_devices() if jax.process_count() == 1 else None)
+        params, stats = read_at_size(weights, method, mesh, dtype)
     precision = "bfloat16" if dtype == "bfloat16" else weights.config.precision if weights.config else "auto"
     encoder = Encoder(method, mesh, precision, weights.tokenizer, batch_size)
     return Model(weights.config, params, stats, encoder)

@@ -42,8 +42,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from jaxclip import checkpoint, evaluate, methods, model
 
     answers = dataclasses.asdict(from_flags(arguments))
-    with phase("reading the model"):
-        loaded = model.load(arguments.path, step=arguments.step, batch_size=256, **answers)
+    loaded = model.load(arguments.path, step=arguments.step, batch_size=256, **answers)
     task = loaded.method.task
     configs = _asked(arguments, task) or (loaded.config.evaluations(task) if loaded.config else {})
     if not configs:
@@ -56,7 +55,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.root is None and loaded.config and not arguments.data:
         root = loaded.config.data.root
     where = "--data" if arguments.data else ""
-    evaluations = [evaluate.Evaluation(name, evaluator, root, where) for name, evaluator in evaluators.items()]
+    with phase("opening the data"):
+        evaluations = [evaluate.Evaluation(name, evaluator, root, where) for name, evaluator in evaluators.items()]
     encoder, variables = loaded.evaluation_parts()
     path = pathlib.Path(arguments.path).expanduser()
     output, pretrained = _names(path, checkpoint.find(path, arguments.step))

@@ -18,6 +18,7 @@ import time
 from jaxclip.errors import UserError
 from jaxclip.exit_status import run_command
 from jaxclip.io import printable
+from jaxclip.progress import phase
 
 _TIMED_SECONDS = 4.0
 
@@ -62,7 +63,8 @@ def _check_recipe(arguments: argparse.Namespace, keys: list[str]) -> int:
         raise UserError("--sample and --epochs must be at least 1")
     output = _output(arguments)
     config = parse(Config, command_line.read([sys.argv[0], f"--config={arguments.config}", *keys]))
-    sample = recipe_sample.sample(config, arguments.sample, arguments.epochs)
+    with phase(f"drawing {arguments.sample} records"):
+        sample = recipe_sample.sample(config, arguments.sample, arguments.epochs)
     _write(output, recipe_sheet.sheet(arguments.config, sample))
     _print([("recipe", arguments.config), *recipe_sheet.table(sample), ("sheet", str(output.absolute()))])
     return 0
@@ -77,17 +79,21 @@ def _check_source(arguments: argparse.Namespace) -> int:
     if arguments.sample < 1 or arguments.image_size < 1 or arguments.context_length < 2:
         raise UserError("--sample and --image-size must be at least 1, and --context-length at least 2")
     output = _output(arguments)
-    source = sources.open_source(arguments.source, root=arguments.root)
-    sampled = findings.look_at(source, arguments.sample)
+    with phase("opening the data"):
+        source = sources.open_source(arguments.source, root=arguments.root)
+    with phase(f"reading {min(arguments.sample, len(source)):,} records"):
+        sampled = findings.look_at(source, arguments.sample)
     if sampled.examples:
-        if arguments.vocabulary:
-            tokenizer = tokenizers.load(storage.resolve(arguments.vocabulary, arguments.root))
-        else:
-            tokenizer = tokenizers.train((c for example in sampled.examples for c in example.captions), 4096)
+        with phase("reading the captions"):
+            if arguments.vocabulary:
+                tokenizer = tokenizers.load(storage.resolve(arguments.vocabulary, arguments.root))
+            else:
+                tokenizer = tokenizers.train((c for example in sampled.examples for c in example.captions), 4096)
         # One place more than the context, which shows what is truncated.
         first = [example.captions[0] for example in sampled.examples]
         tokens = tokenizers.text_lengths(tokenizer, tokenizer(first, arguments.context_length + 1)[0])
-        rate = _images_per_second(source, tokenizer, arguments)
+        with phase("measuring the speed"):
+            rate = _images_per_second(source, tokenizer, arguments)
     else:
         tokens, rate = [], 0.0
     name = pathlib.Path(arguments.vocabulary).name if arguments.vocabulary else "a vocabulary trained on these captions"

@@ -6,6 +6,7 @@ this command imports TensorFlow.
 
 from __future__ import annotations
 
+import argparse
 import os
 import pathlib
 import re
@@ -17,6 +18,8 @@ import numpy as np
 from jaxclip.data.record import Record, Skip
 from jaxclip.data.sources.tf_example import Features
 from jaxclip.errors import UserError
+from jaxclip.exit_status import run_command
+from jaxclip.progress import phase
 
 # Caption features of TFDS's data sets, in order of preference: coco_captions has captions/text, the Flickr sets have
 # captions, and others have one caption per image under one of the other names.
@@ -199,11 +202,23 @@ def convert(folder: str) -> int:
     return converted
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxclip.data.sources.tfds",
+        description="Adds ArrayRecord files to a data set that TFDS prepared as TFRecord, beside the existing files.",
+    )
+    parser.add_argument("folder", help="of the data set's dataset_info.json, such as tensorflow_datasets/mnist/3.0.1")
+    folder = parser.parse_args(argv).folder
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's notes on GPUs are of no use here.
+
+    def command(_: object) -> None:
+        with phase(f"converting {folder}"):
+            count = convert(folder)
+        print(f"wrote {count:,} records as ArrayRecord")
+
+    return run_command(command)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m jaxclip.data.sources.tfds FOLDER")
-    try:
-        print(f"wrote {convert(sys.argv[1])} records as ArrayRecord")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

@@ -13,7 +13,7 @@ from PIL import Image
 
 from jaxclip.data.record import Record, Skip
 from jaxclip.data.sources import open_source
-from jaxclip.data.sources.tfds import Tfds, convert
+from jaxclip.data.sources.tfds import Tfds, main
 from jaxclip.errors import UserError
 
 
@@ -210,7 +210,7 @@ def test_a_damaged_file_is_skipped_not_raised(folder, tmp_path):
     assert source.read([2]) == [Skip("unreadable record", "tfds:like_coco[train]:2")]
 
 
-def test_tfrecord_is_refused_with_the_command_that_converts_it(folder, tmp_path):
+def test_tfrecord_is_refused_with_the_command_that_converts_it(folder, tmp_path, capsys):
     shutil.copytree(folder / "tfrecord", tmp_path / "data")
     with pytest.raises(UserError) as raised:
         Tfds("tfds:like_coco", root=str(tmp_path / "data"))
@@ -218,27 +218,21 @@ def test_tfrecord_is_refused_with_the_command_that_converts_it(folder, tmp_path)
     assert "tfrecord" in message and "\n" not in message
     command = message.split("`")[1].split()
     assert command == ["python", "-m", "jaxclip.data.sources.tfds", str(tmp_path / "data/like_coco/1.2.0")]
-    assert convert(command[-1]) == 6
-    assert convert(command[-1]) == 6  # after an interruption it is run again
+    for _ in range(2):  # after an interruption it is run again
+        assert main(command[-1:]) == 0
+        assert capsys.readouterr().out == "wrote 6 records as ArrayRecord\n"
     converted = Tfds("tfds:like_coco", root=str(tmp_path / "data"))
     original = Tfds("tfds:like_coco", root=str(folder))
     assert converted.read(range(4)) == original.read(range(4))
 
 
-def test_the_command_says_in_one_line_what_it_cannot_convert(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "jaxclip.data.sources.tfds", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
+def test_the_command_says_in_one_line_what_it_cannot_convert(folder, tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path} does not contain a data set prepared by TFDS; give the folder of its dataset_info.json\n"
     )
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith(f"{tmp_path} does not contain a data set prepared by TFDS")
-
-
-def test_array_record_needs_no_conversion(folder):
-    with pytest.raises(UserError, match="prepared as array_record"):
-        convert(str(folder / "like_coco" / "1.2.0"))
+    assert main([str(folder / "like_coco" / "1.2.0")]) == 2
+    assert "prepared as array_record; only TFRecord can be converted" in capsys.readouterr().err
 
 
 def test_reading_does_not_import_tensorflow(folder):
