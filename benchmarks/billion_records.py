@@ -22,6 +22,8 @@ import time
 
 import numpy as np
 
+from jaxclip.data.index.checked import Writer
+from jaxclip.data.index.keep import keep
 from jaxclip.data.index.tar import Facts, column_places, write_head, write_part
 from jaxclip.data.index.tar_scan import scan
 from jaxclip.data.order import Shuffled
@@ -85,12 +87,14 @@ def _make(folder: pathlib.Path, records: int, shards: int) -> None:
         parts[number].facts if number in real else Facts(members=int(sizes[number, 0])) for number in range(shards)
     ]
     place = cache_folder("tar-index") / f"{fingerprint(files)}.index"
-    place.parent.mkdir(parents=True)
-    with place.open("wb") as file:
+
+    def fill(file: Writer) -> None:
         write_head(file, facts, sizes)
         for number, column_place in enumerate(column_places(file.tell(), sizes)):
             if number in real:
-                write_part(file, parts[number], column_place)  # the last shard is real, so its part ends the file
+                write_part(file, parts[number], column_place)  # the last shard is real, so its part ends the content
+
+    assert keep(place, fill)
     print(
         f"{sizes[:, 0].sum():,} records in {shards:,} shards; "
         f"the index is a sparse file of {place.stat().st_size / 1e9:.1f} GB, "

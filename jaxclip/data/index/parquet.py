@@ -6,12 +6,12 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import json
-import pathlib
 import sys
 from collections.abc import Iterator, Sequence
 
 import tqdm
 
+from jaxclip.data.index.checked import Content, open_checked
 from jaxclip.data.index.keep import keep
 from jaxclip.data.storage import File, cache_folder, filesystem, fingerprint, is_remote
 from jaxclip.errors import UserError
@@ -23,7 +23,7 @@ _LABEL_COLUMNS = ("label", "labels", "cls", "fine_label")
 _URL_COLUMNS = ("url", "URL", "image_url")
 LARGEST_GROUP = 8 << 30  # bytes of a decoded row group, which is held in memory
 _MOST_ROWS = 1 << 40  # rows of a row group, so that sums of valid numbers fit into int64
-_FORMAT = 2  # a kept index of another format is built again
+_FORMAT = 3  # a kept index of another format is built again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +82,8 @@ def load_index(pattern: str, files: Sequence[File]) -> ParquetIndex:
     Raises:
       UserError: as in `Parquet`.
     """
-    place = cache_folder("parquet-index") / f"{fingerprint(files)}.json"
-    index = _restore(place, len(files))
+    place = cache_folder("parquet-index") / f"{fingerprint(files)}.index"
+    index = open_checked(place, lambda content: _parse(content, len(files)), whole=True)
     if index is None:
         index = _scan(pattern, files)
         text = json.dumps({"format": _FORMAT} | dataclasses.asdict(index))
@@ -197,13 +197,13 @@ def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
     return tuple(name.encode("utf-8", errors="replace").decode() for name in names)
 
 
-def _restore(place: pathlib.Path, files: int) -> ParquetIndex | None:
-    """The index kept in a file; None if the file is missing, damaged or of another format."""
+def _parse(content: Content, files: int) -> ParquetIndex:
+    """The index of so many files from its content; raises ValueError if it is damaged or of another format."""
     try:
-        kept = json.loads(place.read_text())
+        kept = json.loads(content.read(0, content.size))
         if kept["format"] != _FORMAT or len(kept["groups"]) != files:
-            return None
+            raise ValueError("an index of another format")
         columns = Columns(**kept["columns"] | {"class_names": tuple(kept["columns"]["class_names"])})
         return ParquetIndex(columns, [[(int(rows), int(size)) for rows, size in groups] for groups in kept["groups"]])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    except (KeyError, TypeError) as error:
+        raise ValueError("no index") from error

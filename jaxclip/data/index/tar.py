@@ -1,22 +1,20 @@
-"""Index of a set of tars: one memory-mapped file of columns, never read as a whole."""
+"""Index of a set of tars: one file of columns with checksums, of which only the needed bytes are held in memory."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import mmap
 import pathlib
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxclip.data.index.tar_walk import LONGEST_NAME
-from jaxclip.data.storage import OpenFile
-from jaxclip.errors import UserError
+from jaxclip.data.index.checked import Content, Writer, open_checked
 
-_FORMAT = 3  # a kept index of another format is built again
+_FORMAT = 4  # a kept index of another format is built again
 _MAGIC = b"jaxclip tar index\n"
 
 # A record: for its image, caption and label the member's first block of 512 bytes and its size in bytes, (0, 0) if it
@@ -117,26 +115,28 @@ class Row(NamedTuple):
 
 
 class TarIndex:
-    """The index of a set of tars, read from the bytes that `write` wrote.
+    """The index of a set of tars, read from the content that `write` wrote.
 
-    The file contains one line of JSON, int64 ends [3, shards] of each tar's records, names and chunks, chunk_ends,
+    The content is one line of JSON, int64 ends [3, shards] of each tar's records, names and chunks, chunk_ends,
     ROW [records], and names, in this order.
 
     Attributes:
       facts: facts about all the tars.
       record_ends: int64 [shards], the cumulative number of records at the end of each tar.
-      chunk_ends: int64 [chunks], as `Source.chunk_ends`.
     """
 
-    def __init__(self, content: mmap.mmap | bytes, file: OpenFile | None = None):
-        """Takes the bytes and the file they are mapped from; raises ValueError if they are not a complete index."""
-        self._content, self._file = content, file
+    def __init__(self, content: Content):
+        """Reads the head; raises ValueError if the content is no index of this format."""
+        self._content = content
         start = len(_MAGIC) + 8
-        if len(content) < start or content[: len(_MAGIC)] != _MAGIC:
+        head = content.read(0, min(start, content.size))
+        if not head.startswith(_MAGIC):
             raise ValueError("no index")
-        length = int.from_bytes(content[len(_MAGIC) : start], "little")
+        length = int.from_bytes(head[len(_MAGIC) :], "little")
+        if content.size < start + length:
+            raise ValueError("a cut index")
         try:
-            fields = json.loads(bytes(content[start : start + length]))
+            fields = json.loads(content.read(start, length))
             shards = int(fields.pop("shards"))
             if fields.pop("format") != _FORMAT or shards < 1:
                 raise ValueError("an index of another format")
@@ -144,67 +144,60 @@ class TarIndex:
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError("no index") from error
         start += length
-        ends = np.frombuffer(content, "<i8", 3 * shards, start).reshape(3, shards).copy()
-        if np.any(np.diff(ends, prepend=0) < 0):
-            raise ValueError("a damaged index")
-        self.record_ends, self._name_ends, _ = ends
-        records, names, chunks = ends[:, -1].tolist()
-        start += ends.nbytes
-        if len(content) != start + 8 * chunks + ROW.itemsize * records + names:
+        if content.size < start + 24 * shards:
             raise ValueError("a cut index")
-        self.chunk_ends = np.frombuffer(content, "<i8", chunks, start)
-        if chunks and self.chunk_ends[-1] != records:
-            raise ValueError("a damaged index")
-        self._rows = start + 8 * chunks
+        ends = np.frombuffer(content.read(start, 24 * shards), "<i8").reshape(3, shards)
+        self.record_ends, self._name_ends, _ = ends
+        records, names, self._chunks = ends[:, -1].tolist()
+        self._chunk_ends = start + ends.nbytes
+        self._rows = self._chunk_ends + 8 * self._chunks
         self._names = self._rows + ROW.itemsize * records
+        if content.size != self._names + names:
+            raise ValueError("a cut index")
 
     @staticmethod
-    def open(place: pathlib.Path, shards: int) -> TarIndex | None:
-        """The memory-mapped index in a file; None if it is missing, damaged, or not of `shards` tars."""
-        try:
-            file = OpenFile(str(place))
-            index = TarIndex(mmap.mmap(file.descriptor, 0, access=mmap.ACCESS_READ), file)
-        except (OSError, ValueError):
-            return None
-        return index if len(index.record_ends) == shards else None
+    def open(place: pathlib.Path, shards: int, *, whole: bool = False) -> TarIndex | None:
+        """The index in a file; None if it is missing, damaged, or not of `shards` tars.
+
+        Args:
+          place: path of the file.
+          shards: the number of tars.
+          whole: as in `CheckedFile`.
+        """
+        index = open_checked(place, TarIndex, whole=whole)
+        return index if index is not None and len(index.record_ends) == shards else None
+
+    @functools.cached_property
+    def chunk_ends(self) -> np.ndarray:
+        """int64 [chunks], as `Source.chunk_ends`; raises UserError if the file is damaged."""
+        return np.frombuffer(self._content.read(self._chunk_ends, 8 * self._chunks), "<i8")
 
     def __len__(self) -> int:
         return int(self.record_ends[-1])
 
     def row(self, record: int) -> Row:
-        """The place of a record, 0 <= record < len(index)."""
+        """The place of a record, 0 <= record < len(index); raises UserError if the file is damaged."""
         shard = int(np.searchsorted(self.record_ends, record, side="right"))
         first = int(self.record_ends[shard - 1]) if shard else 0
         place, name_start = self._rows + ROW.itemsize * record, 0
         if record > first:
-            data = self._row_bytes(place - ROW.itemsize, 2 * ROW.itemsize)
+            data = self._content.read(place - ROW.itemsize, 2 * ROW.itemsize)
             name_start, *places, name_end, json_caption = _ROW_AND_THE_ONE_BEFORE.unpack(data)
         else:
-            *places, name_end, json_caption = _ROW.unpack(self._row_bytes(place, ROW.itemsize))
+            *places, name_end, json_caption = _ROW.unpack(self._content.read(place, ROW.itemsize))
         names = self._names + (int(self._name_ends[shard - 1]) if shard else 0)
-        name = self._read(names + name_start, min(max(0, name_end - name_start), LONGEST_NAME))
+        name = self._content.read(names + name_start, name_end - name_start)
         image, caption, label = zip(places[::2], places[1::2], strict=True)
         return Row(shard, name, image, caption, label, json_caption)
-
-    def _row_bytes(self, start: int, size: int) -> bytes:
-        data = self._read(start, size)
-        if len(data) != size:
-            raise UserError("the index of the tars was cut while it was in use: start again, and it is made anew")
-        return data
-
-    def _read(self, start: int, size: int) -> bytes:
-        # Not from the mapping: up to 2 MiB around each byte read there would count as the process's memory, and a file
-        # truncated by another process would cause a fatal signal.
-        return self._file.read(start, size) if self._file else self._content[start : start + size]
 
     def part(self) -> Part:
         """The complete content of an index of one tar."""
         records, names = len(self), int(self._name_ends[-1])
-        rows = np.frombuffer(self._content, ROW, records, self._rows)
-        return Part(self.facts, rows, np.frombuffer(self._content, np.uint8, names, self._names), self.chunk_ends)
+        rows = np.frombuffer(self._content.read(self._rows, ROW.itemsize * records), ROW)
+        return Part(self.facts, rows, np.frombuffer(self._content.read(self._names, names), np.uint8), self.chunk_ends)
 
 
-def write(file: BinaryIO, facts: Sequence[Facts], sizes: np.ndarray, parts: Iterable[Part]) -> None:
+def write(file: Writer, facts: Sequence[Facts], sizes: np.ndarray, parts: Iterable[Part]) -> None:
     """Writes the index of several tars into an empty file.
 
     Args:
@@ -225,7 +218,7 @@ def write(file: BinaryIO, facts: Sequence[Facts], sizes: np.ndarray, parts: Iter
         write_part(file, part, place)
 
 
-def write_head(file: BinaryIO, facts: Sequence[Facts], sizes: np.ndarray) -> None:
+def write_head(file: Writer, facts: Sequence[Facts], sizes: np.ndarray) -> None:
     """Writes the part of the file before the columns; arguments as in `write`."""
     fields = {"format": _FORMAT, "shards": len(facts)} | dataclasses.asdict(Facts.of(facts))
     line = json.dumps(fields).encode()
@@ -248,7 +241,7 @@ def column_places(start: int, sizes: np.ndarray) -> Iterator[tuple[int, int, int
     return map(tuple, places[:-1].tolist())
 
 
-def write_part(file: BinaryIO, part: Part, place: tuple[int, int, int, int]) -> None:
+def write_part(file: Writer, part: Part, place: tuple[int, int, int, int]) -> None:
     """Writes the columns of one tar at a place from `column_places`."""
     first, chunk_place, row_place, name_place = place
     chunk_ends = (part.chunk_ends + first).astype("<i8")

@@ -10,11 +10,11 @@ import pathlib
 import random
 import sys
 from collections.abc import Iterator
-from typing import BinaryIO
 
 import numpy as np
 import tqdm
 
+from jaxclip.data.index.checked import InMemory, Writer
 from jaxclip.data.index.keep import keep
 from jaxclip.data.index.tar import Facts, Part, TarIndex, write
 from jaxclip.data.index.tar_scan import scan
@@ -60,7 +60,7 @@ class _Builder:
             self._clear()
             return index
 
-        def fill(file: BinaryIO) -> None:
+        def fill(file: Writer) -> None:
             write(file, facts, sizes, map(self._part, range(len(self._files))))
 
         try:
@@ -70,12 +70,12 @@ class _Builder:
                     self._clear()
                     return index
             memory = io.BytesIO()
-            fill(memory)
+            fill(Writer(memory))
         except ValueError as error:
             raise UserError(
                 f"{self._files[0].path} and those after it changed while they were indexed: {error}"
             ) from error
-        return TarIndex(memory.getvalue())
+        return TarIndex(InMemory(memory.getvalue()))
 
     def _survey(self) -> tuple[list[Facts], np.ndarray]:
         """Indexes every file that is not indexed yet; returns the facts and sizes of the parts."""
@@ -140,10 +140,9 @@ class _Builder:
         if number in self._unkept:
             return self._unkept[number]
         place = self._place(number)
-        with contextlib.suppress(OSError, ValueError):
-            index = TarIndex(place.read_bytes())
-            if len(index.record_ends) == 1:
-                return index.part()
+        index = TarIndex.open(place, 1, whole=True)
+        if index is not None:
+            return index.part()
         try:
             part = scan(self._files, number)
         except OSError as error:

@@ -11,7 +11,7 @@ from jaxclip.errors import UserError
 BLOCK = 512
 _LARGEST_EXTENDED_HEADER = 1 << 20
 _MOST_EXTENDED_HEADERS = 16  # before one member; in practice there are up to three
-LONGEST_NAME = 4096  # Linux's PATH_MAX
+_LONGEST_NAME = 4096  # Linux's PATH_MAX
 _WITHOUT_DATA = b"123456"  # links, devices, folders and pipes, whatever their size field says
 
 _LOCAL_READ = 4096  # bytes read with a header of a local file; may include small members, and is a disk's smallest read
@@ -89,7 +89,7 @@ def walk(files: Files, number: int) -> Iterator[tuple[bytes, int | None, int]]:
             position += _padded(size)
         reader.members += 1
         if kind != b"5" and not name.endswith(b"/"):
-            regular = kind in b"07\0" and not sparse and len(name) <= LONGEST_NAME
+            regular = kind in b"07\0" and not sparse and len(name) <= _LONGEST_NAME
             yield name, block if regular else None, size
         name, size, sparse = None, None, False
 

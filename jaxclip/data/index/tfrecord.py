@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import concurrent.futures
+import io
 import pathlib
 import shutil
+import struct
 import sys
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tqdm
 
+from jaxclip.data.index.checked import Content, InMemory, Writer, open_checked
 from jaxclip.data.index.keep import keep
 from jaxclip.data.storage import REMOTE_BLOCK, Files, cache_folder, fingerprint, is_remote
 from jaxclip.errors import UserError
@@ -23,19 +27,50 @@ _SOUND, _CUT = -1, -2
 _PAGE = 4096  # bytes read with a header; may include small records, and is a disk's smallest read
 _CHECKED_AT_ONCE = 4096  # headers
 
+_MAGIC = b"jaxclip TFRecord index 2\n"  # a kept index with another number is built again
+_TWO = struct.Struct("<2q")
+
 
 class TfRecordIndex:
-    """Ends of the records of all files in order; in an index from the cache, they are memory-mapped.
+    """Ends of the records of all files in order, read from the content that `_write` wrote.
 
     Attributes:
       counts: int64 [files], the number of records in each file.
       flaws: int64 [files], -1 for an intact file, -2 for a truncated one, otherwise the offset of a damaged header.
-      ends: int64 [records], the offset in its file at which each record ends and the next one starts.
     """
 
-    def __init__(self, table: np.ndarray, files: int):
-        """Takes an int64 array of counts, flaws and ends, and the number of files."""
-        self.counts, self.flaws, self.ends = table[:files], table[files : 2 * files], table[2 * files :]
+    def __init__(self, content: Content, files: int):
+        """Takes the content and the number of files; raises ValueError if the content is no index of so many."""
+        self._content, self._start = content, len(_MAGIC) + 16 * files
+        if content.size < self._start or content.read(0, len(_MAGIC)) != _MAGIC:
+            raise ValueError("no index of so many files")
+        table = np.frombuffer(content.read(len(_MAGIC), 16 * files), "<i8").reshape(2, files)
+        self.counts, self.flaws = table
+        if np.any(self.counts < 0) or content.size != self._start + 8 * int(self.counts.sum()):
+            raise ValueError("no index of so many files")
+
+    @staticmethod
+    def open(place: pathlib.Path, files: int, *, whole: bool = False) -> TfRecordIndex | None:
+        """The index in a file; None if it is missing, damaged, or not of so many files; `whole` as in `CheckedFile`."""
+        return open_checked(place, lambda content: TfRecordIndex(content, files), whole=whole)
+
+    def extent(self, record: int, row: int) -> tuple[int, int]:
+        """The offsets in its file at which a record, the `row`-th of the file, starts and ends; raises as `ends`."""
+        if row:
+            return _TWO.unpack(self._content.read(self._start + 8 * (record - 1), 16))
+        return 0, int(self.ends(record, 1)[0])
+
+    def ends(self, first: int, count: int) -> np.ndarray:
+        """int64 [count]: the offset in its file at which each record ends and the next one starts.
+
+        Args:
+          first: the number of the first record.
+          count: the number of records.
+
+        Raises:
+          UserError: the kept index is damaged.
+        """
+        return np.frombuffer(self._content.read(self._start + 8 * first, 8 * count), "<i8")
 
     def flaw(self, number: int) -> str:
         """The flaw of a file, as text that follows its path in a message; empty for an intact file."""
@@ -54,18 +89,26 @@ def load_index(files: Files) -> TfRecordIndex:
       UserError: a file cannot be read or is not a TFRecord file.
     """
     folder = cache_folder("tfrecord-index")
-    place = folder / f"{fingerprint(files)}.npy"
+    place = folder / f"{fingerprint(files)}.index"
+    index = TfRecordIndex.open(place, len(files))
+    return _build(files, place) if index is None else index
+
+
+def _build(files: Files, place: pathlib.Path) -> TfRecordIndex:
+    """Indexes every file, and combines the parts in `place`, or in memory if it cannot be written."""
     parts = place.with_suffix(".parts")
-    table = _restore(place, mapped=True)
-    if table is not None and _fits(table, len(files)):
-        return TfRecordIndex(table, len(files))
+    unkept: dict[int, np.ndarray] = {}
 
     def part(number: int) -> np.ndarray:
-        kept = parts / f"{number}.npy"
-        found = _restore(kept, mapped=False)
-        if found is None or not len(found):
-            found = scan(files, number)
-            keep(kept, lambda file: np.save(file, found))
+        if number in unkept:
+            return unkept[number]
+        kept = parts / f"{fingerprint([files[number]])}.index"
+        index = TfRecordIndex.open(kept, 1, whole=True)
+        if index is not None:
+            return np.concatenate([index.flaws, index.ends(0, int(index.counts[0]))])
+        found = scan(files, number)
+        if not keep(kept, lambda file: _write(file, [_summary(found)], [found])):
+            unkept[number] = found
         return found
 
     remote = any(is_remote(file.path) for file in files)
@@ -80,7 +123,7 @@ def load_index(files: Files) -> TfRecordIndex:
             file=sys.stderr,
         ) as bar,
     ):
-        running = {pool.submit(part, number): number for number in range(len(files))}
+        running = {pool.submit(lambda number: _summary(part(number)), number): number for number in range(len(files))}
         try:
             for done in concurrent.futures.as_completed(running):
                 done.result()
@@ -88,12 +131,47 @@ def load_index(files: Files) -> TfRecordIndex:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    found = [future.result() for future in running]
-    counts = [len(one) - 1 for one in found]
-    table = np.concatenate([np.array(counts, np.int64), [one[0] for one in found], *(one[1:] for one in found)])
-    keep(place, lambda file: np.save(file, table))
+    summaries = [future.result() for future in running]
+
+    def fill(file: Writer) -> None:
+        _write(file, summaries, map(part, range(len(files))))
+
+    index = TfRecordIndex.open(place, len(files))  # if another process has finished first and removed the parts
+    try:
+        if index is None and keep(place, fill):
+            index = TfRecordIndex.open(place, len(files))
+        if index is None:
+            memory = io.BytesIO()
+            fill(Writer(memory))
+            return TfRecordIndex(InMemory(memory.getvalue()), len(files))
+    except ValueError as error:
+        raise UserError(f"{files[0].path} and those after it changed while they were indexed: {error}") from error
     shutil.rmtree(parts, ignore_errors=True)
-    return TfRecordIndex(table, len(files))
+    return index
+
+
+def _summary(found: np.ndarray) -> tuple[int, int]:
+    """The count and the flaw of a file, as in `TfRecordIndex`, from what `scan` returned."""
+    return len(found) - 1, int(found[0])
+
+
+def _write(file: Writer, summaries: Sequence[tuple[int, int]], parts: Iterable[np.ndarray]) -> None:
+    """Writes an index into an empty file.
+
+    Args:
+      file: the file to write to.
+      summaries: for each of the indexed files, its `_summary`.
+      parts: what `scan` returned for each; one is held in memory at a time.
+
+    Raises:
+      OSError: the file cannot be written.
+      ValueError: a part is not the summarized one.
+    """
+    file.write(_MAGIC + np.array(summaries, "<i8").T.tobytes())
+    for found, summary in zip(parts, summaries, strict=True):
+        if _summary(found) != summary:
+            raise ValueError("a part is not what it was")
+        file.write(found[1:].astype("<i8").tobytes())
 
 
 def scan(files: Files, number: int) -> np.ndarray:
@@ -188,18 +266,3 @@ def masked_crc32c(rows: np.ndarray) -> np.ndarray:
         crc = _CRC_TABLE[(crc ^ column) & 0xFF] ^ (crc >> np.uint32(8))
     crc = ~crc
     return ((crc >> np.uint32(15)) | (crc << np.uint32(17))) + np.uint32(0xA282EAD8)
-
-
-def _fits(table: np.ndarray, files: int) -> bool:
-    """Whether an array from the cache is a valid index of `files` files."""
-    counts = table[:files]
-    return len(table) >= 2 * files and bool(np.all(counts >= 0)) and int(counts.sum()) == len(table) - 2 * files
-
-
-def _restore(place: pathlib.Path, *, mapped: bool) -> np.ndarray | None:
-    """An int64 array from the cache; None if it is missing or damaged."""
-    try:
-        table = np.load(place, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return table if isinstance(table, np.ndarray) and table.dtype == np.int64 and table.ndim == 1 else None

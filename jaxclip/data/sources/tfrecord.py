@@ -79,8 +79,8 @@ class TfRecords:
         """The number of a record's file, its row in the file, and the start and size of its data."""
         number = int(np.searchsorted(self._file_ends, index, side="right"))
         row = index - int(self._file_ends[number] - self._index.counts[number])
-        start = int(self._index.ends[index - 1]) if row else 0
-        return number, row, start + HEADER, int(self._index.ends[index]) - start - HEADER - FOOTER
+        start, end = self._index.extent(index, row)
+        return number, row, start + HEADER, end - start - HEADER - FOOTER
 
     def _probes(self, pattern: str) -> Iterator[bytes]:
         """The data of a few records spread over the files."""
@@ -96,7 +96,7 @@ class TfRecords:
         """As `Source.chunk_ends`: the records that start in the same part of a file form a chunk."""
         ends = []
         for first, count in zip(self._file_ends - self._index.counts, self._index.counts, strict=True):
-            starts = np.concatenate([[0], self._index.ends[first : first + count]])[:count]
+            starts = np.concatenate([[0], self._index.ends(int(first), int(count))])[:count]
             last = np.flatnonzero(np.diff(starts // _CHUNK, append=-1))
             ends.append(first + 1 + last)
         return np.concatenate(ends).astype(np.int64)

@@ -239,7 +239,7 @@ def test_files_are_indexed_once_and_again_when_one_changes(tmp_path, cache, monk
     pattern = str(tmp_path / "*.tfrecord")
     assert captions(TfRecords(pattern)) == captions(TfRecords(pattern)) == list("012345")
     assert sorted(scans) == ["0.tfrecord", "1.tfrecord"]
-    assert [path.suffix for path in (cache / "tfrecord-index").iterdir()] == [".npy"]
+    assert [path.suffix for path in (cache / "tfrecord-index").iterdir()] == [".index"]
     write(tmp_path / "1.tfrecord", numbered(5, 4))
     assert captions(TfRecords(pattern)) == list("0125678")
 
@@ -262,6 +262,22 @@ def test_an_interrupted_index_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(Files, "read_once", read)
     assert captions(TfRecords(pattern)) == list("012345")
     assert sorted(scans) == ["0.tfrecord", "1.tfrecord", "1.tfrecord"]
+
+
+def test_an_index_that_another_process_finishes_first_is_used(tmp_path, cache, monkeypatch):
+    path = write(tmp_path / "x.tfrecord", numbered(0, 3))
+    scan, folder = tfrecord_index.scan, cache / "tfrecord-index"
+    others = []
+
+    def overtaken(files, number):
+        monkeypatch.setattr(tfrecord_index, "scan", scan)
+        assert captions(TfRecords(str(path))) == list("012")
+        others.extend((kept.name, kept.stat().st_ino) for kept in folder.iterdir())
+        return scan(files, number)
+
+    monkeypatch.setattr(tfrecord_index, "scan", overtaken)
+    assert captions(TfRecords(str(path))) == list("012")
+    assert [(kept.name, kept.stat().st_ino) for kept in folder.iterdir()] == others and len(others) == 1
 
 
 @pytest.mark.parametrize(
