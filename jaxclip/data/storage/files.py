@@ -152,7 +152,11 @@ class OpenFile:
 
     def read(self, start: int, size: int) -> bytes:
         """`size` bytes, or fewer at the end of the file; raises OSError if it cannot be read."""
-        return os.pread(self.descriptor, size, start)
+        data = os.pread(self.descriptor, size, start)
+        # Linux reads at most 2 GiB at once, and network file systems may return fewer bytes than there are.
+        while len(data) < size and (more := os.pread(self.descriptor, size - len(data), start + len(data))):
+            data += more
+        return data
 
     def __del__(self):
         if self.descriptor >= 0:
