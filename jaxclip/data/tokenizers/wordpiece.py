@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import json
-import re
 from collections.abc import Iterable, Iterator
 
 import tokenizers
@@ -24,7 +23,8 @@ def from_vocabulary(text: str) -> HuggingFaceTokenizer:
     """From a vocab.txt, one token per line in the order of ids.
 
     Raises:
-      ValueError: one of [PAD], [UNK], [CLS] and [SEP] is missing, a token occurs twice, or the vocabulary is cased.
+      ValueError: one of [PAD], [UNK], [CLS] and [SEP] is missing, a token occurs twice, or the vocabulary is cased: a
+        token that is a plain word has a capital.
     """
     lines = text.removesuffix("\n").split("\n")
     tokens = {line.removesuffix("\r"): number for number, line in enumerate(lines)}
@@ -34,12 +34,20 @@ def from_vocabulary(text: str) -> HuggingFaceTokenizer:
     missing = next((token for token in (PAD, UNKNOWN, START, END) if token not in tokens), None)
     if missing is not None:
         raise ValueError(f"it has no {missing}")
-    capital = next(
-        (token for token in tokens if re.search("[A-Z]", token) and not re.fullmatch(r"\[.*\]", token)), None
-    )
+    capital = next(filter(_is_cased, tokens), None)
     if capital is not None:
         raise ValueError(f"it is cased (it has {capital!r}); use the tokenizer.json of the same model")
     return _assembled(tokens)
+
+
+def _is_cased(token: str) -> bool:
+    """Whether a token is a plain word, or a piece of one, that no text in lower case contains.
+
+    Special tokens may have capitals in any vocabulary. They have more than letters, such as the brackets of [unused1]
+    and of Chinese-CLIP's <S>, and in lower case their spelling is plain text.
+    """
+    word = token.removeprefix(_INSIDE)
+    return word.isalpha() and word != word.lower()
 
 
 def train(captions: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:

@@ -186,6 +186,22 @@ def test_a_vocabulary_with_windows_line_ends_is_the_same(tmp_path):
     assert tokenizers.load(tmp_path / "unix.txt").to_json() == tokenizers.load(tmp_path / "windows.txt").to_json()
 
 
+def test_special_tokens_with_capitals_leave_a_vocabulary_uncased_and_are_plain_text(tmp_path):
+    special = ["<S>", "<T>", "[unused1]", "[X1]", "{Y}", "(Z)", "<|V|>", "@USER", "__U__"]
+    (tmp_path / "vocab.txt").write_text("\n".join([*BERT, *special, "<", "s", ">"]))
+    tokenizer = tokenizers.load(tmp_path)
+    opened, letter, closed = range(len(BERT) + len(special), tokenizer.vocab_size)
+    tokens, _ = tokenizer(["<S> CAT", "<s>cat"], 7)
+    assert tokens.tolist() == [[2, opened, letter, closed, 7, 3, 0]] * 2
+
+
+@pytest.mark.parametrize("word", ["Cat", "##T", "I", "\u041a\u043e\u0442", "\u00c9"])
+def test_a_plain_word_with_a_capital_makes_a_vocabulary_cased(tmp_path, word):
+    (tmp_path / "vocab.txt").write_text("\n".join([*BERT, "<S>", word]), encoding="utf-8")
+    with pytest.raises(UserError, match=f"it is cased .it has '{word}'.; use the tokenizer.json"):
+        tokenizers.load(tmp_path)
+
+
 def without(part: str, value: object = None) -> str:
     return json.dumps(json.loads(bert().to_str()) | {part: value})
 
