@@ -10,6 +10,7 @@ import mmap
 import os
 import pathlib
 import resource
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -222,6 +223,26 @@ def test_the_format_of_a_file_is_detected_from_its_content(tmp_path):
     np.savez(tmp_path / "x.npz", a=array)
     for source, name in ((path, "x.bin"), (tmp_path / "x.npz", "y.safetensors")):
         assert same(open_tensors(source.rename(tmp_path / name))["a"].read(), array)
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("zip", "is a zip archive and no .npz, because it holds '1_Pooling/', which is no array"),
+        ("tar", "is a tar archive"),
+        ("gztar", "is compressed by gzip"),
+        ("bztar", "is compressed by bzip2"),
+        ("xztar", "is compressed by xz"),
+    ],
+)
+def test_an_archive_of_a_models_folder_is_to_be_unpacked(tmp_path, form, said):
+    (tmp_path / "model" / "1_Pooling").mkdir(parents=True)
+    (tmp_path / "model" / "1_Pooling" / "config.json").write_text("{}")
+    write(tmp_path / "model", {"a": values((5,), np.float32)})
+    path = shutil.make_archive(str(tmp_path / "packed"), form, tmp_path / "model")
+    with pytest.raises(UserError) as caught:
+        open_tensors(pathlib.Path(path))
+    assert str(caught.value) == f"{path} {said}: unpack it and give the folder, or the file of weights in it"
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

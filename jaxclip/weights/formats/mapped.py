@@ -59,6 +59,11 @@ def map_file(path: pathlib.Path) -> mmap.mmap:
         raise UserError(f"cannot open {path}: {reason}; check the name and whether it may be read") from None
 
 
+def archived(path: pathlib.Path, kind: str) -> UserError:
+    """The error for a file that contains others; `kind` is what it is."""
+    return UserError(f"{path} is {kind}: unpack it and give the folder, or the file of weights in it")
+
+
 def pytorch(path: pathlib.Path) -> UserError:
     """The error for a file that torch wrote with pickle."""
     return UserError(

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxclip.errors import UserError
 from jaxclip.io import printable
-from jaxclip.weights.formats.mapped import COPY_AGAIN, MOST_DIMENSIONS, Mapped, pytorch
+from jaxclip.weights.formats.mapped import COPY_AGAIN, MOST_DIMENSIONS, Mapped, archived, pytorch
 
 MAGIC = (b"PK\3\4", b"PK\5\6")  # the first bytes of a zip, and of an empty one
 
@@ -138,7 +138,9 @@ def _members(path: pathlib.Path, archive: zipfile.ZipFile, length: int) -> list[
         raise UserError(f"{path} holds no arrays; {COPY_AGAIN}")
     for name in names:
         if not name.endswith(".npy") or not name.isprintable() or len(name) > _LONGEST_NAME:
-            raise UserError(f"{path} is not an .npz: it holds {printable(name, 80)!r}, which names no array")
+            raise archived(
+                path, f"a zip archive and no .npz, because it holds {printable(name, 80)!r}, which is no array"
+            )
     if len(set(names)) != len(names):
         raise UserError(f"{path} is damaged: it holds an array twice; {COPY_AGAIN}")
     size = sum(member.file_size for member in members)

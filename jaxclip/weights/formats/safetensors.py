@@ -21,7 +21,7 @@ import safetensors
 from jaxclip.errors import UserError
 from jaxclip.io import first_few, printable
 from jaxclip.weights.formats import npz
-from jaxclip.weights.formats.mapped import COPY_AGAIN, MOST_DIMENSIONS, Mapped, map_file, pytorch
+from jaxclip.weights.formats.mapped import COPY_AGAIN, MOST_DIMENSIONS, Mapped, archived, map_file, pytorch
 
 # Types of the format that consist of whole bytes; it also has some of 4 and 6 bits.
 DTYPES: dict[str, np.dtype] = {
@@ -45,6 +45,8 @@ DTYPES: dict[str, np.dtype] = {
 _MOST_HEADER = 8 << 20  # bytes of a header or an index; 1,500 tensors take a quarter of a million
 _LONGEST_NAME = 500
 _TORCH_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+# The first bytes of compressed files other than zip, which .npz files are.
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz"}
 _ACCEPTED = "accepted are .safetensors, model.safetensors.index.json with its shards beside it, and .npz"
 
 
@@ -130,6 +132,11 @@ def _refuse_others(path: pathlib.Path, content: mmap.mmap) -> None:
         npz.open_npz(path, content)
     elif is_pickle or path.suffix.lower() in _TORCH_SUFFIXES:
         raise pytorch(path)
+    if content[257:262] == b"ustar":  # after the name and other properties of the first member
+        raise archived(path, "a tar archive")
+    for mark, kind in _COMPRESSED.items():
+        if content[: len(mark)] == mark:
+            raise archived(path, f"compressed by {kind}")
     raise UserError(f"{path} is not a file of weights; {_ACCEPTED}")
 
 
