@@ -15,8 +15,9 @@ from jaxclip import methods, sharding
 from jaxclip.data import tokenizers
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
+from jaxclip.io import first_few
 from jaxclip.methods.clip import Method
-from jaxclip.weights import tensor_map
+from jaxclip.weights import one_tower, tensor_map
 from jaxclip.weights.checked_json import LARGEST
 from jaxclip.weights.families import big_vision, hugging_face, open_clip
 from jaxclip.weights.formats.safetensors import Stored, open_tensors
@@ -93,7 +94,9 @@ def open_foreign(
         described = open_clip.describe(str(path), tensors, config, questions)
         family: Any = open_clip
     elif path.is_dir() and (path / "config.json").is_file():
-        tensors = hugging_face.names(open_tensors(weight_file(path, "model")))
+        found = open_tensors(weight_file(path, "model"))
+        one_tower.refuse(path, found)
+        tensors = hugging_face.names(found)
         config = read_json(path / "config.json")
         described = hugging_face.describe(str(path), config, _preprocessor(path), questions)
         family = hugging_face
@@ -105,8 +108,11 @@ def open_foreign(
             raise UserError(
                 f"{path} is of Hugging Face's form, and its config.json says what model it is: give the folder"
             )
+        one_tower.refuse(path, found)
         family = big_vision if any(name.split("/")[0] in ("params", "img", "txt") for name in found) else open_clip
         tensors = family.names(found)
+        if family is open_clip and not any(name.startswith("visual.") for name in tensors):
+            raise UserError(f"{path} is no model that jaxclip knows: it has {first_few(list(found), 3)}; {_ACCEPTED}")
         if family is big_vision:
             described = big_vision.describe(str(path), tensors, questions)
         else:

@@ -43,6 +43,14 @@ _HEADS = ("cls.", "pooler.")  # the pretraining heads and the pooler
 _COUNTED = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
+_WORDS = re.compile(r"((bert|roberta|distilbert|electra|mpnet)\.)?embeddings\.word_embeddings\.weight")
+
+
+def is_one(tensors: Mapping[str, Stored]) -> bool:
+    """Whether tensors are those of a text encoder alone that names them as BERT does, or as one of its successors."""
+    return any(map(_WORDS.fullmatch, tensors)) and not any(name.startswith("visual") for name in tensors)
+
+
 def describe(source: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a `towers.bert.BertConfig` from a BERT's config.json.
 

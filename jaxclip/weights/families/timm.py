@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from jaxclip.towers.layers import Activation
 from jaxclip.towers.vit import ViTConfig
+from jaxclip.weights.formats.safetensors import Stored
 from jaxclip.weights.tensor_map import LINEAR, ONE_ROW, PATCHES, TWO_ROWS, Piece, layer_norm, linear
 
 EPS = 1e-6  # of timm's own layer normalization
@@ -43,6 +45,11 @@ TRUNKS: dict[str, Trunk] = {
     **_named("so400m", {256: "gelu_tanh", 384: "gelu_tanh", 512: "gelu_tanh"}, 16, 1152, 27, 16, 4304),
     **_named("giantopt", {256: "gelu_tanh", 384: "gelu_tanh"}, 16, 1536, 40, 16, 0),
 }
+
+
+def is_one(tensors: Mapping[str, Stored]) -> bool:
+    """Whether tensors have the names of a vision transformer of timm's, without a prefix."""
+    return "patch_embed.proj.weight" in tensors and "blocks.0.attn.qkv.weight" in tensors
 
 
 def keys(trunk: Trunk) -> dict[str, Any]:

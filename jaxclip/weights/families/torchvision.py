@@ -18,6 +18,11 @@ def is_one(tensors: Mapping[str, Stored]) -> bool:
     return "conv1.weight" in tensors and "layer1.0.conv3.weight" in tensors
 
 
+def is_other(tensors: Mapping[str, Stored]) -> bool:
+    """Whether tensors have the names of a ResNet that `describe` has no tower for, such as ResNet-18."""
+    return "layer1.0.conv2.weight" in tensors and not is_one(tensors)
+
+
 def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
     """The tensors without the classifier and the batch counts, which jaxclip's towers do not have."""
     return {
