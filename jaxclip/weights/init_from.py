@@ -182,7 +182,16 @@ def _check_same(source: str, theirs: Mapping[str, Any], ours: Mapping[str, Any],
 def _check_vocabulary(source: str, theirs: Tokenizer, ours: Tokenizer) -> None:
     if theirs.vocab_size == ours.vocab_size and np.array_equal(theirs(_SAMPLE, 32)[0], ours(_SAMPLE, 32)[0]):
         return
+    if theirs.pad_id != ours.pad_id and _without_padding(theirs) == _without_padding(ours):
+        raise UserError(
+            f"config.init_from={source} has texts padded with id {theirs.pad_id}, which its text tower sees, and the "
+            f"run pads with {ours.pad_id}; leave the text tower out by config.init_only='^image'"
+        )
     raise UserError(
         f"config.init_from={source} has another vocabulary than the run; set config.data.vocabulary to the file of the "
         "weights' (and config.data.train_vocabulary=0), or leave the text tower out by config.init_only='^image'"
     )
+
+
+def _without_padding(tokenizer: Tokenizer) -> list[list[int]]:
+    return [row[: end + 1].tolist() for row, end in zip(*tokenizer(_SAMPLE, 32), strict=True)]

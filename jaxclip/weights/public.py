@@ -117,7 +117,7 @@ def open_foreign(
             described = big_vision.describe(str(path), tensors, questions)
         else:
             described = open_clip.describe(str(path), tensors, None, questions)
-    tokenizer = _tokenizer(path if path.is_dir() else None, questions, tokenizer_needed)
+    tokenizer = _tokenizer(path if path.is_dir() else None, described["text"], questions, tokenizer_needed)
     questions.check(described)
     method = build(str(path), described, len(tensors), scanned=family is big_vision)
     listed = big_vision.pieces(method, tensors) if family is big_vision else family.pieces(method)
@@ -220,12 +220,19 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _tokenizer(folder: pathlib.Path | None, questions: Questions, needed: bool) -> Tokenizer | None:
-    answer = questions.answers.tokenizer
-    if answer is not None:
-        return tokenizers.load(answer, clean=_cleaning(folder))
-    if folder is not None and has_tokenizer(folder):
-        return tokenizers.load(folder, clean=_cleaning(folder))
+def _tokenizer(
+    folder: pathlib.Path | None, text: Mapping[str, Any], questions: Questions, needed: bool
+) -> Tokenizer | None:
+    """The tokenizer of weights with a text tower of these keys; None if there is none."""
+    source = questions.answers.tokenizer
+    if source is None and folder is not None and has_tokenizer(folder):
+        source = folder
+    if source is not None:
+        clean = _cleaning(folder)
+        # open_clip has transformers' tokenizers, for which it has a cleaning, and its own, which pads with id 0.
+        is_theirs = folder is not None and (clean is not None or not (folder / "open_clip_config.json").is_file())
+        named = is_theirs and (not text["causal"] or text["pool"] != "end")  # whether the text tower sees the padding
+        return tokenizers.load(source, clean=clean, named_padding=named)
     if needed:
         questions.ask(
             "tokenizer=PATH of its vocabulary (for OpenAI's and LAION's models bpe_simple_vocab_16e6.txt.gz, in the "

@@ -347,6 +347,18 @@ def test_another_vocabulary_is_refused_where_its_embedding_is_taken(tmp_path):
     started(path, init_only="^image/", tokenizer=other)
 
 
+def test_padding_that_the_run_does_not_have_is_refused_where_the_text_tower_is_taken(tmp_path):
+    keys = changed(text__causal=False)
+    path, theirs = source(tmp_path, "openclip", keys)
+    settings = pathlib.Path(path) / "tokenizer_config.json"
+    settings.write_text(json.dumps({"pad_token": END}))
+    (settings.parent / "special_tokens_map.json").unlink()
+    with pytest.raises(UserError, match="padded with id 513, which its text tower sees, and the run pads with 0;"):
+        started(path, keys)
+    found, fresh, _ = started(path, keys, "^image")
+    assert_equal(found, fresh | {name: values for name, values in theirs.items() if name.startswith("image")})
+
+
 def test_bert_has_no_positions_for_a_longer_context(tmp_path):
     path, _ = bert_folder(tmp_path)
     longer = changed(text=BERT_TEXT | {"context_length": 20})

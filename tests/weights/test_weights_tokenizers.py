@@ -19,6 +19,7 @@ from test_weights_hugging_face_files import siglip_method
 from jaxclip import methods
 from jaxclip.data import tokenizers
 from jaxclip.data.tokenizers import wordpiece
+from jaxclip.data.tokenizers.clip import END
 from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from jaxclip.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from jaxclip.errors import UserError
@@ -37,10 +38,12 @@ def ids(tokenizer: tokenizers.Tokenizer, texts=TEXTS) -> list[list[int]]:
     return tokenizer(texts, 24)[0].tolist()
 
 
-def saved(folder: pathlib.Path, form: str, tokenizer: tokenizers.Tokenizer) -> pathlib.Path:
+def saved(folder: pathlib.Path, form: str, tokenizer: tokenizers.Tokenizer, **text_keys) -> pathlib.Path:
     """A small model with that vocabulary, written in one of the forms."""
     image = ViTConfig(image_size=16, patch_size=8, width=8, layers=1, heads=2, activation="gelu")
-    text = TextConfig(tokenizer.vocab_size, context_length=24, width=8, layers=1, heads=2, activation="gelu")
+    text = TextConfig(
+        tokenizer.vocab_size, context_length=24, width=8, layers=1, heads=2, activation="gelu", **text_keys
+    )
     method = clip.Method(image, text, 4)
     save(folder, form, method, tokenizer, *methods.init_variables(method, jax.random.key(0)))
     return folder
@@ -122,6 +125,61 @@ def test_a_saved_models_vocabulary_is_restored(tmp_path, form, clean):
     # open_clip repairs all texts at least.
     texts = [text for text in TEXTS if clean or EXPECTED["whitespace"](text) == text]
     assert ids(open_weights(folder).tokenizer, texts) == ids(tokenizer, texts)
+
+
+# Files of a folder with a vocabulary of CLIP's form, and transformers' padding token.
+PADDED = [
+    ({"tokenizer_config.json": {"pad_token": END}}, END),
+    ({"tokenizer_config.json": {"pad_token": {"content": "b</w>"}}}, "b</w>"),
+    ({"tokenizer_config.json": {"tokenizer_class": "CLIPTokenizerFast"}}, END),
+    ({"tokenizer_config.json": {"pad_token": "!"}, "special_tokens_map.json": {"pad_token": END}}, END),
+    ({"special_tokens_map.json": {"pad_token": END}}, END),
+    ({}, "!"),  # that of tokenizer.json
+]
+SEEN = [{"causal": False}, {"pool": "last"}, {"causal": False, "pool": "last"}]
+
+
+def padded_folder(folder: pathlib.Path, files: dict, named: bool = True, **text_keys) -> pathlib.Path:
+    """An open_clip folder of a model with CLIP's form of vocabulary and these tokenizer files beside tokenizer.json."""
+    plain = saved(folder / "plain", "openclip", tokenizers.train(["a"], 514), **text_keys)
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"):
+        (plain / name).unlink()
+    for name, content in files.items():
+        (plain / name).write_text(json.dumps(content))
+    return plain if named else changed(plain, folder / "unnamed", hf_tokenizer_name=None, tokenizer_kwargs={})
+
+
+@pytest.mark.parametrize(("files", "pad"), PADDED)
+@pytest.mark.parametrize("text_keys", SEEN)
+def test_a_text_tower_that_sees_the_padding_has_that_of_transformers(tmp_path, files, pad, text_keys):
+    tokenizer = open_weights(padded_folder(tmp_path, files, **text_keys)).tokenizer
+    vocabulary = json.loads(tokenizer.to_json())["model"]["vocab"]
+    tokens, ends = tokenizer(["a", "a" * 9], 6)
+    a, last = vocabulary["a"], vocabulary["a</w>"]
+    assert tokens.tolist() == [[512, last, 513, *[vocabulary[pad]] * 3], [512, a, a, a, a, 513]]
+    assert ends.tolist() == [2, 5]
+
+
+@pytest.mark.parametrize(("text_keys", "named"), [({}, True), ({"causal": False}, False)])
+def test_open_clips_own_padding_and_one_that_is_not_seen_are_id_0(tmp_path, text_keys, named):
+    files = {"tokenizer_config.json": {"pad_token": END}}
+    tokenizer = open_weights(padded_folder(tmp_path, files, named=named, **text_keys)).tokenizer
+    assert tokenizer(["a"], 5)[0][0, 2:].tolist() == [513, 0, 0]
+
+
+def test_padding_that_is_seen_and_not_known_is_asked_for(tmp_path):
+    folder = padded_folder(tmp_path, {}, causal=False)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(content | {"padding": None}))
+    with pytest.raises(UserError, match="its padding token is unknown; put a tokenizer_config.json such as"):
+        open_weights(folder)
+
+
+@pytest.mark.parametrize("form", ["jaxclip", "openclip"])
+def test_a_models_padding_goes_along_with_it(tmp_path, form):
+    tokenizer = open_weights(padded_folder(tmp_path, PADDED[0][0], causal=False)).tokenizer
+    again = open_weights(saved(tmp_path / "again", form, tokenizer, causal=False)).tokenizer
+    assert again.pad_id == again.end_id == 513 and again.to_json() == tokenizer.to_json()
 
 
 WRITTEN = {

@@ -49,11 +49,19 @@ class ClipTokenizer:
     is faster than splitting and merging them again.
     """
 
-    pad_id = 0  # as in OpenAI's code; it is also the id of "!"
     mask_id = None
 
-    def __init__(self, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]]):
-        """Raises ValueError with the reason if these are not a byte-level BPE with word ends."""
+    def __init__(self, vocabulary: dict[str, int], merges: Sequence[tuple[str, str]], pad_token: str | None = None):
+        """From a vocabulary and its merges.
+
+        Args:
+          vocabulary: the ids by token.
+          merges: pairs of tokens, in the order in which they are merged.
+          pad_token: the padding token. Defaults to id 0, as in OpenAI's code, which is also the id of "!".
+
+        Raises:
+          ValueError: these are not a byte-level BPE with word ends, or the padding token is not in the vocabulary.
+        """
         ids = list(vocabulary.values())
         if any(type(i) is not int for i in ids) or sorted(ids) != list(range(len(ids))):
             raise ValueError(f"its ids are not 0 to {len(ids) - 1}, each once")
@@ -66,6 +74,9 @@ class ClipTokenizer:
         self.vocab_size = len(vocabulary)
         self.start_id = vocabulary[START]
         self.end_id = vocabulary[END]
+        if pad_token is not None and pad_token not in vocabulary:
+            raise ValueError(f"the pad token {pad_token!r} is not in its vocabulary")
+        self.pad_id = 0 if pad_token is None else vocabulary[pad_token]
         self._tokens = {i: token for token, i in vocabulary.items()}
         self._backend = tokenizers.Tokenizer(models.BPE(vocabulary, list(merges), end_of_word_suffix=WORD_END))
         self._backend.pre_tokenizer = _words()
@@ -91,7 +102,7 @@ class ClipTokenizer:
             except KeyError:
                 ids = b"".join([new[piece] if piece in new else known[piece] for piece in row])[:max_bytes]
             rows.append(before + ids + after)
-        padding = bytes(row_bytes)  # the bytes of pad_id
+        padding = np.full(context_length, self.pad_id, np.int32).tobytes()
         tokens = np.frombuffer(bytearray().join([(row + padding)[:row_bytes] for row in rows]), np.int32)
         ends = np.fromiter(map(len, rows), np.int32, len(rows)) // 4 - 1
         return tokens.reshape(len(rows), context_length), ends
@@ -132,6 +143,8 @@ class ClipTokenizer:
         not in the vocabulary.
         """
         ids = np.asarray(tokens).tolist()
+        while self.pad_id == self.end_id and ids[-2:] == [self.end_id] * 2:
+            ids.pop()
         if self.end_id in ids:
             ids = ids[: len(ids) - 1 - ids[::-1].index(self.end_id)]
         if ids[:1] == [self.start_id]:
@@ -144,8 +157,13 @@ class ClipTokenizer:
         return text.decode("utf-8", errors="replace").strip()
 
     def to_json(self) -> str:
-        """The tokenizer as the text of a Hugging Face tokenizer.json."""
-        return self._backend.to_str()
+        """The tokenizer as the text of a Hugging Face tokenizer.json, with its padding unless that is id 0."""
+        text = self._backend.to_str()
+        if self.pad_id == 0:
+            return text
+        padded = tokenizers.Tokenizer.from_str(text)
+        padded.enable_padding(pad_id=self.pad_id, pad_token=self._tokens[self.pad_id])
+        return padded.to_str()
 
 
 def train(captions: Iterable[str], vocab_size: int) -> ClipTokenizer:

@@ -18,24 +18,34 @@ def is_clip(content: dict[str, Any]) -> bool:
     return {START, END} <= model["vocab"].keys() | {token["content"] for token in content.get("added_tokens", ())}
 
 
-def from_content(content: dict[str, Any]) -> ClipTokenizer:
-    """From Hugging Face's parsed tokenizer.json. Words are split as in CLIP, whatever the file's own rule."""
+def from_content(content: dict[str, Any], pad_token: str | None = None) -> ClipTokenizer:
+    """From Hugging Face's parsed tokenizer.json. Words are split as in CLIP, whatever the file's own rule.
+
+    The file's own padding is used only if `ClipTokenizer.to_json` wrote it, which adds no post-processor.
+    """
+    if pad_token is None and content.get("post_processor") is None:
+        pad_token = padding(content)
     model = content["model"]
     added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
-    return ClipTokenizer(model["vocab"] | added, merges)
+    return ClipTokenizer(model["vocab"] | added, merges, pad_token)
 
 
-def from_pair(vocabulary: str, merges: str) -> ClipTokenizer:
+def padding(content: dict[str, Any]) -> str | None:
+    """The padding token in a parsed tokenizer.json; None if it has none."""
+    return (content.get("padding") or {}).get("pad_token")
+
+
+def from_pair(vocabulary: str, merges: str, pad_token: str | None = None) -> ClipTokenizer:
     """From Hugging Face's vocab.json and merges.txt."""
-    return ClipTokenizer(json.loads(vocabulary), _merges(merges.rstrip().split("\n")))
+    return ClipTokenizer(json.loads(vocabulary), _merges(merges.rstrip().split("\n")), pad_token)
 
 
-def from_merges(text: str) -> ClipTokenizer:
+def from_merges(text: str, pad_token: str | None = None) -> ClipTokenizer:
     """From OpenAI's list of merges, which determines the ids."""
     merges = _merges(text.rstrip().split("\n")[: 1 + _OPENAI_MERGES])
     tokens = [*SYMBOLS, *map("".join, merges), START, END]
-    return ClipTokenizer({token: i for i, token in enumerate(tokens)}, merges)
+    return ClipTokenizer({token: i for i, token in enumerate(tokens)}, merges, pad_token)
 
 
 def _merges(lines: list[str]) -> list[tuple[str, str]]:

@@ -10,10 +10,11 @@ import pathlib
 import re
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 from jaxclip.data.storage import is_remote
 from jaxclip.data.tokenizers import clip_files, normalizing, sentence_piece, wordpiece
-from jaxclip.data.tokenizers.clip import ClipTokenizer
+from jaxclip.data.tokenizers.clip import END, ClipTokenizer
 from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from jaxclip.data.tokenizers.sentence_piece import Clean, SentencePieceTokenizer
 from jaxclip.data.tokenizers.tokenizer import Tokenizer
@@ -41,22 +42,26 @@ class _Settings:
     pad_token: str | None = None
 
 
-def load(path: str | os.PathLike[str], *, clean: str | None = None) -> Tokenizer:
+def load(path: str | os.PathLike[str], *, clean: str | None = None, named_padding: bool = False) -> Tokenizer:
     """Loads a published tokenizer, or one saved by `to_json`.
 
-    A tokenizer_config.json beside a tokenizer.json or a .model determines the padding token, and the text cleaning of
-    transformers' SiglipTokenizer and Siglip2Tokenizer.
+    A tokenizer_config.json beside a tokenizer.json or a .model determines the padding token (in older folders, the
+    special_tokens_map.json), and the text cleaning of transformers' SiglipTokenizer and Siglip2Tokenizer.
 
     Args:
       path: OpenAI's bpe_simple_vocab_16e6.txt.gz, compressed or not; CLIP's vocab.json or merges.txt with the other
         beside it; a Hugging Face tokenizer.json; the vocab.txt of an uncased BERT; a SentencePiece .model; or a folder
         that contains one of these.
       clean: open_clip's text cleaning before tokenization: "whitespace", "lower" or "canonicalize".
+      named_padding: whether a vocabulary of CLIP's form is padded as in transformers, with the token that the files
+        name. By default it is padded with id 0, as in OpenAI's code; a causal tower that is read at the end token does
+        not see the difference.
 
     Raises:
-      UserError: the file does not exist, is damaged, has another format, or does not support this cleaning.
+      UserError: the file does not exist, is damaged, has another format, does not support this cleaning, or names no
+        padding.
     """
-    tokenizer = _open(path, clean)
+    tokenizer = _open(path, clean, named_padding)
     # "whitespace" and "lower" make no difference, because CLIP's texts are repaired and in lower case anyway.
     if isinstance(tokenizer, ClipTokenizer) and clean == "canonicalize":
         raise UserError(
@@ -66,7 +71,7 @@ def load(path: str | os.PathLike[str], *, clean: str | None = None) -> Tokenizer
     return tokenizer
 
 
-def _open(path: str | os.PathLike[str], clean: str | None) -> Tokenizer:
+def _open(path: str | os.PathLike[str], clean: str | None, named_padding: bool) -> Tokenizer:
     if is_remote(os.fspath(path)):
         raise UserError(f"{path} is remote; copy the vocabulary to a local file")
     path = pathlib.Path(os.fspath(path)).expanduser()
@@ -79,7 +84,7 @@ def _open(path: str | os.PathLike[str], clean: str | None) -> Tokenizer:
         own = path / "spiece.model"
         path = own if own.is_file() and _settings(folder).kind == "SiglipTokenizer" else path / "tokenizer.json"
     if path in (folder, *pair) and all(part.is_file() for part in pair):
-        return _parsed(clip_files.from_pair, str(path), *map(_text, pair))
+        return _parsed(_from_clip, str(path), clip_files.from_pair, _settings(folder), named_padding, *map(_text, pair))
     if path.is_dir():
         others = [*folder.glob("*.model"), *folder.glob("vocab.txt")]
         if len(others) != 1:
@@ -90,10 +95,10 @@ def _open(path: str | os.PathLike[str], clean: str | None) -> Tokenizer:
         return _parsed(_from_model, str(path), _bytes(path), _settings(folder), clean)
     text = _text(path)
     if text.lstrip().startswith("{"):
-        return _parsed(_from_json, str(path), text, _settings(folder), clean)
+        return _parsed(_from_json, str(path), text, _settings(folder), clean, named_padding)
     if re.search(r"^\[UNK\]\r?$", text, re.MULTILINE):
         return _parsed(_from_vocabulary, str(path), text, clean)
-    return _parsed(clip_files.from_merges, str(path), text)
+    return _parsed(_from_clip, str(path), clip_files.from_merges, _settings(folder), named_padding, text)
 
 
 def from_json(text: str) -> Tokenizer:
@@ -101,19 +106,35 @@ def from_json(text: str) -> Tokenizer:
     return _parsed(_from_json, "the stored tokenizer", text)
 
 
-def _from_json(text: str, settings: _Settings = _Settings(), clean: str | None = None) -> Tokenizer:
+def _from_json(
+    text: str, settings: _Settings = _Settings(), clean: str | None = None, named_padding: bool = False
+) -> Tokenizer:
     content = json.loads(text)
     if "sentencepiece" in content:
         return sentence_piece.from_content(content)
     if "model" not in content:
         raise ValueError("it has no 'model'; a vocab.json needs its merges.txt beside it")
     if clip_files.is_clip(content):
-        return clip_files.from_content(content)
+        return _from_clip(clip_files.from_content, settings, named_padding, content)
     if settings.kind == "Siglip2Tokenizer":
         text = json.dumps(normalizing.lowered(content))
     if settings.kind == "SiglipTokenizer" and clean in (None, "whitespace", "lower"):
         clean = "siglip"
     return HuggingFaceTokenizer(text, settings.pad_token, clean)
+
+
+def _from_clip(
+    parse: Callable[..., ClipTokenizer], settings: _Settings, named_padding: bool, *contents: Any
+) -> ClipTokenizer:
+    if not named_padding:
+        return parse(*contents)
+    pad_token = settings.pad_token or (END if settings.kind == "CLIPTokenizer" else None)  # transformers' default
+    if pad_token is None and parse is clip_files.from_content:
+        pad_token = clip_files.padding(*contents)
+    if pad_token is None:
+        example = json.dumps({"pad_token": END})
+        raise ValueError(f"its padding token is unknown; put a tokenizer_config.json such as {example} beside it")
+    return parse(*contents, pad_token)
 
 
 def _from_model(model: bytes, settings: _Settings, clean: str | None) -> SentencePieceTokenizer:
@@ -129,12 +150,17 @@ def _from_vocabulary(text: str, clean: str | None) -> HuggingFaceTokenizer:
 
 
 def _settings(folder: pathlib.Path) -> _Settings:
-    """The settings in a folder's tokenizer_config.json, if there is one."""
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return _Settings()
+    """The settings in a folder's tokenizer_config.json and special_tokens_map.json, if there are any.
+
+    The second is read as in transformers (5.24), only if the first has no added_tokens_decoder, and goes before it.
+    """
+    content: dict[str, Any] = {}
+    path = folder
     try:
-        content = json.loads(_text(path))
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            if (folder / name).is_file() and "added_tokens_decoder" not in content:
+                path = folder / name
+                content = content | json.loads(_text(path))
         kind, pad = content.get("tokenizer_class"), content.get("pad_token")
         pad = pad["content"] if isinstance(pad, dict) else pad
         if not all(isinstance(value, str | None) for value in (kind, pad)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
+import json
 import pathlib
 import sys
 
@@ -13,6 +14,7 @@ import pytest
 from tokenizer_reference import STRINGS, Reference, ids_of, merges_in, random_strings, row, write_small
 
 from jaxclip.data import tokenizers
+from jaxclip.data.tokenizers.clip import END, ClipTokenizer
 
 
 @pytest.fixture(scope="module", params=["small", "openai"])
@@ -183,6 +185,24 @@ def test_decode_gives_the_words_back(small, text, decoded):
 
 def test_decode_takes_tokens_without_start_and_end(small):
     assert small.decode(row(small, "the cat", 9)[1:-1]) == "the cat"
+
+
+@pytest.mark.parametrize("pad", [END, "b"])
+def test_another_padding_token_changes_only_what_follows_the_end(small, pad):
+    vocabulary = json.loads(small.to_json())["model"]["vocab"]
+    padded = ClipTokenizer(vocabulary, [tuple(merge) for merge in json.loads(small.to_json())["model"]["merges"]], pad)
+    assert padded.pad_id == vocabulary[pad] != 0
+    texts = ["a cat", "", "a cat " * 9, "cat <|endoftext|>"]
+    (plain, ends), (tokens, same_ends) = small(texts, 9), padded(texts, 9)
+    after = np.arange(9) > ends[:, None]
+    assert after.any()
+    np.testing.assert_array_equal(tokens, np.where(after, padded.pad_id, plain))
+    np.testing.assert_array_equal(same_ends, ends)
+    assert [padded.decode(row) for row in tokens[:3]] == [small.decode(row) for row in plain[:3]]
+    again = tokenizers.from_json(padded.to_json())
+    assert again.pad_id == padded.pad_id and again.to_json() == padded.to_json()
+    with pytest.raises(ValueError, match="the pad token '<pad>' is not in its vocabulary"):
+        ClipTokenizer(vocabulary, [], "<pad>")
 
 
 def test_decode_refuses_ids_outside_the_vocabulary(small):

@@ -160,6 +160,18 @@ def test_padding_may_be_named_in_the_settings_beside_the_file(tmp_path, token):
     assert tokenizers.from_json(tokenizer.to_json()).pad_id == tokenizer.pad_id
 
 
+def test_older_folders_name_the_padding_in_their_special_tokens(tmp_path):
+    backend = roberta()
+    written(tmp_path, backend)
+    settings = {"pad_token": "<pad>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"pad_token": {"content": "<mask>"}}))
+    assert tokenizers.load(tmp_path).pad_id == backend.token_to_id("<mask>")
+    # Newer ones have all in one file, and transformers reads only that.
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"added_tokens_decoder": {}}))
+    assert tokenizers.load(tmp_path).pad_id == backend.token_to_id("<pad>")
+
+
 def test_special_tokens_that_do_not_fit_are_an_error(tmp_path):
     tokenizer = tokenizers.load(written(tmp_path, bert()))
     assert tokenizer(["cat"], 2)[0].tolist() == [[2, 3]]

@@ -155,7 +155,8 @@ def _vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
     """The keys for open_clip's tokenizer and its text cleaning."""
     files = {"hf_tokenizer_name": "tokenizer"}  # any name: for a local folder, open_clip uses the files there
     if isinstance(tokenizer, ClipTokenizer):
-        if tokenizer.vocab_size == 49408 and tokenizer([_TEXT], len(_IDS))[0][0].tolist() == _IDS:
+        is_openais = tokenizer.vocab_size == 49408 and tokenizer([_TEXT], len(_IDS))[0][0].tolist() == _IDS
+        if is_openais and tokenizer.pad_id == 0:
             return {}
         return files | {"tokenizer_kwargs": {"clean": "lower"}}
     if isinstance(tokenizer, SentencePieceTokenizer):
