@@ -45,6 +45,14 @@ def test_center_crop_equals_torchvision(height, width, size):
     np.testing.assert_array_equal(crops.center_crop(image, size), torchvision_center_crop(image, size))
 
 
+@pytest.mark.parametrize(("more", "start"), [(1, 0), (3, 2), (5, 2), (7, 4), (9, 4), (11, 6)])
+def test_half_of_an_odd_margin_is_rounded_to_an_even_number(more, start):
+    image = random_image(16, 16 + more)
+    np.testing.assert_array_equal(crops.center_crop(image, 16), np.asarray(image)[:, start : start + 16])
+    upright = image.transpose(Image.Transpose.TRANSPOSE)
+    np.testing.assert_array_equal(crops.center_crop(upright, 16), np.asarray(upright)[start : start + 16])
+
+
 @pytest.mark.parametrize(("height", "width"), [(1, 60_000), (60_000, 1), (2, 4_001)])
 def test_center_crop_of_a_strip_is_cut_before_it_is_resized(height, width, monkeypatch):
     sizes = []
