@@ -161,9 +161,9 @@ def data_notes(config: Config, num_records: int, found: findings.Findings) -> It
     evaluated = {"data.eval": config.data.eval} | {
         f"config.evals.{name}.data": str(evaluation.get("data", "")) for name, evaluation in config.evals.items()
     }
-    for key, text in evaluated.items():
-        if both := trained_on & sources.names_of(text) - {""}:
-            yield f"{key} is trained on, too ({min(both)}): its figures do not tell how the model does on unseen data"
+    also = [key for key, text in evaluated.items() if trained_on & sources.names_of(text) - {""}]
+    if also:
+        yield f"{', '.join(also)}: trained on, too; the figures do not tell how the model does on unseen data"
 
 
 def _check_metrics(config: Config, evaluations: Sequence[str]) -> None:

@@ -25,10 +25,10 @@ config.evals = {{"pairs": {{"task": "zeroshot_retrieval", "data": "pairs.tar"}}}
 SAME = ("loss", "grad_norm", "param_norm", "batch_accuracy", "logit_scale", "validation_loss")
 
 
-def made(folder: pathlib.Path, steps: int, patch: str = "") -> pathlib.Path:
-    """Writes the recipe and its 64 pairs; returns the recipe's path."""
+def made(folder: pathlib.Path, steps: int, patch: str = "", change: str = "") -> pathlib.Path:
+    """Writes the recipe, with further lines that change it, and its 64 pairs; returns the recipe's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    return commands.recipe(folder, CHANGE.format(steps=steps), size=200, patch=patch)
+    return commands.recipe(folder, CHANGE.format(steps=steps) + change, size=200, patch=patch)
 
 
 def begun(

@@ -44,6 +44,7 @@ def main() -> None:
         shutil.copytree(folder / "half", workdir)
         damage(workdir)
         report(name, ended(recipe, workdir), workdir)
+    _index(folder, recipe, report)
     _removed(folder, recipe, report)
     _second(folder, recipe, report)
     _limited(folder, recipe, report)
@@ -92,6 +93,25 @@ DAMAGES: dict[str, Callable[[pathlib.Path], None]] = {
         and os.utime(workdir / ".run.lock", (0, 0))
     ),
 }
+
+
+def _index(folder: pathlib.Path, recipe: pathlib.Path, report: Callable) -> None:
+    """The kept index of the data: damaged while no run uses it."""
+    env = {"JAXCLIP_CACHE": str(folder / "cache")}
+    assert ended(recipe, folder / "indexed", env=env).status == 0
+    (index,) = (folder / "cache" / "tar-index").glob("*.index")
+    content = index.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 4
+    for name, damaged in {
+        "a flipped bit": bytes(flipped),
+        "its half": content[: len(content) // 2],
+        "nothing": b"",
+    }.items():
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        index.write_bytes(damaged)
+        report(f"an index with {name}", ended(recipe, folder / "run", env=env), folder / "run")
+        assert index.read_bytes() == content
 
 
 def _removed(folder: pathlib.Path, recipe: pathlib.Path, report: Callable) -> None:
