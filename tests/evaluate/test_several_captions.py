@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+import subprocess
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import png, write_tar
 from look_up import mesh_of
+from paths import TESTS
 
 from jaxclip import methods
 from jaxclip.config import PixelsConfig
@@ -82,14 +84,19 @@ def encoder() -> tuple[Encoder, Any]:
     return Encoder(method, mesh_of(1), "float32", tokenizer, 32), methods.joined(params, stats)
 
 
+def embeddings() -> tuple[np.ndarray, np.ndarray]:
+    """Of all images, and of all captions in their order."""
+    model, variables = encoder()
+    pixels = np.stack([prepare(open_image(image), 16, PixelsConfig()) for image in IMAGES.values()])
+    texts = model.texts(variables, [caption for captions in CAPTIONS.values() for caption in captions])
+    return np.asarray(model.images(variables, pixels)), np.asarray(texts)
+
+
 def by_hand() -> dict[str, float]:
     """The recalls by their definition: a query is found if one of its own is among the k most similar."""
-    model, variables = encoder()
-    names = [*IMAGES]
-    pixels = np.stack([prepare(open_image(IMAGES[name]), 16, PixelsConfig()) for name in names])
-    texts = model.texts(variables, [caption for name in names for caption in CAPTIONS[name]])
-    scores = texts @ model.images(variables, pixels).T
-    own = np.repeat(np.arange(len(names)), 5)[:, None] == np.arange(len(names))
+    images, texts = embeddings()
+    scores = texts @ images.T
+    own = np.repeat(np.arange(len(images)), 5)[:, None] == np.arange(len(images))
     recalls = {}
     for name, matrix, right in (("image", scores, own), ("text", scores.T, own.T)):
         order = np.argsort(-matrix, axis=1, kind="stable")
@@ -106,6 +113,15 @@ def test_the_recalls_are_the_same_however_captions_are_written(tmp_path, way):
     result = Evaluator("data").run(model, variables, open_source(way(tmp_path)), skips, None)
     assert result.metrics == pytest.approx(by_hand(), abs=1e-12)
     assert not skips.total and len(set(result.metrics.values())) > 3, "no figure that any order would have"
+
+
+@pytest.mark.peer
+def test_clip_benchmarks_own_evaluation_of_the_same_embeddings_gives_the_same(tmp_path, peer_python):
+    images, texts = embeddings()
+    np.savez(tmp_path / "in.npz", images=images, texts=texts.reshape(len(images), 5, -1))
+    program = TESTS / "helpers" / "peer_retrieval.py"
+    subprocess.run([peer_python, str(program), str(tmp_path / "in.npz"), str(tmp_path / "out.json")], check=True)
+    assert json.loads((tmp_path / "out.json").read_text()) == pytest.approx(by_hand(), abs=1e-6)  # means in float32
 
 
 @pytest.mark.parametrize("way", [lines_of_txt, csv_rows], ids=lambda way: way.__name__)
