@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from jaxclip.data.images.crops import prepare
 from jaxclip.data.images.decode import Unreadable, open_image, upright_rgb
 from jaxclip.encoder import Encoder, class_embeddings, lacking, method_name
 from jaxclip.errors import UserError
+from jaxclip.paths import local
 from jaxclip.progress import phase
 from jaxclip.weights.load import open_weights
 from jaxclip.weights.overrides import Answers
@@ -80,7 +80,7 @@ class Model:
             if isinstance(image, Image.Image):
                 opened = upright_rgb(image)
             elif isinstance(image, str | os.PathLike):
-                opened = open_image(pathlib.Path(image).expanduser().read_bytes())
+                opened = open_image(local(image, "image").read_bytes())
             elif isinstance(image, bytes):
                 opened = open_image(image)
             else:

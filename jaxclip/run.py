@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 import jax
 from jax.sharding import Mesh
 
-from jaxclip import evaluate, methods, optimizer, schedule, sharding
-from jaxclip.config import Config
+from jaxclip import evaluate, inputs, methods, optimizer, schedule, sharding
+from jaxclip.config import Config, DataConfig
 from jaxclip.data import findings, loader, mixture, skips, sources, vocabulary
 from jaxclip.data.record import Source
 from jaxclip.data.tokenizers import Tokenizer
@@ -88,6 +88,7 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
     method = methods.from_config(config.method)
     if config.init_only and not config.init_from:
         raise UserError("config.init_only: nothing says from where; give config.init_from=WEIGHTS")
+    check_used(method.inputs(), data)
     mesh = sharding.create(config.mesh)
     sharding.check_divides(config, mesh)
     evaluators = evaluate.from_config(config.evaluations(method.task))
@@ -143,6 +144,19 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
         loader=training,
         notes=tuple(data_notes(config, len(source), found)),
     )
+
+
+def check_used(kinds: inputs.Inputs, data: DataConfig) -> None:
+    """Raises UserError if a key of the data has no effect on the inputs of a method."""
+    views = {kind.view for kind in kinds.values() if isinstance(kind, inputs.Image)}
+    for name in data.views:
+        if name not in views:
+            raise UserError(f"config.data.views.{name}: no image of the method has this view; remove it")
+    if data.augment_on_device and augmentation(kinds, data) is None:
+        raise UserError(
+            "config.data.augment_on_device=True: no image has color jitter, gray, blur, or a view that is flipped; "
+            "remove it"
+        )
 
 
 def data_notes(config: Config, num_records: int, found: findings.Findings) -> Iterator[str]:

@@ -58,7 +58,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     with phase("opening the data"):
         evaluations = [evaluate.Evaluation(name, evaluator, root, where) for name, evaluator in evaluators.items()]
     encoder, variables = loaded.evaluation_parts()
-    path = pathlib.Path(arguments.path).expanduser()
+    path = local(arguments.path, "PATH")
     output, pretrained = _names(path, checkpoint.find(path, arguments.step))
     output = local(arguments.output, "--output") if arguments.output else output
     try:

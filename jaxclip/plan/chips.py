@@ -103,7 +103,7 @@ def topology(name: str, slices: int = 1, megacore: bool = True) -> Topology:
     if not megacore and generation != "v4":
         raise UserError(f"--nomegacore: only for v4, not for {generation}; remove the flag")
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("libtpu, the TPU's compiler, is not installed: pip install 'jaxclip[plan]'")
+        raise UserError("libtpu, the TPU's compiler, is not installed: pip install -e '.[plan]', in the clone")
     from jax.experimental import topologies
 
     options: dict[str, Any] = {}

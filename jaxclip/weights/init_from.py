@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from jaxclip.data import tokenizers
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
 from jaxclip.parsing import parse, to_dict
+from jaxclip.paths import local
 from jaxclip.towers.bert import BertConfig
 from jaxclip.towers.resnet import ResNetConfig
 from jaxclip.weights import public, tensor_map
@@ -120,7 +120,7 @@ def _whole(config: Config, method: Any, mesh: Mesh) -> _Start:
 
 def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
     """The weights of a single tower; None if the source is something else."""
-    path = pathlib.Path(source).expanduser()
+    path = local(source, "config.init_from")
     if path.is_dir() and (path / "config.json").is_file():
         config = public.read_json(path / "config.json")
         if config.get("model_type") != "bert":

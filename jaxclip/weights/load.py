@@ -18,6 +18,7 @@ from jaxclip.data import tokenizers
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
 from jaxclip.parsing import parse
+from jaxclip.paths import local
 from jaxclip.weights.overrides import Answers
 from jaxclip.weights.public import open_foreign
 
@@ -105,7 +106,7 @@ def open_weights(
       UserError: the path is none of these, its content is invalid, or a setting is missing.
     """
     answers = answers or Answers()
-    folder = checkpoint.find(pathlib.Path(os.fspath(path)).expanduser(), step)
+    folder = checkpoint.find(local(path, "path"), step)
     if folder is None:
         return open_foreign(path, answers, answers_binding=answers_binding, tokenizer_needed=tokenizer_needed)
     given = [name for name, value in dataclasses.asdict(answers).items() if value is not None and name != "image_size"]

@@ -284,7 +284,7 @@ def test_a_wrong_topology_is_one_line(name, options, said):
 
 def test_without_libtpu_a_one_line_error_names_the_package(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"libtpu, the TPU's compiler, is not installed: pip install 'jaxclip\[plan\]'"):
+    with pytest.raises(UserError, match=r"libtpu, the TPU's compiler, is not installed: pip install -e '.\[plan\]'"):
         chips.topology("v5e:4x4")
 
 

@@ -1,4 +1,4 @@
-"""What a run says of data that is unusual and yet may be wanted."""
+"""What a run says of data that is unusual and yet may be wanted, and keys of the data that have no effect."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import pytest
 from made_source import MadeSource
 
 from configs import quickstart
-from jaxclip.config import Config
+from jaxclip.config import Config, DataConfig, ViewConfig
 from jaxclip.data.findings import look_at
 from jaxclip.data.record import Record
 from jaxclip.data.sources import names_of
+from jaxclip.errors import UserError
+from jaxclip.inputs import Image
 from jaxclip.parsing import parse
-from jaxclip.run import data_notes
+from jaxclip.run import check_used, data_notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,3 +65,21 @@ def test_the_sources_of_a_text():
     assert names_of(" a.tar ") == {"a.tar"}
     assert names_of("a.tar + 'b c'.csv") == {"a.tar", "'b c'.csv"}
     assert names_of("0.7 * a.tar + .3 * b.tar") == {"a.tar", "b.tar"} == names_of([("a.tar", 0.7), ("b.tar", 0.3)])
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"views": {"ssl": ViewConfig(), "other": ViewConfig()}}, "config.data.views.other: no image of the method"),
+        (
+            {"augment_on_device": True, "views": {"ssl": ViewConfig(flip=False)}},
+            "config.data.augment_on_device=True: no",
+        ),
+    ],
+)
+def test_a_key_without_effect_is_refused(keys, said):
+    kinds = {"image": Image(16), "first": Image(16, view="ssl")}
+    check_used(kinds, DataConfig(train="a.tar", views={"ssl": ViewConfig()}))
+    check_used(kinds, DataConfig(train="a.tar", views={"ssl": ViewConfig()}, augment_on_device=True))
+    with pytest.raises(UserError, match=said):
+        check_used(kinds, DataConfig(train="a.tar", **keys))

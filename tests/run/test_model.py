@@ -275,6 +275,8 @@ def test_pixels_may_be_of_any_library(model):
         (b"<html>", "not an image"),
         (Image.new("F", (4, 4)), "32-bit pixels"),
         ("nowhere.jpg", "nowhere.jpg cannot be embedded: No such file"),
+        ("gs://bucket/a.jpg", "image=gs://bucket/a.jpg must be on a local disk; mount the bucket, or copy from there"),
+        ("~no-such-user/a.jpg", "image=~no-such-user/a.jpg: there is no such user's home folder"),
     ],
 )
 def test_other_arguments_than_images_are_a_one_line_error_with_the_accepted_ones(model, image, said):

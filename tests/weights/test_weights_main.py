@@ -190,6 +190,7 @@ def test_a_folder_that_is_there_is_not_touched(workdir, tmp_path, capsys):
 
 def test_missing_paths_and_other_files_are_named(tmp_path, capsys):
     assert "does not exist" in refused(capsys, tmp_path / "none", tmp_path / "out")
+    assert "path=gs://b/m must be on a local disk" in refused(capsys, "gs://b/m", tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert "has neither" in refused(capsys, tmp_path / "empty", tmp_path / "out")
     (tmp_path / "page.safetensors").write_text("<html>")

@@ -18,6 +18,7 @@ import time
 from jaxclip.errors import UserError
 from jaxclip.exit_status import run_command
 from jaxclip.io import printable
+from jaxclip.paths import local
 from jaxclip.progress import phase
 
 _TIMED_SECONDS = 4.0
@@ -105,7 +106,7 @@ def _check_source(arguments: argparse.Namespace) -> int:
 
 
 def _output(arguments: argparse.Namespace) -> pathlib.Path:
-    output = pathlib.Path(arguments.output)
+    output = local(arguments.output, "--output")
     if output.is_dir():
         raise UserError(f"--output={output} is a folder; give a file name")
     if not output.absolute().parent.is_dir():

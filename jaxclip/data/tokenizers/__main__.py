@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -16,6 +15,7 @@ from jaxclip.data.sources import open_source
 from jaxclip.data.tokenizers import Tokenizer, clip, wordpiece
 from jaxclip.errors import UserError
 from jaxclip.exit_status import run_command
+from jaxclip.paths import local
 
 _TRAIN: dict[str, Callable[[Iterable[str], int], Tokenizer]] = {"clip": clip.train, "wordpiece": wordpiece.train}
 _BLOCK = 1024  # records read, and captions tokenized, at a time
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m jaxclip.data.tokenizers", description=__doc__)
     parser.add_argument("source", help="as in a config's data.train, such as shapes or 'train-{00000..00099}.tar'")
-    parser.add_argument("--out", required=True, type=pathlib.Path, help="the file to write, for data.vocabulary")
+    parser.add_argument("--out", required=True, help="the file to write, for data.vocabulary")
     parser.add_argument("--size", default=32768, type=int, help="maximum size of the vocabulary (default: 32768)")
     parser.add_argument(
         "--kind", default="clip", choices=_TRAIN, help="clip: CLIP's BPE; wordpiece: BERT's, with [MASK]"
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    out: pathlib.Path = arguments.out
+    out = local(arguments.out, "--out")
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out={out}: the folder {out.absolute().parent} does not exist; create it")
     if arguments.limit is not None and arguments.limit < 1:
