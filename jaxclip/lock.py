@@ -47,7 +47,7 @@ def locked(workdir: pathlib.Path) -> Iterator[str]:
                 f"another run writes in {workdir}: process {owner.get('pid', '?')} on {owner.get('host', '?')}, since "
                 f"{owner.get('since', '?')}; stop it, or give another --workdir"
             )
-        _write(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}))
+        _write_owner(file)
         ended = threading.Event()
         heart = threading.Thread(target=_beat, args=(path, ended), daemon=True, name="workdir lock")
         heart.start()
@@ -56,8 +56,8 @@ def locked(workdir: pathlib.Path) -> Iterator[str]:
         finally:
             ended.set()
             heart.join()
+            _release(file)
             with contextlib.suppress(OSError):
-                _write(file, "")
                 if made and not _content(workdir):
                     # A run that could not begin leaves no folder.
                     path.unlink()
@@ -72,9 +72,26 @@ def _content(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _beat(path: pathlib.Path, ended: threading.Event) -> None:
-    while not ended.wait(_EVERY):
-        with contextlib.suppress(OSError):  # The folder may be gone, which the run's own writes report.
-            os.utime(path)
+    with contextlib.ExitStack() as again:
+        while not ended.wait(_EVERY):
+            # The folder may be gone, which the run's own writes report; they may also make it anew, without the lock.
+            with contextlib.suppress(OSError):
+                if path.exists():
+                    os.utime(path)
+                elif path.parent.exists():
+                    file = again.enter_context(path.open("a+"))
+                    _lock(file)
+                    _write_owner(file)
+                    again.callback(_release, file)
+
+
+def _release(file: Any) -> None:
+    with contextlib.suppress(OSError):
+        _write(file, "")
+
+
+def _write_owner(file: Any) -> None:
+    _write(file, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}))
 
 
 def _lock(file: Any) -> bool:

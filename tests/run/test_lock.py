@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import pathlib
 import re
+import shutil
 import socket
 import threading
+import time
 
 import pytest
 
@@ -72,6 +74,21 @@ def test_a_run_that_could_not_begin_leaves_no_folder(tmp_path):
     with locked(tmp_path / "run"):
         (tmp_path / "run" / "config.json").write_text("{}")
     assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_a_lock_that_was_removed_with_its_folder_is_taken_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_EVERY", 0.01)
+    with locked(tmp_path / "run"):
+        shutil.rmtree(tmp_path / "run")
+        (tmp_path / "run").mkdir()
+        until = time.monotonic() + 60
+        while not (tmp_path / "run" / lock.FILE).exists() or not (tmp_path / "run" / lock.FILE).read_text():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        with pytest.raises(UserError, match=f"another run writes in .*: process {os.getpid()} on"):
+            locked(tmp_path / "run").__enter__()
+    with locked(tmp_path / "run") as note:
+        assert note == ""
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
