@@ -30,6 +30,8 @@ class BertConfig:
       scan, remat: how the blocks run, see `transformer.Transformer`.
       drop: share of the values that dropout sets to 0 in training, of the embedded tokens and in the blocks; BERT was
         trained with 0.1.
+      pool: the vector of a text: "first" is the state of [CLS]; "max" the maximum of each channel over all of its
+        tokens (ConVIRT, Zhang et al. 2020, section 2.2).
     """
 
     vocab_size: int = 30_522
@@ -44,6 +46,7 @@ class BertConfig:
     scan: bool = True
     remat: Remat = "none"
     drop: float = 0.0
+    pool: Literal["first", "max"] = "first"
     name: Literal["bert"] = "bert"
 
     # A longer text than those of training would need positions that BERT has not learned; see `weights.positions`.
@@ -83,7 +86,7 @@ class BertConfig:
 
 
 class Bert(nnx.Module):
-    """The state of the first token, [CLS]; an `interface.TextTower`.
+    """The state of the first token, [CLS], or the maximum over all; an `interface.TextTower`.
 
     The blocks are in two halves, `lower` and `upper`: the lower one alone may be frozen, and it can encode texts on its
     own, with the upper one fusing them with tokens of an image (ALBEF, Li et al. 2021, section 3.1). If all blocks are
@@ -115,7 +118,7 @@ class Bert(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "batch context"], end: Int[Array, "batch"], ctx: Context = Context()
     ) -> Float[Array, "batch width"]:
-        """The state of the first token; no token sees anything after `end`."""
+        """The pooled state of each text; no token sees anything after `end`."""
         return self.pool(self.tokens(tokens, end, ctx), end)
 
     def tokens(
@@ -127,8 +130,13 @@ class Bert(nnx.Module):
     def pool(
         self, states: Float[Array, "batch context width"], end: Int[Array, "batch"]
     ) -> Float[Array, "batch width"]:
-        """The state of the first token."""
-        return states[:, 0]
+        """The state of the first token, or the maximum over those up to `end`."""
+        if self.config.pool == "first":
+            return states[:, 0]
+        # By position, not by jnp.max: its derivative compares the states with their maximum, and a compiler that
+        # computes the states twice, rounded in two ways, finds none that is equal.
+        where = jnp.argmax(jnp.where(_seen(states, end)[..., None], states, -jnp.inf), axis=1, keepdims=True)
+        return jnp.take_along_axis(states, where, axis=1)[:, 0]
 
     def lower_states(
         self, tokens: Int[Array, "batch context"], end: Int[Array, "batch"], ctx: Context = Context()
