@@ -166,7 +166,8 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    # Without what multiplication adds to the last digits, whatever the size of the numbers.
+    return [round(index * step, 12 - math.floor(math.log10(step))) for index in range(first, last + 1)]
 
 
 def _axis(span: tuple[float, float], about: int) -> tuple[float, float, list[float]]:

@@ -173,7 +173,9 @@ def test_smoothing_keeps_a_straight_level_and_bridges_a_missing_value():
     assert np.isnan(charts.smooth(np.full(5, np.nan), 2.0)).all()
 
 
-@pytest.mark.parametrize("values", [[0.0], [5.0, 5.0], [-3.0, 4.0], [1e-9, 2e-9], [1e20, 3e20], [0.2999, 0.3]])
+@pytest.mark.parametrize(
+    "values", [[0.0], [5.0, 5.0], [-3.0, 4.0], [1e-9, 2e-9], [2e-15, 0.0], [1e-300], [1e20, 3e20], [0.2999, 0.3]]
+)
 def test_a_chart_holds_any_range_of_values_between_its_ticks(values):
     series = charts.Series("x", np.arange(1.0, len(values) + 1), np.array(values))
     drawn = charts.line_chart("x", [series])
