@@ -30,7 +30,7 @@ def method(**keys: Any) -> Any:
 
 
 @functools.cache
-def step_on(devices: int, microbatches: int = 1) -> Step:
+def step_on(devices: int, microbatches: int) -> Step:
     mesh = sharding.create(MeshConfig(fsdp=min(2, devices)), jax.devices()[:devices])
     # The eps is large because the division by a gradient that is zero but for rounding would magnify the rounding.
     adamw = optimizer.create(OptimizerConfig(learning_rate=1e-2, warmup_steps=0, eps=1e-3), 100)
@@ -52,7 +52,9 @@ def batch() -> dict[str, jax.Array]:
 @functools.cache
 def steps(devices: int, microbatches: int = 1, count: int = 3) -> list[dict[str, float]]:
     step = step_on(devices, microbatches)
-    state, rows = step.init(3), jax.device_put(batch(), sharding.batch_sharding(step.mesh))
+    # Where a state is initialized makes no difference (tests/run/test_step.py), and one initialization compiles faster.
+    state = jax.device_put(step_on(1, 1).init(3), jax.tree.map(lambda leaf: leaf.sharding, step.abstract_state))
+    rows = jax.device_put(batch(), sharding.batch_sharding(step.mesh))
     found = []
     for _ in range(count):
         state, metrics = step.train(state, rows)
@@ -68,16 +70,24 @@ def test_losses_depend_on_neither_devices_nor_micro_batches():
 
 
 def test_the_loss_is_clips_and_simclrs_between_the_views():
-    model = methods.bind(method())(methods.joined(*methods.init_variables(method(), jax.random.key(3))))
-    ctx = Context(model=model, key=jax.random.key(0))
-    loss, metrics = method().loss(model, batch(), ctx)
+    params, stats = jax.jit(functools.partial(methods.init_variables, method()))(jax.random.key(3))
+    model = methods.bind(method())(methods.joined(params, stats))
+
+    @jax.jit
+    def found(params, stats):
+        model = methods.bind(method())(methods.joined(params, stats))
+        ctx = Context(model=model, key=jax.random.key(0))
+        features = [model.features(batch()[name], Context(model=model)) for name in ("first_view", "second_view")]
+        return *method().loss(model, batch(), ctx), features
+
+    loss, metrics, features = found(params, stats)
     # SimCLR's NT-Xent (Chen et al. 2020, equation 1) with features and a head of NumPy.
     kernels = [
         np.asarray(getattr(model.ssl_head, f"{name}_kernel")[...], np.float64) for name in ("first", "second", "third")
     ]
     embeddings = []
-    for name in ("first_view", "second_view"):
-        x = np.asarray(model.features(batch()[name], Context(model=model)), np.float64)
+    for view in features:
+        x = np.asarray(view, np.float64)
         for kernel in kernels[:2]:
             y = x @ kernel
             x = np.maximum((y - y.mean(0)) / np.sqrt(y.var(0) + 1e-5), 0)
@@ -94,7 +104,7 @@ def test_the_loss_is_clips_and_simclrs_between_the_views():
 
 def test_with_a_weight_of_zero_it_is_clip():
     slip, plain = method(ssl_weight=0.0), methods.from_config({"name": "clip", **TOWERS})
-    params, stats = methods.init_variables(slip, jax.random.key(3))
+    params, stats = jax.jit(functools.partial(methods.init_variables, slip))(jax.random.key(3))
     arrays = batch()
 
     def loss(kind: Any, params: Any, stats: Any) -> Any:

@@ -64,7 +64,7 @@ class Method(clip.Method):
 
 
 @functools.cache
-def step_on(devices: int, microbatches: int = 1) -> Step:
+def step_on(devices: int, microbatches: int) -> Step:
     sizes: dict[str, Any] = {"width": 32, "layers": 1, "heads": 2, "drop": 0.2}
     method = Method(ViTConfig(16, 8, **sizes), TextConfig(50, 6, **sizes), 16)
     mesh = sharding.create(MeshConfig(fsdp=min(2, devices)), jax.devices()[:devices])
@@ -90,10 +90,16 @@ def run(step: Step, state: TrainState, first: int, last: int) -> tuple[TrainStat
     return state, metrics
 
 
+def fresh(step: Step) -> TrainState:
+    """A state before the first step on the step's mesh; only that of one device is initialized there."""
+    state = step_on(1, 1).init(3)
+    return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, step.abstract_state))
+
+
 @functools.cache
-def four_steps(devices: int, microbatches: int = 1) -> tuple[TrainState, list[dict[str, float]]]:
+def four_steps(devices: int, microbatches: int) -> tuple[TrainState, list[dict[str, float]]]:
     step = step_on(devices, microbatches)
-    return run(step, step.init(3), 0, 4)
+    return run(step, fresh(step), 0, 4)
 
 
 # Eight devices and micro-batches at once; each alone is slow.
@@ -102,7 +108,7 @@ ALONE = [pytest.param(*case, marks=pytest.mark.slow) for case in ((8, 1), (1, 4)
 
 @pytest.mark.parametrize(("devices", "microbatches"), [(8, 2), *ALONE])
 def test_losses_depend_on_neither_devices_nor_micro_batches(devices, microbatches):
-    (state, found), (expected_state, expected) = four_steps(devices, microbatches), four_steps(1)
+    (state, found), (expected_state, expected) = four_steps(devices, microbatches), four_steps(1, 1)
     for metrics, wanted in zip(found, expected, strict=True):
         for name in ("loss", "queued", "grad_norm"):
             assert metrics[name] == pytest.approx(wanted[name], rel=2e-5), name
@@ -113,18 +119,18 @@ def test_losses_depend_on_neither_devices_nor_micro_batches(devices, microbatche
 
 
 def test_a_run_goes_on_bit_for_bit_with_its_memory(tmp_path):
-    step = step_on(8)
-    state, _ = run(step, step.init(3), 0, 2)
+    step = step_on(8, 2)
+    state, _ = run(step, fresh(step), 0, 2)
     checkpoints = Checkpoints(tmp_path, 3)
     checkpoints.save(2, state, {"config": "none"})
     checkpoints.wait()
     _, found = run(step, checkpoints.restore(step.abstract_state).state, 2, 4)
     checkpoints.close()
-    assert found == four_steps(8)[1][2:]
+    assert found == four_steps(8, 2)[1][2:]
 
 
 def test_momentum_copy_queue_and_average_move():
-    step = step_on(1)
+    step = step_on(1, 1)
     start = step.init(3)
     before = jax.tree.map(np.asarray, (start.memory, start.average))
     state, _ = run(step, start, 0, 2)
@@ -137,7 +143,7 @@ def test_momentum_copy_queue_and_average_move():
 
 
 def test_validation_sees_the_memory_and_leaves_it():
-    step, (state, _) = step_on(1), four_steps(1)
+    step, (state, _) = step_on(1, 1), four_steps(1, 1)
     kept, rows = jax.tree.map(np.asarray, state.memory), batch(step, 9)
     found = step.validate(state.variables, state.memory, rows)
     jax.tree.map(np.testing.assert_array_equal, kept, state.memory)
@@ -146,7 +152,7 @@ def test_validation_sees_the_memory_and_leaves_it():
 
 
 def test_weights_of_a_checkpoint_are_read_without_its_memory(tmp_path):
-    step, (state, _) = step_on(1), four_steps(1)
+    step, (state, _) = step_on(1, 1), four_steps(1, 1)
     checkpoints = Checkpoints(tmp_path, 3)
     checkpoints.save(4, state, {"config": "none"})
     checkpoints.close()
@@ -158,12 +164,12 @@ def test_weights_of_a_checkpoint_are_read_without_its_memory(tmp_path):
 
 
 def test_queues_lie_on_all_devices():
-    queue = step_on(8).abstract_state.memory["texts"]["queue"]
+    queue = step_on(8, 2).abstract_state.memory["texts"]["queue"]
     assert queue.sharding.shard_shape(queue.shape) == (QUEUE // 8, 16)
 
 
 def test_an_average_follows_by_its_decay():
-    step = step_on(1)
+    step = step_on(1, 1)
     state = step.init(3)
     state, _ = run(step, state, 0, 1)
     first = jax.tree.map(np.asarray, state.params)
