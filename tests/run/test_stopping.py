@@ -108,16 +108,17 @@ def test_data_that_never_come_do_not_delay_a_stop(tmp_path, started):
     assert steps(tmp_path / "run")[-1] == 6 and [*losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize(
-    ("at", "step", "said"), [(0, 3, "everything is saved"), (1, 6, "the final evaluation is not finished")]
-)
-def test_an_evaluation_that_was_stopped_is_made_up_for(tmp_path, started, at, step, said):
-    process, output = started(EVALUATING, STALLING_EVALUATION, {"STALL_AT": str(at)})
-    wait_until((tmp_path / "stalled").exists, process, output)
-    process.send_signal(signal.SIGHUP)
-    assert process.wait(60) == 75, output.read_text()
-    assert f"stopped by SIGHUP; {said}, the same command goes on" in output.read_text()
-    assert steps(tmp_path / "run") == [step]
+def test_evaluations_that_were_stopped_are_made_up_for(tmp_path, started):
+    """One on the way and the final one, each by the same command that was stopped at it."""
+    expected = [("everything is saved", [3]), ("the final evaluation is not finished", [3, 6])]
+    for done, (said, saved) in enumerate(expected):
+        (tmp_path / "stalled").unlink(missing_ok=True)
+        process, output = started(EVALUATING, STALLING_EVALUATION, {"STALL_AT": str(done)})
+        wait_until((tmp_path / "stalled").exists, process, output)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 75, output.read_text()
+        assert f"stopped by SIGHUP; {said}, the same command goes on" in output.read_text()
+        assert steps(tmp_path / "run") == saved
 
     result = run([f"--config={tmp_path}/tiny.py", f"--workdir={tmp_path}/run"], environment())
     assert result.status == 0, result.stderr
