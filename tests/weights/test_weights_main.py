@@ -12,18 +12,20 @@ import numpy as np
 import pytest
 
 import jaxclip
-from jaxclip import methods, sharding
+from jaxclip import checkpoint, methods, sharding
 from jaxclip.config import MeshConfig
+from jaxclip.data import tokenizers
 from jaxclip.weights import tensor_map
 from jaxclip.weights.__main__ import main
 from jaxclip.weights.load import open_weights
 
-RESNET = """
-config.method.image = recipes.modified_resnet(image_size=64, width=64, layers=(1, 1, 1, 1))
-config.method.image_projection_bias = True
-config.batch_size = 4
-config.steps = 1
-"""
+RESNET = {
+    "name": "clip",
+    "embed_dim": 16,
+    "image": {"name": "modified_resnet", "image_size": 64, "width": 64, "layers": (1, 1, 1, 1)},
+    "text": {"vocab_size": 520, "context_length": 12, "width": 64, "layers": 1, "heads": 1},
+    "image_projection_bias": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +41,18 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def resnet_workdir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("resnet")
-    change = f"{RESNET}\nconfig.method.text.width = 64\nconfig.method.text.heads = 1"
-    ran = commands.run(
-        [f"--config={commands.recipe(folder, change)}", f"--workdir={folder}/run"], commands.environment()
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Weights of random numbers, with batch statistics."""
+    method, rng = methods.from_config(RESNET), np.random.default_rng(0)
+    params, stats = jax.tree.map(
+        lambda leaf: jax.numpy.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype),
+        methods.abstract_variables(method),
     )
-    assert ran.status == 0, ran.stderr
-    return folder / "run"
+    tokenizer = tokenizers.train(["red to the left of blue"] * 9, 520).to_json()
+    values = {"method": methods.to_config(method), "tokenizer": tokenizer}
+    folder = tmp_path_factory.mktemp("resnet") / "weights"
+    checkpoint.save_variables(folder, params, stats, values)
+    return folder
 
 
 def arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -79,10 +85,10 @@ def test_a_run_is_bit_equal_after_a_round_trip_through_every_format(workdir, tmp
 
 
 @pytest.mark.parametrize("form", ["jaxclip", "openclip"])
-def test_running_averages_go_along(resnet_workdir, tmp_path, form):
-    assert main([str(resnet_workdir), str(tmp_path / "out"), f"--to={form}"]) == 0
-    same_bits(resnet_workdir, tmp_path / "out")
-    assert np.abs(arrays(resnet_workdir)["image/bn1/mean"]).max() > 0
+def test_running_averages_go_along(resnet, tmp_path, form):
+    assert main([str(resnet), str(tmp_path / "out"), f"--to={form}"]) == 0
+    same_bits(resnet, tmp_path / "out")
+    assert np.ptp(arrays(resnet)["image/bn1/mean"]) > 0
 
 
 def test_another_size_is_written_with_resized_positions(workdir, tmp_path):
@@ -176,9 +182,9 @@ def refused(capsys, source: pathlib.Path, folder: pathlib.Path, form: str = "jax
     return line
 
 
-def test_a_format_that_does_not_support_the_model_gives_the_reason(resnet_workdir, tmp_path, capsys):
-    assert "image.name='modified_resnet'" in refused(capsys, resnet_workdir, tmp_path / "out", "huggingface")
-    assert "modified_resnet" in refused(capsys, resnet_workdir, tmp_path / "a" / "b" / "out", "huggingface")
+def test_a_format_that_does_not_support_the_model_gives_the_reason(resnet, tmp_path, capsys):
+    assert "image.name='modified_resnet'" in refused(capsys, resnet, tmp_path / "out", "huggingface")
+    assert "modified_resnet" in refused(capsys, resnet, tmp_path / "a" / "b" / "out", "huggingface")
     assert not list(tmp_path.iterdir())
 
 
@@ -241,8 +247,6 @@ def test_a_config_of_impossible_size_is_refused_at_once(exported, tmp_path, caps
 
 def test_a_vocabulary_larger_than_the_text_tower_is_refused(exported, tmp_path, capsys):
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    from jaxclip.data import tokenizers
-
     larger = tmp_path / "larger.json"
     larger.write_text(tokenizers.train(["a red thing and a blue thing"] * 9, 530).to_json())
     capsys.readouterr()
