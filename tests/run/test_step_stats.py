@@ -37,7 +37,7 @@ def method(**image) -> Any:
 
 
 @functools.cache
-def step_on(devices: int, remat: str = "none") -> Step:
+def step_on(devices: int, remat: str) -> Step:
     # The eps is large because the division by a gradient that is zero but for rounding would magnify the rounding.
     adamw = optimizer.create(OptimizerConfig(learning_rate=1e-3, warmup_steps=0, eps=1e-2), 100)
     mesh = sharding.create(MeshConfig(fsdp=min(devices, 2)), jax.devices()[:devices])
@@ -89,7 +89,7 @@ def made_up(step: Step, seed: int = 1) -> TrainState:
 
 
 @functools.cache
-def after_a_step(devices: int, remat: str = "none") -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def after_a_step(devices: int, remat: str) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metrics, and the parameters and running averages after one step, by path."""
     step = step_on(devices, remat)
     rows = jax.device_put(batch(), sharding.batch_sharding(step.mesh))
@@ -104,12 +104,12 @@ def arrays(tree: Any) -> dict[str, np.ndarray]:
 
 
 def variables() -> dict[str, np.ndarray]:
-    return arrays(made_up(step_on(1)).variables)
+    return arrays(made_up(step_on(1, "none")).variables)
 
 
 def test_a_step_moves_the_running_averages_towards_the_global_batch():
     """The first layer's, from its definition in float64, on eight devices of two images each."""
-    before, (_, after) = variables(), after_a_step(8)
+    before, (_, after) = variables(), after_a_step(8, "none")
     pixels, x = method().pixels, batch()["image"].astype(np.float64) / 255
     x = np.pad((x - pixels.mean) / pixels.std, ((0, 0), (1, 1), (1, 1), (0, 0)))
     kernel = before["image/conv1_kernel"].astype(np.float64)
@@ -120,8 +120,8 @@ def test_a_step_moves_the_running_averages_towards_the_global_batch():
 
 
 def test_a_step_moves_the_running_averages_of_every_layer():
-    before, (_, after) = variables(), after_a_step(8)
-    stats = arrays(step_on(1).abstract_state.stats)
+    before, (_, after) = variables(), after_a_step(8, "none")
+    stats = arrays(step_on(1, "none").abstract_state.stats)
     # The stem's three, three of each bottleneck, and one of each shortcut.
     assert len(stats) == 2 * (3 + 3 * 4 + 4)
     assert all(np.all(before[path] != after[path]) for path in stats)
@@ -135,19 +135,19 @@ def assert_same(found: tuple, expected: tuple, rtol: float) -> None:
 
 @pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_losses_updates_and_running_averages_do_not_depend_on_the_mesh(devices):
-    assert_same(after_a_step(devices), after_a_step(1), 1e-4)
+    assert_same(after_a_step(devices, "none"), after_a_step(1, "none"), 1e-4)
 
 
 @pytest.mark.slow
 def test_remat_changes_neither_losses_nor_updates_nor_running_averages():
-    assert_same(after_a_step(1, "full"), after_a_step(1), 1e-4)
+    assert_same(after_a_step(1, "full"), after_a_step(1, "none"), 1e-4)
 
 
 # -------------------------------------------------------------------------------------- evaluation
 
 
 def test_validation_and_the_encoder_use_the_running_averages_and_leave_them():
-    step = step_on(1)
+    step = step_on(1, "none")
     held = made_up(step).variables
     before, rows = arrays(held), batch()
     encoder = Encoder(step.method, step.mesh, "float32", tokenizers.train(["a dog"], 520), batch_size=BATCH)
@@ -159,7 +159,7 @@ def test_validation_and_the_encoder_use_the_running_averages_and_leave_them():
     texts = step.model(held).encode_text(*map(jnp.asarray, (rows["text"], rows["text_end"])), Context())
     scale = math.exp(before["logit_scale"])
     assert found["loss"] == pytest.approx(loss_reference.softmax(images, np.asarray(texts), scale).loss, rel=1e-5)
-    assert found["loss"] != pytest.approx(after_a_step(1)[0]["loss"], rel=1e-3)
+    assert found["loss"] != pytest.approx(after_a_step(1, "none")[0]["loss"], rel=1e-3)
     jax.tree.map(np.testing.assert_array_equal, arrays(held), before)
     assert float(step.validate(held, {}, rows)["loss"]) == found["loss"]
 
@@ -179,9 +179,9 @@ def bits(tree: Any) -> dict[str, bytes]:
 
 
 def test_a_checkpoint_keeps_the_running_averages_bit_for_bit_on_any_mesh(tmp_path):
-    state = made_up(step_on(8))
+    state = made_up(step_on(8, "none"))
     folder = saved(tmp_path, state)
-    abstract = step_on(1).abstract_state
+    abstract = step_on(1, "none").abstract_state
     checkpoints = Checkpoints(tmp_path / "checkpoints", 3)
     restored = checkpoints.restore(abstract).state
     checkpoints.close()
@@ -194,7 +194,7 @@ def test_a_checkpoint_keeps_the_running_averages_bit_for_bit_on_any_mesh(tmp_pat
 
 
 def test_weights_saved_without_an_optimizer_keep_them_too(tmp_path):
-    step = step_on(1)
+    step = step_on(1, "none")
     state, abstract = made_up(step), step.abstract_state
     checkpoint.save_variables(tmp_path / "weights", state.params, state.stats, {"method": {}})
     found = checkpoint.load_variables(tmp_path / "weights", abstract.params, abstract.stats)
@@ -204,9 +204,9 @@ def test_weights_saved_without_an_optimizer_keep_them_too(tmp_path):
 def test_a_checkpoint_contains_statistics_only_if_there_are_some(tmp_path):
     vit = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "heads": 2}
     plain = methods.from_config({"name": "clip", "embed_dim": 16, "image": vit, "text": TEXT})
-    without = Step(plain, step_on(1).optimizer, step_on(1).mesh, "float32")
+    without = Step(plain, step_on(1, "none").optimizer, step_on(1, "none").mesh, "float32")
     assert without.abstract_state.stats == {}
-    for name, step in (("with", step_on(1)), ("without", without)):
+    for name, step in (("with", step_on(1, "none")), ("without", without)):
         folder = saved(tmp_path / name, made_up(step))
         names = set(re.findall(r'"key": "(\w+)"', (folder / "state" / "_METADATA").read_text()))
         assert {"params", "opt_state", "step"} <= names
@@ -226,7 +226,7 @@ config.method.image_projection_bias = True
 def final_variables(workdir: pathlib.Path) -> dict[str, bytes]:
     folder = checkpoint.find(workdir)
     config = parse(Config, checkpoint.load_model(folder)["config"])
-    abstract = sharding.placed(step_on(1).mesh, *methods.abstract_variables(methods.from_config(config.method)))
+    abstract = sharding.placed(step_on(1, "none").mesh, *methods.abstract_variables(methods.from_config(config.method)))
     return bits(checkpoint.load_variables(folder, *abstract))
 
 
@@ -250,7 +250,7 @@ def test_a_run_that_is_cut_off_goes_on_as_if_unbroken(tmp_path):
 
 
 def test_micro_batches_are_refused_in_one_line():
-    step = step_on(1)
+    step = step_on(1, "none")
     with pytest.raises(
         UserError, match=r"config.microbatches: the model has batch statistics \(image/bn1/mean\)"
     ) as it:
