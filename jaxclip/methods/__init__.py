@@ -6,6 +6,7 @@ in a config.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -136,15 +137,26 @@ def batch_stats(model: nnx.Module) -> dict[str, Any]:
 
 def bind(method: Method) -> Callable[[Any], nnx.Module]:
     """A function from variables (parameters joined with batch statistics) to the method's model over them."""
-    graph, _ = nnx.split(nnx.eval_shape(lambda: method.init(nnx.Rngs(params=0))))
+    graph = _model_graph(method)
     return lambda variables: nnx.merge(graph, nnx.State(variables))
 
 
 def bind_memory(method: Method) -> Callable[[Any], nnx.Module]:
     """A function from the variables of a memory to the method's memory over them."""
+    graph = _memory_graph(method)
+    return lambda variables: nnx.merge(graph, nnx.State(variables))
 
+
+# Kept, since a run binds one method for its step, its evaluations and its report, and tracing an initialization takes
+# a large part of a second.
+@functools.lru_cache(maxsize=32)
+def _model_graph(method: Method) -> nnx.GraphDef:
+    return nnx.split(nnx.eval_shape(lambda: method.init(nnx.Rngs(params=0))))[0]
+
+
+@functools.lru_cache(maxsize=32)
+def _memory_graph(method: Method) -> nnx.GraphDef:
     def fresh() -> nnx.Module:
         return method.memory(method.init(nnx.Rngs(params=0)), nnx.Rngs(params=0))
 
-    graph, _ = nnx.split(nnx.eval_shape(fresh))
-    return lambda variables: nnx.merge(graph, nnx.State(variables))
+    return nnx.split(nnx.eval_shape(fresh))[0]
