@@ -88,12 +88,15 @@ class TrainingLoader:
                 failures.append(error)  # TensorFlow would turn it into text.
                 raise
 
+        # AutoGraph would parse functions that it has nothing to convert in, for a second at each start.
+        @tf.autograph.experimental.do_not_convert
         def load(number: tf.Tensor) -> dict[str, tf.Tensor]:
             values = tf.numpy_function(read, [number], [array.dtype for array in arrays.values()])
             for value, array in zip(values, arrays.values(), strict=True):
                 value.set_shape(array.shape)
             return dict(zip(arrays, values, strict=True))
 
+        @tf.autograph.experimental.do_not_convert
         def join(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             return {name: tf.reshape(value, (rows, *value.shape[2:])) for name, value in batch.items()}
 
