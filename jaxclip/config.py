@@ -256,8 +256,8 @@ class Config:
       on_nonfinite: when a loss, a gradient or the updated state is not finite: "stop" ends the run; "rewind" goes back
         to the newest checkpoint and on with the data behind the step, three times at most from one checkpoint.
       profile_steps: first and last step of a profiler trace; (0, 0) for none.
-      init_from: initial weights: a run's workdir, a checkpoint, or weights that `jaxclip.load` opens; empty for random
-        initialization.
+      init_from: initial weights: a run's workdir, a checkpoint, or weights that `jaxclip.load` opens; "A + B" for
+        weights of single towers, which each give theirs; empty for random initialization.
       init_only: a regular expression; only parameters whose path it is found in ("^image") are initialized from
         `init_from`.
       method: the method's own keys and its `name`, the module's name in `jaxclip.methods`.

@@ -53,7 +53,7 @@ def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer | N
     """Replaces the parameters of a fresh state, or those that match `config.init_only`, by trained ones.
 
     The source is anything `jaxclip.load` opens, or a single tower: torchvision's or timm's ResNet in a .safetensors, or
-    a Hugging Face folder of a BertModel.
+    a Hugging Face folder of a BertModel. Several of these, joined by " + ", give a tower each and nothing else.
 
     Args:
       config: the run's config.
@@ -69,14 +69,36 @@ def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer | N
       UserError: the source cannot be opened, lacks required arrays, or has other activations, preprocessing or another
         vocabulary than the run.
     """
-    source = config.init_from
     own = tensor_map.flat(state.params) | tensor_map.flat(state.stats)
     wanted = {path: leaf for path, leaf in own.items() if re.search(config.init_only, path)}
     if not wanted:
         raise UserError(
             f"config.init_only={config.init_only!r} is found in no parameter's path, such as image/positions"
         )
-    start = _one_tower(source, method, mesh) or _whole(config, method, mesh)
+    sources = re.split(r"\s+\+\s+", config.init_from.strip())
+    taken: dict[str, jax.Array] = {}
+    for source in sources:
+        start = _one_tower(source, method, mesh)
+        part = wanted
+        if len(sources) > 1:
+            if start is None:
+                raise UserError(f"config.init_from: {source} is no single tower, and only those are joined by ' + '")
+            (tower,) = start.keys
+            part = {path: leaf for path, leaf in wanted.items() if path.startswith(f"{tower}/")}
+            if not part or not taken.keys().isdisjoint(part):
+                raise UserError(f"config.init_from: {source} is the {tower} tower, which is not taken or given twice")
+        taken |= _taken(source, start or _whole(config, method, mesh), method, tokenizer, part)
+    params, stats = (
+        tensor_map.nested({path: taken.get(path, leaf) for path, leaf in tensor_map.flat(part).items()})
+        for part in (state.params, state.stats)
+    )
+    return dataclasses.replace(state, params=params, stats=stats), sum(leaf.size for leaf in taken.values())
+
+
+def _taken(
+    source: str, start: _Start, method: Any, tokenizer: Tokenizer | None, wanted: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """The arrays of a source in place of the wanted ones, by path; raises UserError as `start_from`."""
     _check_same(source, start.keys, to_dict(method), wanted)
     shapes = {path: leaf.shape for path, leaf in wanted.items()}
     found = resized(start.arrays, shapes, cut_text=not method.text.resizes_positions)
@@ -94,12 +116,7 @@ def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer | N
         )
     if "text/token_embedding" in wanted and start.tokenizer is not None and tokenizer is not None:
         _check_vocabulary(source, start.tokenizer, tokenizer)
-    taken = {path: jax.device_put(found[path].astype(leaf.dtype), leaf.sharding) for path, leaf in wanted.items()}
-    params, stats = (
-        tensor_map.nested({path: taken.get(path, leaf) for path, leaf in tensor_map.flat(part).items()})
-        for part in (state.params, state.stats)
-    )
-    return dataclasses.replace(state, params=params, stats=stats), sum(leaf.size for leaf in wanted.values())
+    return {path: jax.device_put(found[path].astype(leaf.dtype), leaf.sharding) for path, leaf in wanted.items()}
 
 
 def _whole(config: Config, method: Any, mesh: Mesh) -> _Start:
@@ -146,7 +163,9 @@ def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
     tensor_map.check(source, tensors, listed, {path: shapes[path].shape for path in named})
     abstract = tensor_map.flat(methods.joined(*sharding.placed(mesh, *variables)))
     arrays = tensor_map.read(tensors, listed, {path: leaf for path, leaf in abstract.items() if path in named})
-    return _Start({tower: to_dict(theirs)}, arrays, tokenizer)
+    # The vector of a BERT's text is the method's choice, and not said by its files.
+    said = {key: value for key, value in to_dict(theirs).items() if (tower, key) != ("text", "pool")}
+    return _Start({tower: said}, arrays, tokenizer)
 
 
 def _check_same(source: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

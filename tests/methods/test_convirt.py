@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs import convirt
 from jaxclip import methods, optimizer, sharding
-from jaxclip.config import MeshConfig, OptimizerConfig
+from jaxclip.config import Config, MeshConfig, OptimizerConfig
 from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.inputs import shapes
+from jaxclip.parsing import parse
 from jaxclip.step import Step
 from jaxclip.towers.bert import BertConfig
 
@@ -86,6 +88,25 @@ def test_the_maximum_of_a_text_is_over_its_own_tokens():
     expected = np.stack([states[0, :4].max(0), states[1, :3].max(0)])
     np.testing.assert_array_equal(tower(tokens, end), expected)
     np.testing.assert_allclose(tower(tokens.at[:, 4:].set(11), end), expected, rtol=1e-6)
+
+
+def test_the_recipe_has_the_published_towers_and_freezes_the_lower_half_of_bert():
+    recipe = convirt.get_config()
+    recipe.data.train, recipe.data.vocabulary = "shapes", "vocab.txt"
+    config = parse(Config, recipe)
+    params, _ = methods.abstract_variables(methods.from_config(config.method))
+    counts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in params.items()}
+    # torchvision's ResNet-50 without its classifier, BERT-base without its pooler, and the heads.
+    assert counts == {
+        "image": 25_557_032 - 2_049_000,
+        "image_projection": 2048 * 2049 + 2049 * 512,
+        "text": 109_482_240 - 590_592 - (512 - 128) * 768,  # positions of shorter texts
+        "text_projection": 768 * 769 + 769 * 512,
+    }
+    frozen = optimizer.frozen_paths(params, config.optimizer.groups)
+    sizes = [leaf.size for leaf, is_frozen in zip(*map(jax.tree.leaves, (params, frozen)), strict=True) if is_frozen]
+    # Word, position and segment embeddings, their normalization, and six of twelve blocks.
+    assert sum(sizes) == (30_522 + 128 + 2 + 2) * 768 + 6 * 7_087_872
 
 
 @functools.cache

@@ -275,6 +275,28 @@ def test_a_text_tower_starts_from_bert_with_the_first_of_its_positions(tmp_path)
     assert_equal(found, fresh | ours)
 
 
+def test_two_towers_start_from_a_source_each(tmp_path):
+    text, text_arrays = bert_folder(tmp_path / "bert")
+    text_arrays["text/positions"] = text_arrays["text/positions"][:6]
+    image, image_arrays = resnet_file(tmp_path)
+    keys = RESNET | {"text": BERT_TEXT | {"pool": "max"}}
+    found, fresh, taken = started(f"{image} + {text}", keys, tokenizer=tokenizers.load(tmp_path / "bert"))
+    assert_equal(found, fresh | image_arrays | text_arrays)
+    assert taken == sum(values.size for values in (image_arrays | text_arrays).values())
+
+
+def test_sources_that_are_joined_are_different_single_towers_that_are_taken(tmp_path):
+    image, _ = resnet_file(tmp_path)
+    whole, _ = source(tmp_path, "jaxclip")
+    for joined, only, said in (
+        (f"{image} + {whole}", "", "source is no single tower, and only those are joined"),
+        (f"{image} + {image}", "", "is the image tower, which is not taken or given twice"),
+        (f"{image} + {image}", "^text/", "is the image tower, which is not taken or given twice"),
+    ):
+        with pytest.raises(UserError, match=said):
+            started(joined, RESNET, only)
+
+
 def test_the_first_positions_of_a_longer_bert_checkpoint_are_copied(tmp_path):
     longer = changed(text=BERT_TEXT | {"context_length": 12})
     path, theirs = source(tmp_path, "jaxclip", longer)
