@@ -45,7 +45,8 @@ def unbroken(folder: pathlib.Path) -> pathlib.Path:
     """The workdir of a run that nothing happened to."""
     result = run_anew(arguments(folder, "unbroken"), environment())
     assert result.status == 0, result.stderr
-    first, *lines, last = result.stderr.splitlines()
+    first, note, *lines, last = result.stderr.splitlines()
+    assert note.startswith("data.eval, config.evals.pairs.data: trained on, too")
     assert first.startswith("64 records, ") and last.startswith("report: ") and result.stdout == ""
     assert all(re.match(r"step \d+(/60: loss|: pairs: text to image|: validation loss) ", line) for line in lines), (
         result.stderr
