@@ -88,9 +88,13 @@ def length_note(run: Run, saved: Mapping[str, Any] | None, step: int) -> str:
     line = f"steps {before:,} → {run.steps:,}: the learning rate follows the new length, {was:.2g} → {now:.2g}"
     if not 0 < was < now:
         return line
-    optimizer_keys = f"schedule.name=constant learning_rate={was:.3g} warmup_steps=0".split()
-    keys = " ".join(f"--config.optimizer.{key}" for key in optimizer_keys)
-    return f"{line}; to stay at {was:.2g} instead: {keys} --allow_change=optimizer"
+    keys = [f"learning_rate={was:.3g}", "warmup_steps=0"]
+    if set(run.config.optimizer.schedule) <= {"name"}:
+        flags = " ".join(f"--config.optimizer.{key}" for key in ["schedule.name=constant", *keys])
+        return f"{line}; to stay at {was:.2g} instead: {flags} --allow_change=optimizer"
+    # A flag does not remove the schedule's other keys.
+    lines = ", ".join(f"config.optimizer.{key}" for key in ["schedule={'name': 'constant'}", *keys])
+    return f"{line}; to stay at {was:.2g} instead, write into the recipe {lines}, and give --allow_change=optimizer"
 
 
 class _Trainer:

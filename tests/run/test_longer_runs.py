@@ -28,9 +28,11 @@ def test_the_flags_that_a_longer_run_is_told_of_keep_its_learning_rate(tmp_path:
     assert rates[3] == before and rates[4:] == pytest.approx([before] * 4, rel=5e-3)
 
 
-def note(*, steps: tuple[int, int] = (0, 0), epochs: tuple[float, float] = (0, 0), step: int) -> str:
+def note(*, steps: tuple[int, int] = (0, 0), epochs: tuple[float, float] = (0, 0), step: int, end: float = 0) -> str:
     """What is said of a run of 1,280 records and batches of 128 that goes on from a step with another length."""
     recipe = quickstart.get_config()
+    if end:
+        recipe.optimizer.schedule.end = end
     recipe.steps, recipe.epochs, recipe.batch_size = steps[0], epochs[0], 128
     recipe.optimizer.warmup_steps, recipe.optimizer.learning_rate = 0, 5e-4
     config = parse(Config, recipe)
@@ -43,6 +45,12 @@ def test_a_longer_run_says_what_that_does_to_the_learning_rate_and_how_to_keep_i
     said = note(steps=(100, 200), step=100)
     assert said.startswith("steps 100 → 200: the learning rate follows the new length, 1.2e-07 → 0.00025; to stay at")
     assert note(epochs=(10, 20), step=100) == said
+
+
+def test_a_schedule_with_keys_of_its_own_is_changed_in_the_recipe():
+    said = note(steps=(100, 200), step=100, end=0.01)
+    keys = ("schedule={'name': 'constant'}", "learning_rate=5.12e-06", "warmup_steps=0")
+    assert "write into the recipe " + ", ".join(f"config.optimizer.{key}" for key in keys) in said
 
 
 def test_a_shorter_run_has_a_lower_rate_and_nothing_to_keep():
