@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_batch import drawn_batch
 from flax import nnx
 
 from configs import convirt
@@ -16,7 +17,6 @@ from jaxclip import methods, optimizer, sharding
 from jaxclip.config import Config, MeshConfig, OptimizerConfig
 from jaxclip.context import Context
 from jaxclip.errors import UserError
-from jaxclip.inputs import shapes
 from jaxclip.parsing import parse
 from jaxclip.step import Step
 from jaxclip.towers.bert import BertConfig
@@ -36,12 +36,7 @@ def method(**keys: Any) -> Any:
 
 @functools.cache
 def batch() -> dict[str, jax.Array]:
-    rng = np.random.default_rng(0)
-    rows = {
-        name: rng.integers(0, 256 if array.dtype == np.uint8 else 6, array.shape).astype(array.dtype)
-        for name, array in shapes(method().inputs(), BATCH).items()
-    }
-    return jax.tree.map(jnp.asarray, rows)
+    return drawn_batch(method(), BATCH)
 
 
 def loss(kind: Any, params: Any) -> jax.Array:

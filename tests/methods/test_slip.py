@@ -6,9 +6,9 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_batch import drawn_batch
 
 from jaxclip import methods, optimizer, sharding
 from jaxclip.config import MeshConfig, OptimizerConfig
@@ -39,14 +39,10 @@ def step_on(devices: int, microbatches: int) -> Step:
 
 @functools.cache
 def batch() -> dict[str, jax.Array]:
-    rng = np.random.default_rng(0)
-    rows = {
-        name: rng.integers(0, 256 if array.dtype == np.uint8 else 6, array.shape).astype(array.dtype)
-        for name, array in shapes(method().inputs(), BATCH).items()
-    }
+    rows = drawn_batch(method(), BATCH)
     # The second view has as much noise as it has of the first.
     rows["second_view"] = rows["first_view"] // 2 + rows["second_view"] // 2
-    return jax.tree.map(jnp.asarray, rows)
+    return rows
 
 
 @functools.cache
