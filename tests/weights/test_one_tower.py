@@ -7,7 +7,8 @@ import pathlib
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from test_init_from import bert_folder, resnet_file, started
+from starting import started
+from test_init_from_one_tower import bert_folder, resnet_file
 
 import jaxclip
 from jaxclip.errors import UserError
