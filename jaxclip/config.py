@@ -109,6 +109,8 @@ class DataConfig:
       root: the folder that relative paths (of data, vocabulary and classes) start from.
       vocabulary: path of a published vocabulary; empty if one is trained.
       train_vocabulary: size of the vocabulary to train from the run's own captions; 0 to use `vocabulary`.
+      vocabulary_form: the form of the vocabulary that `train_vocabulary` trains: "clip" for CLIP's byte-level BPE;
+        "sentencepiece" for VirTex's BPE, which has a token for masked ones.
       caption_templates: phrases with a `{c}` that captions are wrapped in at random in training; empty for none.
       shuffle_window: the number of records that are shuffled with each other if the order of storage matters (remote
         files, Parquet); otherwise all records are shuffled.
@@ -131,6 +133,7 @@ class DataConfig:
     root: str = ""
     vocabulary: str = ""
     train_vocabulary: int = 0
+    vocabulary_form: Literal["clip", "sentencepiece"] = "clip"
     caption_templates: tuple[str, ...] = ()
     shuffle_window: int = 4096
     max_pixels: int = 64_000_000

@@ -9,7 +9,7 @@ from jaxclip.data import storage, tokenizers
 from jaxclip.data.captions import wrap
 from jaxclip.data.mixture import spread
 from jaxclip.data.record import Record, Source
-from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.data.tokenizers import Tokenizer, virtex
 from jaxclip.errors import UserError
 from jaxclip.inputs import Answers, Inputs, Text
 
@@ -21,7 +21,7 @@ def tokenizer_of(inputs: Inputs, config: DataConfig, source: Source, saved: str 
 
     Args:
       inputs: of the method.
-      config: names a vocabulary or the size of one to train.
+      config: names a vocabulary, or the size and the form of one to train.
       source: the training data, whose captions a vocabulary is trained on.
       saved: the content of a run's tokenizer.json, which is taken instead.
 
@@ -29,7 +29,7 @@ def tokenizer_of(inputs: Inputs, config: DataConfig, source: Source, saved: str 
       The tokenizer; None if the method has no texts.
 
     Raises:
-      UserError: the config gives neither a vocabulary nor a size.
+      UserError: the config gives neither a vocabulary nor a size, or none of this size can be trained.
     """
     if not any(isinstance(kind, Text | Answers) for kind in inputs.values()):
         return None
@@ -38,7 +38,8 @@ def tokenizer_of(inputs: Inputs, config: DataConfig, source: Source, saved: str 
     if config.vocabulary:
         return tokenizers.load(storage.resolve(config.vocabulary, config.root))
     if config.train_vocabulary:
-        return tokenizers.train(caption_sample(source, config.caption_templates), config.train_vocabulary)
+        train = virtex.train if config.vocabulary_form == "sentencepiece" else tokenizers.train
+        return train(caption_sample(source, config.caption_templates), config.train_vocabulary)
     raise UserError(
         "config.data.vocabulary is empty: give data.vocabulary=PATH (OpenAI's bpe_simple_vocab_16e6.txt.gz is in "
         "the folder clip/ of github.com/openai/CLIP) or data.train_vocabulary=SIZE to train one from the captions"

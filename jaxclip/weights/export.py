@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 
 from jaxclip import checkpoint, methods
-from jaxclip.data.tokenizers import Tokenizer
+from jaxclip.data.tokenizers import Tokenizer, virtex
 from jaxclip.errors import UserError
 from jaxclip.methods import clip
 from jaxclip.weights import tensor_map
@@ -50,6 +50,8 @@ def save(
         # Raises for a model that the form does not support, before anything is written.
         if not isinstance(method, clip.Method):
             raise UserError(f"{form} has no models of this method; write the form jaxclip")
+        if isinstance(tokenizer, virtex.VirTexTokenizer):
+            raise UserError(f"{form} has no vocabularies of VirTex's form; write the form jaxclip")
         _FAMILIES[form].config_of(method, tokenizer)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     try:

@@ -49,6 +49,10 @@ def test_a_saved_tokenizer_goes_before_a_vocabulary():
         vocabulary.tokenizer_of(INPUTS, missing, Numbered(5))
     trained = vocabulary.tokenizer_of(INPUTS, DataConfig("given", train_vocabulary=520), Numbered(50))
     assert trained is not None and trained.vocab_size <= 520
+    masked = vocabulary.tokenizer_of(
+        INPUTS, DataConfig("given", train_vocabulary=40, vocabulary_form="sentencepiece"), Numbered(50)
+    )
+    assert masked is not None and masked.mask_id == 3 and masked.vocab_size <= 40
     with pytest.raises(UserError, match="config.data.vocabulary is empty"):
         vocabulary.tokenizer_of(INPUTS, DataConfig("given"), Numbered(5))
 

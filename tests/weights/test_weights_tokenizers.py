@@ -18,7 +18,7 @@ from test_weights_hugging_face_files import siglip_method
 
 from jaxclip import methods
 from jaxclip.data import tokenizers
-from jaxclip.data.tokenizers import wordpiece
+from jaxclip.data.tokenizers import virtex, wordpiece
 from jaxclip.data.tokenizers.clip import END
 from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from jaxclip.data.tokenizers.sentence_piece import SentencePieceTokenizer
@@ -125,6 +125,22 @@ def test_a_saved_models_vocabulary_is_restored(tmp_path, form, clean):
     # open_clip repairs all texts at least.
     texts = [text for text in TEXTS if clean or EXPECTED["whitespace"](text) == text]
     assert ids(open_weights(folder).tokenizer, texts) == ids(tokenizer, texts)
+
+
+def test_a_vocabulary_of_virtexs_form_is_kept_in_jaxclips_own_form_alone(tmp_path):
+    tokenizer = virtex.train(CAPTIONS, 200)
+    assert ids(open_weights(saved(tmp_path / "saved", "jaxclip", tokenizer)).tokenizer) == ids(tokenizer)
+    for form in ("openclip", "huggingface"):
+        with pytest.raises(UserError, match=f"^{form} has no vocabularies of VirTex's form"):
+            saved(tmp_path / form, form, tokenizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+
+
+def test_virtexs_texts_are_not_cleaned_as_open_clip_configures(tmp_path, open_clip_folder):
+    folder = changed(open_clip_folder, tmp_path / "folder", tokenizer_kwargs={"clean": "lower"})
+    (tmp_path / "coco.model").write_bytes(virtex.train(CAPTIONS, 200).model)
+    with pytest.raises(UserError, match=r"coco\.model .*VirTex's texts are not cleaned by clean='lower'"):
+        open_weights(folder, Answers(tokenizer=tmp_path / "coco.model"))
 
 
 # Files of a folder with a vocabulary of CLIP's form, and transformers' padding token.

@@ -12,12 +12,16 @@ from tqdm import tqdm
 from jaxclip.data.mixture import spread
 from jaxclip.data.record import Record, Source
 from jaxclip.data.sources import open_source
-from jaxclip.data.tokenizers import Tokenizer, clip, wordpiece
+from jaxclip.data.tokenizers import Tokenizer, clip, virtex, wordpiece
 from jaxclip.errors import UserError
 from jaxclip.exit_status import run_command
 from jaxclip.paths import local
 
-_TRAIN: dict[str, Callable[[Iterable[str], int], Tokenizer]] = {"clip": clip.train, "wordpiece": wordpiece.train}
+_TRAIN: dict[str, Callable[[Iterable[str], int], Tokenizer]] = {
+    "clip": clip.train,
+    "sentencepiece": virtex.train,
+    "wordpiece": wordpiece.train,
+}
 _BLOCK = 1024  # records read, and captions tokenized, at a time
 _CONTEXT = 77  # CLIP's
 _LONGEST = 1024  # longer captions are counted as this many tokens
@@ -30,7 +34,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="the file to write, for data.vocabulary")
     parser.add_argument("--size", default=32768, type=int, help="maximum size of the vocabulary (default: 32768)")
     parser.add_argument(
-        "--kind", default="clip", choices=_TRAIN, help="clip: CLIP's BPE; wordpiece: BERT's, with [MASK]"
+        "--kind",
+        default="clip",
+        choices=_TRAIN,
+        help="clip: CLIP's BPE; sentencepiece: VirTex's, with [MASK]; wordpiece: BERT's, with [MASK]",
     )
     parser.add_argument("--limit", type=int, help="number of records to read, spread over the source (default: all)")
     parser.add_argument("--root", default="", help="the folder that relative paths start from")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 import string
+import unicodedata
 
 import ftfy
 
@@ -62,6 +63,17 @@ def canonical(text: str) -> str:
     big_vision/evaluators/proj/image_text/prompt_engineering.py.
     """
     return " ".join(text.translate(_NO_PUNCTUATION).lower().split())
+
+
+def unaccented(text: str) -> str:
+    """Lower-case text in Unicode's form NFKD without its combining marks.
+
+    This is VirTex's form: `NormalizeCaption` in kdexd/virtex, virtex/data/transforms.py.
+    """
+    text = text.lower()
+    if text.isascii():
+        return text
+    return "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
 
 
 def encodable(text: str) -> str:

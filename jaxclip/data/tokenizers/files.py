@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxclip.data.storage import is_remote
-from jaxclip.data.tokenizers import clip_files, normalizing, sentence_piece, wordpiece
+from jaxclip.data.tokenizers import clip_files, normalizing, sentence_piece, virtex, wordpiece
 from jaxclip.data.tokenizers.clip import END, ClipTokenizer
 from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from jaxclip.data.tokenizers.sentence_piece import Clean, SentencePieceTokenizer
@@ -50,8 +50,9 @@ def load(path: str | os.PathLike[str], *, clean: str | None = None, named_paddin
 
     Args:
       path: OpenAI's bpe_simple_vocab_16e6.txt.gz, compressed or not; CLIP's vocab.json or merges.txt with the other
-        beside it; a Hugging Face tokenizer.json; the vocab.txt of an uncased BERT; a SentencePiece .model; or a folder
-        that contains one of these.
+        beside it; a Hugging Face tokenizer.json; the vocab.txt of an uncased BERT; a SentencePiece .model, in VirTex's
+        form if it has the control symbols [SOS], [EOS] and [MASK], or else in SigLIP's; or a folder that contains one
+        of these.
       clean: open_clip's text cleaning before tokenization: "whitespace", "lower" or "canonicalize".
       named_padding: whether a vocabulary of CLIP's form is padded as in transformers, with the token that the files
         name. By default it is padded with id 0, as in OpenAI's code; a causal tower that is read at the end token does
@@ -110,6 +111,8 @@ def _from_json(
     text: str, settings: _Settings = _Settings(), clean: str | None = None, named_padding: bool = False
 ) -> Tokenizer:
     content = json.loads(text)
+    if "virtex" in content:
+        return virtex.from_content(content)
     if "sentencepiece" in content:
         return sentence_piece.from_content(content)
     if "model" not in content:
@@ -137,7 +140,11 @@ def _from_clip(
     return parse(*contents, pad_token)
 
 
-def _from_model(model: bytes, settings: _Settings, clean: str | None) -> SentencePieceTokenizer:
+def _from_model(model: bytes, settings: _Settings, clean: str | None) -> Tokenizer:
+    if virtex.is_one(model):
+        if clean is not None:
+            raise ValueError(f"VirTex's texts are not cleaned by clean={clean!r}")
+        return virtex.VirTexTokenizer(model)
     kind: Clean = _CLEAN_OF.get(settings.kind or "", "canonical")
     pad_token = settings.pad_token or ("<pad>" if settings.kind in _CLEAN_OF else None)
     if clean == "canonicalize" or clean == "lower" and kind == "none":

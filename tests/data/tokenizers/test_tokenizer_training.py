@@ -106,7 +106,7 @@ def table(tmp_path_factory) -> pathlib.Path:
     return folder / "captions.tsv"
 
 
-@pytest.mark.parametrize("kind", ["clip", "wordpiece"])
+@pytest.mark.parametrize("kind", ["clip", "sentencepiece", "wordpiece"])
 def test_the_command_writes_what_load_reads_and_says_how_long_captions_are(table, tmp_path, capsys, kind):
     out = tmp_path / "tokenizer.json"
     assert command.main([str(table), f"--kind={kind}", "--size=560", f"--out={out}"]) == 0

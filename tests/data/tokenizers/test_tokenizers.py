@@ -15,7 +15,7 @@ from paths import MODELS, ROOT
 from tokenizer_reference import STRINGS, random_strings, write_small
 
 from jaxclip.data import tokenizers
-from jaxclip.data.tokenizers import wordpiece
+from jaxclip.data.tokenizers import virtex, wordpiece
 from jaxclip.data.tokenizers.clip import ClipTokenizer
 from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
 from jaxclip.data.tokenizers.sentence_piece import SentencePieceTokenizer
@@ -25,10 +25,12 @@ MODEL = MODELS / "siglip_form.model"
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "cat"]
 
 
-@pytest.fixture(scope="module", params=["clip", "wordpiece", "sentencepiece"])
+@pytest.fixture(scope="module", params=["clip", "wordpiece", "sentencepiece", "virtex"])
 def tokenizer(request, tmp_path_factory) -> tokenizers.Tokenizer:
     if request.param == "clip":
         return tokenizers.load(write_small(tmp_path_factory.mktemp("small")))
+    if request.param == "virtex":
+        return virtex.train(STRINGS, 900)
     return wordpiece.train(STRINGS, 600) if request.param == "wordpiece" else tokenizers.load(MODEL)
 
 
