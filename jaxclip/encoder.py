@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,19 +70,20 @@ class Encoder:
         self._bind = bind(method)
         self._ctx = Context(mesh=mesh, dtype=compute_dtype(precision, mesh.devices.flat[0].platform))
         self._rows = sharding.batch_sharding(mesh)
-        self._jitted: dict[str, Callable[..., Any]] = {}
+        self._jitted: dict[tuple[str, tuple], Callable[..., Any]] = {}
 
     def has(self, *names: str) -> bool:
         """Whether the model has these functions; nothing is computed."""
         return not missing_functions(self.method, names)
 
-    def __call__(self, name: str, variables: Any, *rows: np.ndarray) -> Any:
-        """A function of the model, `model.NAME(*rows, ctx)`, for any number of rows.
+    def __call__(self, name: str, variables: Any, *rows: np.ndarray, **options: Any) -> Any:
+        """A function of the model, `model.NAME(*rows, ctx, **options)`, for any number of rows.
 
         Args:
           name: of a function that computes each row of its result from the same row of its arguments.
           variables: of the model.
           *rows: arrays [n, ...]; every process gives the same ones.
+          **options: the function's own keywords, plain numbers or strings; it is compiled for each set of them.
 
         Returns:
           What the function gives, as NumPy arrays [n, ...].
@@ -95,7 +96,7 @@ class Encoder:
             missing = self.batch_size - count
             padded = [np.concatenate([row, np.zeros((missing, *row.shape[1:]), row.dtype)]) for row in batch]
             # The devices take their rows each from their own process's copy.
-            result = self._function(name)(variables, *(jax.device_put(array, self._rows) for array in padded))
+            result = self._function(name, options)(variables, *(jax.device_put(array, self._rows) for array in padded))
             outputs.append(jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], result))
         return _concatenated(outputs)
 
@@ -124,6 +125,7 @@ class Encoder:
         skips: SkipLog,
         ids: Sequence[int] | None = None,
         function: str = "encode_image",
+        **options: Any,
     ) -> EmbeddedSet:
         """A function of a source's images, each process reading its share of every batch.
 
@@ -133,6 +135,7 @@ class Encoder:
           skips: where records that cannot be read are counted.
           ids: of the records; all of them by default.
           function: the name of a function of the model that takes a batch of images, such as `features`.
+          **options: the function's own keywords.
 
         Raises:
           UserError: the method has no images.
@@ -158,7 +161,7 @@ class Encoder:
                     position = number * self.batch_size + process * share + row
                     found.append((position, record.label, caption_lines(record.captions), image_digest(record.image)))
             batch = jax.make_array_from_process_local_data(self._rows, images)
-            outputs.append(jax.tree.map(np.asarray, self._function(function)(variables, batch)))
+            outputs.append(jax.tree.map(np.asarray, self._function(function, options)(variables, batch)))
         found = sorted(entry for part in gather(found) for entry in part)
         positions = [position for position, *_ in found]
         return EmbeddedSet(
@@ -169,16 +172,17 @@ class Encoder:
             digests=[digest for *_, digest in found],
         )
 
-    def _function(self, name: str) -> Callable[..., Any]:
+    def _function(self, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
         """(variables, *rows) -> the result of a function of the model on every device, jitted."""
-        if name not in self._jitted:
+        key = name, tuple(sorted(options.items()))
+        if key not in self._jitted:
 
             def apply(variables: Any, *rows: jax.Array) -> Any:
-                return getattr(self._bind(variables), name)(*rows, self._ctx)
+                return getattr(self._bind(variables), name)(*rows, self._ctx, **options)
 
             replicated = NamedSharding(self.mesh, PartitionSpec())
-            self._jitted[name] = jax.jit(apply, out_shardings=replicated)
-        return self._jitted[name]
+            self._jitted[key] = jax.jit(apply, out_shardings=replicated)
+        return self._jitted[key]
 
 
 def model_functions(method: Method) -> list[str]:

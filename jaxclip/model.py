@@ -15,6 +15,7 @@ from jaxclip import inputs, methods, sharding
 from jaxclip.config import Config, MeshConfig, PixelsConfig
 from jaxclip.data.images.crops import prepare
 from jaxclip.data.images.decode import Unreadable, open_image, upright_rgb
+from jaxclip.data.tokenizers import generated_text
 from jaxclip.encoder import Encoder, class_embeddings, lacking, method_name
 from jaxclip.errors import UserError
 from jaxclip.paths import local
@@ -117,6 +118,19 @@ class Model:
         self._check("encode_text", "encode_text")
         return self._encoder.texts(self._variables, _list(texts, str))
 
+    def caption(self, images: ImageLike | Sequence[ImageLike] | np.ndarray, **options: Any) -> list[str]:
+        """A caption of each image, as its model generates them.
+
+        Args:
+          images: as `encode_image` takes them.
+          **options: of the model's own function, such as `beams` or `nucleus` of `methods.virtex.Captioner.caption`.
+        """
+        tokenizer = self._encoder.tokenizer
+        ids = {} if tokenizer is None else {"start": tokenizer.start_id, "end": tokenizer.end_id}
+        found = self._of_images("caption", images, **ids, **options)
+        assert tokenizer is not None
+        return [generated_text(tokenizer, row) for row in found]
+
     def similarity(self, images: Any, texts: Any) -> np.ndarray:
         """The logits of images against texts, float32 [images, texts]: scaled cosines, and the bias of a SigLIP.
 
@@ -175,7 +189,7 @@ class Model:
             raise UserError(f"method {method_name(self.method)} has no images")
         return self._encoder.image
 
-    def _of_images(self, name: str, images: Any) -> np.ndarray:
+    def _of_images(self, name: str, images: Any, **options: Any) -> np.ndarray:
         """A function of the model for any number of images, a batch at a time: no more than one is held decoded."""
         self._check(name, name)
         alone = getattr(images, "ndim", None) == 3
@@ -186,7 +200,7 @@ class Model:
             prepared = [self.preprocess(image) for image in items[start : start + size]]
             shape = (len(prepared), *(self._image_input().size,) * 2, 3)
             rows = np.asarray(prepared, np.uint8).reshape(shape)
-            outputs.append(self._encoder(name, self._variables, rows))
+            outputs.append(self._encoder(name, self._variables, rows, **options))
         return np.concatenate(outputs)
 
 

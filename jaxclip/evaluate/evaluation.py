@@ -109,7 +109,7 @@ def to_json(result: Result) -> dict[str, Any]:
     if result.tables:
         content["tables"] = [_finite(to_dict(table)) for table in result.tables]
     if result.examples:
-        content["examples"] = [{"image": _webp(example), "text": example.text} for example in result.examples]
+        content["examples"] = [_example(example) for example in result.examples]
     return content
 
 
@@ -122,8 +122,10 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
-def _webp(example: Example) -> str:
-    """An image as a data URL."""
+def _example(example: Example) -> dict[str, Any]:
+    """An example as JSON values, its image as a data URL."""
     buffer = io.BytesIO()
     Image.fromarray(example.image).save(buffer, "WEBP", quality=88)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    url = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    parts = {"parts": [_example(part) for part in example.parts]} if example.parts else {}
+    return {"image": url, "text": example.text} | parts

@@ -40,10 +40,12 @@ class Example:
     Attributes:
       image: RGB pixels; the report shows it at 112 pixels.
       text: what stands under it, such as the model's caption.
+      parts: smaller images with texts beside it, such as the words of a caption with what each was attending to.
     """
 
     image: UInt8[np.ndarray, "height width 3"]
     text: str
+    parts: tuple[Example, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

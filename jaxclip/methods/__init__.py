@@ -32,8 +32,10 @@ class Method:
       scale_and_bias() -> two scalars: logits are scale * cosine + bias
       features(images, ctx) -> [batch, width], the image tower's pooled output before any projection
 
-    and likewise `caption_logits` and `match` if a method has them. A method may add others for evaluations of its
-    own.
+      caption(images, ctx, *, start, end) -> int32 [batch, length], token ids filled up with `end`; the keywords are the
+        ids of the start and end tokens, and a method may have more
+
+    and likewise `match` if a method has it. A method may add others for evaluations of its own.
 
     Attributes:
       task: the evaluation on `data.eval` if a recipe names none; a module of `jaxclip.evaluate`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxclip.evaluate.evaluator import Table
-from jaxclip.report.workdir import EvaluationRecord
+from jaxclip.report.workdir import EvaluationRecord, ShownExample
 from jaxclip.report.writing import escape, number, percent, title_of
 
 
@@ -22,14 +22,19 @@ def example_figures(evaluations: Sequence[EvaluationRecord]) -> str:
     """The images of evaluations with their texts, as HTML."""
     figures = ""
     for evaluation in evaluations:
-        items = "".join(
-            f'<li><img src="{escape(image)}" alt=""><small>{escape(text)}</small></li>'
-            for image, text in evaluation.examples
-        )
+        items = "".join(map(_example, evaluation.examples))
         if items:
             caption = f"<figcaption><b>{escape(title_of(evaluation.dataset))}</b></figcaption>"
             figures += f'<figure>{caption}<ol class="examples">{items}</ol></figure>'
     return figures
+
+
+def _example(example: ShownExample) -> str:
+    image = f'<img src="{escape(example.image)}" alt="">'
+    if not example.parts:
+        return f"<li>{image}<small>{escape(example.text)}</small></li>"
+    parts = "".join(map(_example, example.parts))
+    return f'<li class="parted">{image}<div><p>{escape(example.text)}</p><ol>{parts}</ol></div></li>'
 
 
 def _joined(group: Sequence[tuple[EvaluationRecord, Table]]) -> str:

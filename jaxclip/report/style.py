@@ -157,6 +157,11 @@ summary { cursor: pointer; color: var(--soft); padding: 8px 0; }
 .tick { color: var(--right); margin: 0 5px; }
 .examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 18px 14px; }
 .examples small { display: block; margin-top: 5px; line-height: 1.35; overflow-wrap: anywhere; }
+.examples .parted { grid-column: 1 / -1; display: grid; grid-template-columns: 112px minmax(0, 1fr); gap: 6px 18px; }
+.parted + .parted { border-top: 1px solid var(--faint); padding-top: 16px; }
+.parted p { margin: 0 0 8px; font: 17px/1.4 var(--serif); overflow-wrap: anywhere; }
+.parted ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(64px, 1fr)); gap: 10px; }
+.parted ol small { text-align: center; }
 .answers { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 34px 44px; margin-top: 22px; }
 .answer { display: grid; grid-template-columns: 112px minmax(0, 1fr); gap: 18px; align-items: start; }
 .under li { grid-template-columns: minmax(0, 1fr) auto; gap: 2px 10px; padding: 0 0 6px; }

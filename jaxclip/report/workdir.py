@@ -17,6 +17,21 @@ from jaxclip.report.writing import title_of
 
 
 @dataclasses.dataclass(frozen=True)
+class ShownExample:
+    """An image with a text.
+
+    Attributes:
+      image: its data URL.
+      text: what stands under it.
+      parts: smaller ones beside it.
+    """
+
+    image: str
+    text: str
+    parts: tuple[ShownExample, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationRecord:
     """One evaluation of the model, as its JSON file has it.
 
@@ -27,7 +42,7 @@ class EvaluationRecord:
       metrics: figures by name; finite ones only.
       headline: the figure of the card and the words under it; by default the first metric.
       tables: of the evaluator; by default one of the metrics.
-      examples: (data URL of an image, text).
+      examples: images with the model's texts.
       classes: the names the model had to choose from, in the set's order; empty if unknown.
       class_accuracy: the accuracy of each class that has images, by the class's name.
     """
@@ -38,7 +53,7 @@ class EvaluationRecord:
     metrics: dict[str, float]
     headline: tuple[str, str] | None
     tables: tuple[Table, ...]
-    examples: tuple[tuple[str, str], ...]
+    examples: tuple[ShownExample, ...]
     classes: tuple[str, ...]
     class_accuracy: dict[str, float]
 
@@ -146,7 +161,7 @@ def _evaluation(step: int, name: str, content: dict[str, Any]) -> EvaluationReco
         metrics=metrics,
         headline=(headline[0], headline[1]) if len(headline) == 2 else None,
         tables=tables,
-        examples=tuple(filter(None, map(_example, _list(content.get("examples"))))),
+        examples=_examples(content.get("examples")),
         classes=tuple(map(str, _list(content.get("classnames")))) or tuple(accuracy),
         class_accuracy=accuracy,
     )
@@ -170,12 +185,15 @@ def _cell(value: Any) -> float | str | None:
     return number if math.isfinite(number) else None
 
 
-def _example(content: Any) -> tuple[str, str] | None:
-    """An example of a JSON file; None if its image is not a data URL of one."""
-    image = content.get("image") if isinstance(content, dict) else None
-    if not isinstance(image, str) or not _IMAGE.fullmatch(image):
-        return None
-    return image, str(content.get("text", ""))
+def _examples(content: Any, parts: bool = True) -> tuple[ShownExample, ...]:
+    """The examples of a JSON file whose images are data URLs of one."""
+    found = []
+    for item in _list(content):
+        image = item.get("image") if isinstance(item, dict) else None
+        if isinstance(image, str) and _IMAGE.fullmatch(image):
+            within = _examples(item.get("parts"), parts=False) if parts else ()
+            found.append(ShownExample(image, str(item.get("text", "")), within))
+    return tuple(found)
 
 
 _IMAGE = re.compile(r"data:image/webp;base64,[A-Za-z0-9+/=]+")

@@ -139,13 +139,9 @@ class ModifiedResNet(Stages):
             init=torch_uniform,
             remat=config.remat,
             norm_groups=groups,
+            zero_init=True,
             rngs=rngs,
         )
-        for stage, blocks in enumerate(config.layers):
-            for number in range(blocks):
-                # Every bottleneck begins as its shortcut.
-                last = getattr(self, f"layer{stage + 1}_{number}").bn3
-                last.scale[...] = jnp.zeros_like(last.scale[...])
         pixels = (config.image_size // 32) ** 2
         self.attention_pool = AttentionPool(pixels, 32 * width, config.heads, rngs=rngs)
 

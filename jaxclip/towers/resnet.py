@@ -30,6 +30,8 @@ class ResNetConfig:
     remat: what the backward pass recomputes of each bottleneck: "none" keeps everything, "dots" keeps what the
       convolutions give, "full" keeps only the bottleneck's input. Batch statistics are always kept.
     norm_groups: parts of the batch that batch normalization takes statistics of, see `batch_norm.BatchNorm`.
+    zero_init: whether the last scales of the bottlenecks begin as 0, and so each as its shortcut (Goyal et al. 2017,
+      section 5.1).
     """
 
     image_size: int
@@ -37,6 +39,7 @@ class ResNetConfig:
     width: int = 64
     remat: Remat = "none"
     norm_groups: int = 1
+    zero_init: bool = False
     name: Literal["resnet"] = "resnet"
 
     def __post_init__(self):
@@ -179,7 +182,7 @@ class Stages(nnx.Module):
       layers: bottlenecks of each stage.
       pooled: whether an average pool halves the side, instead of a stride.
       init: initializer of the convolutions.
-      remat, norm_groups: see `ResNetConfig`.
+      remat, norm_groups, zero_init: see `ResNetConfig`.
     """
 
     def __init__(
@@ -191,6 +194,7 @@ class Stages(nnx.Module):
         init: Initializer,
         remat: Remat,
         norm_groups: int,
+        zero_init: bool,
         rngs: nnx.Rngs,
     ):
         self.layers = layers
@@ -202,6 +206,8 @@ class Stages(nnx.Module):
                 by = 2 if stage and not number else 1
                 halving = {"pool": by} if pooled else {"stride": by}
                 block = Bottleneck(inputs, planes, init=init, groups=norm_groups, rngs=rngs, **halving)
+                if zero_init:
+                    block.bn3.scale[...] = jnp.zeros_like(block.bn3.scale[...])
                 setattr(self, f"layer{stage + 1}_{number}", block)
                 inputs = 4 * planes
 
@@ -252,6 +258,7 @@ class ResNet(Stages):
             init=kaiming_normal,
             remat=config.remat,
             norm_groups=groups,
+            zero_init=config.zero_init,
             rngs=rngs,
         )
 

@@ -10,10 +10,10 @@ import os
 
 from jaxclip.data.tokenizers.clip import train
 from jaxclip.data.tokenizers.files import from_json, load
-from jaxclip.data.tokenizers.tokenizer import Tokenizer, text_lengths
+from jaxclip.data.tokenizers.tokenizer import Tokenizer, generated_text, text_lengths
 
 # The loader calls from several threads, with which a thread pool inside every call would only compete. Earlier releases
 # of the library also warn in each fork of a process that has used it. The user's own setting takes precedence.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-__all__ = ["Tokenizer", "from_json", "load", "text_lengths", "train"]
+__all__ = ["Tokenizer", "from_json", "generated_text", "load", "text_lengths", "train"]

@@ -63,6 +63,17 @@ class Tokenizer(Protocol):
         ...
 
 
+def generated_text(tokenizer: Tokenizer, tokens: np.ndarray) -> str:
+    """The text of token ids that a model generated, which counts up to the first end token after the start.
+
+    Args:
+      tokenizer: of the model; it has an end token.
+      tokens: int32 [length], the start token first.
+    """
+    ends = np.flatnonzero(tokens[1:] == tokenizer.end_id)
+    return tokenizer.decode(tokens[: ends[0] + 2] if len(ends) else tokens)
+
+
 def text_lengths(tokenizer: Tokenizer, tokens: np.ndarray) -> list[int]:
     """The numbers of tokens of texts, start and end included.
 
