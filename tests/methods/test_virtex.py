@@ -15,9 +15,12 @@ from configs import virtex
 from jaxclip import methods, optimizer, sharding
 from jaxclip.config import Config, MeshConfig, OptimizerConfig
 from jaxclip.context import Context
+from jaxclip.data import tokenizers
+from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.losses.captioning import reversed_texts
 from jaxclip.methods.virtex import Method
+from jaxclip.model import Model
 from jaxclip.parsing import parse
 from jaxclip.step import Step
 
@@ -227,7 +230,38 @@ def test_attention_is_one_distribution_over_the_image_for_each_word():
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
 
 
-# specs of the paper's sizes: parameters of the textual head with both directions and one layer, in millions.
+@functools.cache
+def opened() -> Model:
+    """A model with a tokenizer, as `jaxclip.load` gives one."""
+    tokenizer = tokenizers.train(["a red star on a dark field", "two blue rings"] * 4, 600)
+    kind = method(vocab_size=tokenizer.vocab_size)
+    rng = np.random.default_rng(5)
+    drawn = {
+        name: jax.tree.map(lambda leaf: leaf + 0.3 * jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype), tree)
+        for name, tree in params(kind).items()
+    }
+    mesh = sharding.create(MeshConfig(), jax.devices()[:1])
+    return Model(None, drawn, {}, Encoder(kind, mesh, "float32", tokenizer, batch_size=4))
+
+
+def test_a_loaded_model_captions_images_whatever_their_number():
+    images = list(np.asarray(texts()["image"]))
+    found = opened().caption(images, beams=2)
+    assert len(found) == BATCH and all(isinstance(text, str) for text in found)
+    assert not any("|>" in text for text in found)  # No start or end token is spelled out.
+    assert opened().caption(images[5], beams=2) == found[5:6]
+    assert opened().caption(images[:1], nucleus=0.9, seed=3) == opened().caption(images[0], nucleus=0.9, seed=3)
+
+
+def test_a_model_that_writes_no_captions_says_so():
+    kind = method("token_classification")
+    mesh = sharding.create(MeshConfig(), jax.devices()[:1])
+    model = Model(None, params(kind), {}, Encoder(kind, mesh, "float32", None))
+    with pytest.raises(UserError, match="caption needs caption, which method virtex does not have"):
+        model.caption(np.zeros((16, 16, 3), np.uint8))
+
+
+# Parameters of the textual head of the textual head with both directions and one layer, in millions.
 @pytest.mark.parametrize(("width", "millions"), [(512, 14.6), (768, 28.2), (1024, 46.0), (2048, 159.0)])
 def test_the_heads_have_the_published_sizes(width, millions):
     recipe = virtex.get_config()

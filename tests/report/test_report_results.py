@@ -175,6 +175,16 @@ def test_examples_are_images_with_texts_and_other_urls_are_rejected(tmp_path):
     assert "<script>alert(1)</script>" in page.text and f"{HOSTILE} 1" not in page.text
 
 
+def test_the_parts_of_an_example_stand_beside_it(tmp_path):
+    urls = [f"data:image/webp;base64,UklGRg=={end}" for end in ("", "=", "==", "A")]
+    parts = [{"image": urls[1], "text": HOSTILE}, {"image": urls[2], "text": "dog", "parts": [{"image": urls[3]}]}]
+    examples = [{"image": urls[0], "text": "a dog", "parts": [*parts, {"image": "http://example.com/a.png"}, 3]}]
+    write_evaluation(tmp_path, 10, "set", {"cider": 1.0}, task="captioning", examples=examples)
+    page = page_of(tmp_path)
+    assert [image["src"] for image in page.all("img")] == urls[:3]
+    assert f"a dog {HOSTILE} dog" in page.text
+
+
 def test_retrieval_shows_both_directions_at_every_rank(workdir):
     text = page_of(workdir).text
     assert "emoji caption → image 30.0% 60.0% 75.0% 600" in text
