@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -26,7 +27,7 @@ def save(
     folder: pathlib.Path,
     form: Form,
     method: Any,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     params: Mapping[str, Any],
     stats: Mapping[str, Any],
 ) -> None:
@@ -38,32 +39,45 @@ def save(
         `open_clip.create_model_and_transforms("local-dir:FOLDER")`; "huggingface", for `CLIPModel` or
         `SiglipModel.from_pretrained(FOLDER)` and `AutoProcessor`.
       method: the model's method.
-      tokenizer: the model's tokenizer.
+      tokenizer: the model's tokenizer; None if the method has no texts.
       params, stats: nested dicts of arrays.
 
     Raises:
       UserError: the form does not support the model, or the folder already exists or cannot be written.
     """
+    if form == "jaxclip":
+        model: dict[str, Any] = {"method": methods.to_config(method)}
+        if tokenizer is not None:
+            model["tokenizer"] = tokenizer.to_json()
+        with new_folder(folder) as unfinished:
+            checkpoint.save_variables(unfinished, params, stats, model)
+        return
+    check_new(folder)
+    # Raises for a model that the form does not support, before anything is written.
+    if not isinstance(method, clip.Method) or tokenizer is None:
+        raise UserError(f"{form} has no models of this method; write the form jaxclip")
+    if isinstance(tokenizer, virtex.VirTexTokenizer):
+        raise UserError(f"{form} has no vocabularies of VirTex's form; write the form jaxclip")
+    _FAMILIES[form].config_of(method, tokenizer)
+    with new_folder(folder) as unfinished:
+        unfinished.mkdir()
+        _FORMS[form](unfinished, method, tokenizer, tensor_map.flat(params) | tensor_map.flat(stats))
+
+
+@contextlib.contextmanager
+def new_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path to create a folder at, which gets its name if the block does not raise.
+
+    Raises:
+      UserError: the folder already exists or cannot be written.
+    """
     check_new(folder)
     folder = folder.absolute()
-    if form != "jaxclip":
-        # Raises for a model that the form does not support, before anything is written.
-        if not isinstance(method, clip.Method):
-            raise UserError(f"{form} has no models of this method; write the form jaxclip")
-        if isinstance(tokenizer, virtex.VirTexTokenizer):
-            raise UserError(f"{form} has no vocabularies of VirTex's form; write the form jaxclip")
-        _FAMILIES[form].config_of(method, tokenizer)
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)
-        if form == "jaxclip":
-            model = {"method": methods.to_config(method), "tokenizer": tokenizer.to_json()}
-            checkpoint.save_variables(unfinished, params, stats, model)
-        else:
-            unfinished.mkdir()
-            arrays = tensor_map.flat(params) | tensor_map.flat(stats)
-            _FORMS[form](unfinished, method, tokenizer, arrays)
+        yield unfinished
         unfinished.replace(folder)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None

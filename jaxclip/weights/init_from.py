@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxclip import methods, sharding
+from jaxclip import checkpoint, methods, sharding
 from jaxclip.config import Config
 from jaxclip.data import tokenizers
 from jaxclip.data.tokenizers import Tokenizer
@@ -20,12 +20,12 @@ from jaxclip.parsing import parse, to_dict
 from jaxclip.paths import local
 from jaxclip.towers.bert import BertConfig
 from jaxclip.towers.resnet import ResNetConfig
-from jaxclip.weights import public, tensor_map
+from jaxclip.weights import image_part, public, tensor_map
 from jaxclip.weights.families import bert, torchvision
 from jaxclip.weights.formats.safetensors import open_tensors
 from jaxclip.weights.load import check_finite, open_weights
 from jaxclip.weights.overrides import Answers
-from jaxclip.weights.positions import resized
+from jaxclip.weights.positions import cuts_text, resized
 
 # Keys in which a tower may differ from its initial weights: sizes to which positions are resized, sizes that the shapes
 # determine, and settings of the computation.
@@ -52,8 +52,9 @@ class _Start:
 def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer | None, state: Any) -> tuple[Any, int]:
     """Replaces the parameters of a fresh state, or those that match `config.init_only`, by trained ones.
 
-    The source is anything `jaxclip.load` opens, or a single tower: torchvision's or timm's ResNet in a .safetensors, or
-    a Hugging Face folder of a BertModel. Several of these, joined by " + ", give a tower each and nothing else.
+    The source is anything `jaxclip.load` opens, or a single tower: torchvision's or timm's ResNet in a .safetensors, a
+    Hugging Face folder of a BertModel, or a folder of `image_part.save`. Several of these, joined by " + ", give a
+    tower each and nothing else.
 
     Args:
       config: the run's config.
@@ -83,7 +84,7 @@ def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer | N
         if len(sources) > 1:
             if start is None:
                 raise UserError(f"config.init_from: {source} is no single tower, and only those are joined by ' + '")
-            (tower,) = start.keys
+            tower = "image" if "image" in start.keys else "text"
             part = {path: leaf for path, leaf in wanted.items() if path.startswith(f"{tower}/")}
             if not part or not taken.keys().isdisjoint(part):
                 raise UserError(f"config.init_from: {source} is the {tower} tower, which is not taken or given twice")
@@ -101,7 +102,7 @@ def _taken(
     """The arrays of a source in place of the wanted ones, by path; raises UserError as `start_from`."""
     _check_same(source, start.keys, to_dict(method), wanted)
     shapes = {path: leaf.shape for path, leaf in wanted.items()}
-    found = resized(start.arrays, shapes, cut_text=not method.text.resizes_positions)
+    found = resized(start.arrays, shapes, cut_text=cuts_text(method))
     faults = [f"{path} is not there" for path in wanted if path not in found]
     faults += [
         f"{path} is {found[path].shape}, not {leaf.shape}"
@@ -138,6 +139,14 @@ def _whole(config: Config, method: Any, mesh: Mesh) -> _Start:
 def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
     """The weights of a single tower; None if the source is something else."""
     path = local(source, "config.init_from")
+    own = checkpoint.find(path) if path.is_dir() else None
+    if own is not None:
+        saved = checkpoint.load_model(own)
+        if image_part.KEY not in saved:
+            return None
+        part, found = image_part.read(own, saved, mesh)
+        check_finite(found, source)
+        return _Start(to_dict(part), found, None)
     if path.is_dir() and (path / "config.json").is_file():
         config = public.read_json(path / "config.json")
         if config.get("model_type") != "bert":
@@ -147,9 +156,9 @@ def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
         tower, keys = "text", bert.describe(source, config)
         tensors = bert.names(open_tensors(public.weight_file(path, "model")))
         tokenizer = tokenizers.load(path) if public.has_tokenizer(path) else None
-    elif path.is_file() and torchvision.is_one(found := open_tensors(path)):
+    elif path.is_file() and torchvision.is_one(stored := open_tensors(path)):
         family, kind = torchvision, ResNetConfig
-        tensors, tokenizer = torchvision.names(found), None
+        tensors, tokenizer = torchvision.names(stored), None
         tower, keys = "image", torchvision.describe(source, tensors)
     else:
         return None

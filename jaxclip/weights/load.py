@@ -19,6 +19,7 @@ from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
 from jaxclip.parsing import parse
 from jaxclip.paths import local
+from jaxclip.weights import image_part
 from jaxclip.weights.overrides import Answers
 from jaxclip.weights.public import open_foreign
 
@@ -113,6 +114,10 @@ def open_weights(
     if given and answers_binding:
         raise UserError(f"{path} is one of our checkpoints, which say all themselves: leave {', '.join(given)} out")
     saved = checkpoint.load_model(folder)
+    if image_part.KEY in saved:
+        raise UserError(
+            f"{path} is an image tower alone: config.init_from={path} with config.init_only='^image/' trains from it"
+        )
     config = parse(Config, saved["config"]) if "config" in saved else None
     method = methods.from_config(config.method if config else saved["method"])
     tokenizer = tokenizers.from_json(saved["tokenizer"]) if "tokenizer" in saved else None

@@ -22,21 +22,30 @@ _TEXT = ("text/positions",)
 
 
 def at_size(method: Any, image_size: int | None, context_length: int | None) -> Any:
-    """A method of two towers, changed to another image size or context length if given.
+    """A method, its towers changed to another image size or context length if given.
 
     Raises:
-      UserError: the towers do not support the size.
+      UserError: the towers do not support the size, or there is no such tower.
     """
-    image, text = method.image, method.text
-    if image_size is not None:
-        image = dataclasses.replace(image, image_size=image_size)
-    if context_length is not None:
-        if not text.resizes_positions and context_length > text.context_length:
-            raise UserError(
-                f"context_length={context_length}: the text tower has learned {text.context_length} positions, no more"
-            )
-        text = dataclasses.replace(text, context_length=context_length)
-    return dataclasses.replace(method, image=image, text=text)
+    sizes = {"image": ("image_size", image_size), "text": ("context_length", context_length)}
+    changed = {}
+    for tower, (key, size) in sizes.items():
+        if size is None:
+            continue
+        config = getattr(method, tower, None)
+        if config is None:
+            raise UserError(f"{key}={size}: the model has no {tower} tower")
+        if tower == "text" and not hasattr(config, "resizes_positions"):
+            raise UserError(f"{key}={size}: the positions of this text tower cannot be resized")
+        if tower == "text" and cuts_text(method) and size > config.context_length:
+            raise UserError(f"{key}={size}: the text tower has learned {config.context_length} positions, no more")
+        changed[tower] = dataclasses.replace(config, **{key: size})
+    return dataclasses.replace(method, **changed)
+
+
+def cuts_text(method: Any) -> bool:
+    """Whether text positions are truncated to a shorter context, and not resized."""
+    return not getattr(getattr(method, "text", None), "resizes_positions", True)
 
 
 def read_at_size(weights: Weights, method: Any, mesh: Mesh, dtype: Any = "float32") -> tuple[Any, Any]:
@@ -48,7 +57,7 @@ def read_at_size(weights: Weights, method: Any, mesh: Mesh, dtype: Any = "float3
         return params, stats
     wanted = tensor_map.flat(sharding.placed(mesh, *methods.abstract_variables(method), dtype)[0])
     shapes = {path: leaf.shape for path, leaf in wanted.items()}
-    found = resized(tensor_map.flat(params), shapes, cut_text=not method.text.resizes_positions)
+    found = resized(tensor_map.flat(params), shapes, cut_text=cuts_text(method))
     return tensor_map.nested({path: jax.device_put(found[path], leaf.sharding) for path, leaf in wanted.items()}), stats
 
 

@@ -1,10 +1,12 @@
-"""Embeddings and folders of open_clip and transformers; runs in a Python with these libraries.
+"""Embeddings and folders of open_clip, transformers, torchvision and timm; runs in a Python with these libraries.
 
 python peer_weights.py make NAME FOLDER: open_clip's model NAME with golden/made.py's weights, as an open_clip folder.
 python peer_weights.py embed openclip|huggingface FOLDER INPUTS.json OUT.npz: opens a folder as that library's own, and
   embeds the files and texts that {"images": [...], "texts": [...]} lists by the library's own preprocessing.
 python peer_weights.py retrieve FOLDER PAIRS.json OUT.json: recalls of [[image file, [caption, ...]], ...] by
   open_clip's model, transform and tokenizer.
+python peer_weights.py features MODEL FOLDER INPUTS.npz OUT.npz: pooled features of uint8 images by an image tower that
+  loads FOLDER/model.safetensors; MODEL is {"torchvision" or "timm": its name there, ...keywords of the constructor}.
 """
 
 from __future__ import annotations
@@ -121,12 +123,41 @@ def retrieve(folder: str, pairs: list, out: str) -> None:
     pathlib.Path(out).write_text(json.dumps(recalls))
 
 
+def features(model: dict, folder: str, inputs: str, out: str) -> None:
+    import safetensors.torch
+
+    state = safetensors.torch.load_file(pathlib.Path(folder, "model.safetensors"))
+    if "torchvision" in model:
+        import torchvision
+
+        name = model.pop("torchvision")
+        if "layers" in model:
+            tower = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, model["layers"])
+        else:
+            tower = torchvision.models.get_model(name)
+        loaded = tower.load_state_dict(state, strict=False)
+        assert loaded.missing_keys == ["fc.weight", "fc.bias"] and not loaded.unexpected_keys, loaded
+        tower.fc = torch.nn.Identity()
+    else:
+        import timm
+
+        tower = timm.create_model(model.pop("timm"), num_classes=0, **model)
+        tower.load_state_dict(state, strict=True)
+    tower.eval()
+    given = np.load(inputs)
+    images = (given["images"] / np.float32(255) - given["mean"]) / given["std"]
+    with torch.no_grad():
+        np.savez(out, features=tower(torch.from_numpy(images.transpose(0, 3, 1, 2)).contiguous()).numpy())
+
+
 def main(command: str, *rest: str) -> None:
     torch.manual_seed(0)
     if command == "make":
         make(rest[0], pathlib.Path(rest[1]))
     elif command == "embed":
         embed(rest[0], rest[1], json.loads(pathlib.Path(rest[2]).read_text()), rest[3])
+    elif command == "features":
+        features(json.loads(rest[0]), *rest[1:])
     else:
         retrieve(rest[0], json.loads(pathlib.Path(rest[1]).read_text()), rest[2])
 

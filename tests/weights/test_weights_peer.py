@@ -1,4 +1,4 @@
-"""Import and export compared with open_clip and transformers, in the Python named by PEER_PYTHON."""
+"""Import and export compared with open_clip, transformers, torchvision and timm, in the Python named by PEER_PYTHON."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from jaxclip.data.sources import open_source
 from jaxclip.data.tokenizers import wordpiece
 from jaxclip.weights import tensor_map
 from jaxclip.weights.__main__ import main
+from jaxclip.weights.export import save
 from jaxclip.weights.load import open_weights
 
 PROGRAM = TESTS / "helpers" / "peer_weights.py"
@@ -140,3 +141,49 @@ def test_a_trained_model_gives_its_retrieval_figures_inside_open_clip(peer_pytho
     ours = json.loads(result.read_text())["metrics"]
     assert theirs == pytest.approx({key: ours[key] for key in theirs})
     assert len(theirs) == 6
+
+
+VIT = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "heads": 4}
+TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 4}
+SIGLIP = {"pool": "map", "ln_pre": False, "patch_bias": True, "eps": 1e-6, "activation": "gelu"}
+# Image towers here, and by the name and the keywords of each peer.
+TOWERS = {
+    "a small ResNet": (
+        {"name": "resnet", "image_size": 96, "layers": (1, 2, 1, 1), "width": 64},
+        [{"torchvision": "", "layers": [1, 2, 1, 1]}, {"timm": "resnet50", "layers": [1, 2, 1, 1]}],
+    ),
+    "ResNet-50": (
+        {"name": "resnet", "image_size": 64, "layers": (3, 4, 6, 3), "width": 64},
+        [{"torchvision": "resnet50"}, {"timm": "resnet50"}],
+    ),
+    "CLIP's": (VIT, [{"timm": "vit_base_patch32_clip_quickgelu_224", **TIMM_VIT}]),
+    "a plain one": (VIT | SIGLIP | {"pool": "class"}, [{"timm": "vit_base_patch16_224", **TIMM_VIT}]),
+    "SigLIP's": (VIT | SIGLIP, [{"timm": "vit_base_patch16_siglip_224", **TIMM_VIT}]),
+}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_image_towers_alone_give_our_features_in_torchvision_and_in_timm(peer_python, tmp_path, name):
+    image, peers = TOWERS[name]
+    text = {"vocab_size": 600, "context_length": 8, "width": 64, "layers": 1, "heads": 1}
+    pixels = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    method = methods.from_config({"name": "clip", "image": image, "text": text, "embed_dim": 8, "pixels": pixels})
+    params, stats = map(tensor_map.flat, methods.init_variables(method, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    # Scales and running averages as training leaves them: none is 0 or 1, and no two are equal.
+    params = {
+        path: leaf + rng.uniform(-0.3, 0.3, leaf.shape).astype(np.float32) * (leaf.ndim == 1)
+        for path, leaf in params.items()
+    }
+    stats = {path: leaf + rng.uniform(-0.5, 0.5, leaf.shape).astype(np.float32) for path, leaf in stats.items()}
+    save(tmp_path / "ours", "jaxclip", method, None, tensor_map.nested(params), tensor_map.nested(stats))
+    images = rng.integers(0, 256, (4, *(image["image_size"],) * 2, 3), np.uint8)
+    expected = jaxclip.load(tmp_path / "ours").features(images)
+    inputs = tmp_path / "inputs.npz"
+    np.savez(inputs, images=images, **{key: np.float32(value) for key, value in pixels.items()})
+    for number, peer in enumerate(peers):
+        form, out = next(iter(peer)), tmp_path / f"{number}.npz"
+        assert main([str(tmp_path / "ours"), str(tmp_path / form), "--part=image", f"--to={form}"]) == 0
+        run(peer_python, "features", json.dumps(peer), str(tmp_path / form), str(inputs), str(out))
+        near(np.load(out)["features"], expected, 1e-5)
+    assert expected.std(axis=0).mean() > 100 * 1e-5 * np.abs(expected).max(), "too alike for this to say anything"

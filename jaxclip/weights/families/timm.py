@@ -1,4 +1,4 @@
-"""SigLIP's image towers in timm (timm/models/vision_transformer.py), from which open_clip builds its SigLIP models."""
+"""Vision transformers in timm (timm/models/vision_transformer.py), from which open_clip builds its SigLIP models."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from jaxclip.errors import UserError
 from jaxclip.towers.layers import Activation
 from jaxclip.towers.vit import ViTConfig
 from jaxclip.weights.formats.safetensors import Stored
@@ -77,18 +78,50 @@ def heads(width: int) -> int | None:
 
 
 def trunk_pieces(config: ViTConfig, prefix: str) -> list[Piece]:
-    """The pieces of a tower with attention pooling.
+    """The pieces of a tower.
 
     Args:
       config: the tower's config.
       prefix: the prefix of the tensors' names.
+
+    Raises:
+      UserError: timm has no such tower: the patch embedding has a bias exactly if there is no `ln_pre`, and with
+        attention pooling there is none.
     """
-    blocks, head, pool = "image/transformer/blocks", "image/map_head", f"{prefix}attn_pool"
+    if config.ln_pre == config.patch_bias or config.ln_pre and config.pool == "map":
+        own = ", ".join(f"{key}={getattr(config, key)!r}" for key in ("pool", "ln_pre", "patch_bias"))
+        raise UserError(f"timm has no vision transformer of {own}; keep it in jaxclip's own form")
+    blocks = "image/transformer/blocks"
     pieces = [
         Piece(f"{prefix}patch_embed.proj.weight", "image/patch_kernel", layout=PATCHES),
-        Piece(f"{prefix}patch_embed.proj.bias", "image/patch_bias"),
         Piece(f"{prefix}pos_embed", "image/positions", layout=ONE_ROW),
         *layer_norm(f"{prefix}norm", "image/ln_post"),
+    ]
+    if config.patch_bias:
+        pieces.append(Piece(f"{prefix}patch_embed.proj.bias", "image/patch_bias"))
+    if config.ln_pre:
+        pieces += layer_norm(f"{prefix}norm_pre", "image/ln_pre")
+    if config.pool == "class":
+        pieces.append(Piece(f"{prefix}cls_token", "image/class_embedding", layout=TWO_ROWS))
+    else:
+        pieces += _map_head(config, f"{prefix}attn_pool")
+    for layer in range(config.layers):
+        block, where = f"{prefix}blocks.{layer}", (layer,)
+        pieces += [
+            *layer_norm(f"{block}.norm1", f"{blocks}/ln_1", where),
+            *linear(f"{block}.attn.qkv", f"{blocks}/qkv", where),
+            *linear(f"{block}.attn.proj", f"{blocks}/attention_out", where),
+            *layer_norm(f"{block}.norm2", f"{blocks}/ln_2", where),
+            *linear(f"{block}.mlp.fc1", f"{blocks}/mlp_in", where),
+            *linear(f"{block}.mlp.fc2", f"{blocks}/mlp_out", where),
+        ]
+    return pieces
+
+
+def _map_head(config: ViTConfig, pool: str) -> list[Piece]:
+    """The pieces of the attention pooling; `pool` is the name of timm's module."""
+    head = "image/map_head"
+    pieces = [
         Piece(f"{pool}.latent", f"{head}/probe", layout=TWO_ROWS),
         *linear(f"{pool}.proj", f"{head}/attention_out"),
         *layer_norm(f"{pool}.norm", f"{head}/ln"),
@@ -99,15 +132,5 @@ def trunk_pieces(config: ViTConfig, prefix: str) -> list[Piece]:
         pieces += [
             Piece(f"{pool}.{name}.weight", f"{head}/qkv_kernel", (slice(None), part), LINEAR),
             Piece(f"{pool}.{name}.bias", f"{head}/qkv_bias", (part,)),
-        ]
-    for layer in range(config.layers):
-        block, where = f"{prefix}blocks.{layer}", (layer,)
-        pieces += [
-            *layer_norm(f"{block}.norm1", f"{blocks}/ln_1", where),
-            *linear(f"{block}.attn.qkv", f"{blocks}/qkv", where),
-            *linear(f"{block}.attn.proj", f"{blocks}/attention_out", where),
-            *layer_norm(f"{block}.norm2", f"{blocks}/ln_2", where),
-            *linear(f"{block}.mlp.fc1", f"{blocks}/mlp_in", where),
-            *linear(f"{block}.mlp.fc2", f"{blocks}/mlp_out", where),
         ]
     return pieces

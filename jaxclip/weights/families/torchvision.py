@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from jaxclip.errors import UserError
 from jaxclip.towers.resnet import ResNetConfig
@@ -94,3 +96,9 @@ def batch_norm(theirs: str, ours: str) -> list[Piece]:
     """The pieces of a torch.nn.BatchNorm2d without its batch count."""
     kinds = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
     return [Piece(f"{theirs}.{name}", f"{ours}/{kind}") for name, kind in kinds.items()]
+
+
+def batch_counts(pieces: Iterable[Piece]) -> dict[str, np.ndarray]:
+    """The unused batch count of each BatchNorm among pieces, by name, without which torch's strict loading fails."""
+    averages = (piece.name for piece in pieces if piece.name.endswith(".running_mean"))
+    return {name.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64) for name in averages}

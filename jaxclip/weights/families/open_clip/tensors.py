@@ -21,7 +21,7 @@ from jaxclip.towers.vit import ViTConfig
 from jaxclip.weights.families import timm
 from jaxclip.weights.families.open_clip.config import describe_config
 from jaxclip.weights.families.open_clip.export import towers
-from jaxclip.weights.families.torchvision import batch_norm, count, stage_sizes, stages
+from jaxclip.weights.families.torchvision import batch_counts, batch_norm, count, stage_sizes, stages
 from jaxclip.weights.formats.safetensors import Stored
 from jaxclip.weights.overrides import Questions
 from jaxclip.weights.tensor_map import CONVOLUTION, LINEAR, PATCHES, Piece, layer_norm, linear
@@ -212,9 +212,8 @@ def pieces(method: Method) -> list[Piece]:
 
 
 def extras(method: Method) -> dict[str, np.ndarray]:
-    """The tensors of an open_clip file besides the parameters: the unused batch count of each BatchNorm."""
-    counted = (piece.name for piece in pieces(method) if piece.name.endswith(".running_mean"))
-    return {name.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64) for name in counted}
+    """The tensors of an open_clip file besides the parameters, by name."""
+    return batch_counts(pieces(method))
 
 
 def _image(config: ViTConfig | ModifiedResNetConfig) -> list[Piece]:
