@@ -15,27 +15,27 @@ from jaxclip.towers.resnet import ResNetConfig
 def get_config():
     config = recipes.base()
     config.batch_size = 64
-    config.steps = 2000
+    config.steps = 1200
     config.log_every = 20
-    config.eval_every = 500
-    config.checkpoint_every = 500
+    config.eval_every = 400
+    config.checkpoint_every = 200
     config.data.train = "shapes"
     config.data.eval = "shapes:validation"
-    config.data.train_vocabulary = 600
+    config.data.train_vocabulary = 200
+    config.data.vocabulary_form = "sentencepiece"
     config.data.crop_scale = (0.8, 1.0)
     config.data.flip = True
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 1e-2
     config.optimizer.clip_norm = 10.0
-    config.optimizer.lookahead = (5, 0.5)
-    image = defaults(ResNetConfig) | {"image_size": 48, "layers": (1, 1, 1, 1), "width": 16, "zero_init": True}
-    text = defaults(DecoderConfig) | {"vocab_size": 600, "context_length": 24, "width": 128, "heads": 2, "scan": False}
+    image = defaults(ResNetConfig) | {"image_size": 48, "layers": (1, 1, 1, 1), "width": 16}
+    text = {"vocab_size": 200, "context_length": 24, "width": 128, "heads": 2, "drop": 0.0, "scan": False, "init": 0.09}
     config.method = ConfigDict(
         {
             "name": "virtex",
             "image": image,
-            "text": text,
+            "text": defaults(DecoderConfig) | text,
             "pixels": defaults(PixelsConfig),
             "pretext": "bicaptioning",
             "mask_id": 3,

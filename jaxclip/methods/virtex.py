@@ -62,7 +62,7 @@ class TextualModel(Backbone):
     def __init__(self, method: Method, *, rngs: nnx.Rngs):
         super().__init__(method, rngs=rngs)
         self.projection = Linear(
-            method.image.output_width, method.text.width, kernel=normal(0.02), bias=zeros, rngs=rngs
+            method.image.output_width, method.text.width, kernel=normal(method.text.init), bias=zeros, rngs=rngs
         )
         self.embedding = TokenEmbedding(method.text, rngs=rngs)
         self.decoder = Decoder(method.text, rngs=rngs)

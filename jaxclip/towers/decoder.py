@@ -27,6 +27,7 @@ class DecoderConfig:
         the embedded tokens, too.
       layers: how many blocks.
       scan, remat: how the blocks run, see `transformer.Transformer`.
+      init: standard deviation of the initial matrices and embeddings, as of BERT; narrow models want more.
     """
 
     vocab_size: int = 10_000
@@ -41,10 +42,12 @@ class DecoderConfig:
     drop: float = 0.1
     scan: bool = True
     remat: Remat = "none"
+    init: float = 0.02
 
     def __post_init__(self):
         check_at_least(self, 2, "context_length")
         check_at_least(self, 1, "vocab_size", "layers")
+        check_at_least(self, 0, "init")
         check_block(self.block)
 
     @property
@@ -67,7 +70,7 @@ class TokenEmbedding(nnx.Module):
     EPS = 1e-8
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        start = normal(0.02)
+        start = normal(config.init)
         self.drop = config.drop
         self.token_embedding = nnx.Param(start(rngs.params(), (config.vocab_size, config.width)))
         self.positions = nnx.Param(start(rngs.params(), (config.context_length, config.width)))
@@ -112,7 +115,7 @@ class Decoder(Transformer):
 
     Args:
       config: of the blocks.
-      rngs: for the initialization, normal with a standard deviation of 0.02 (BERT's).
+      rngs: for the initialization.
       first: see `Transformer`.
 
     >>> decoder = Decoder(DecoderConfig(width=64, heads=1), rngs=nnx.Rngs(params=0))
@@ -121,7 +124,7 @@ class Decoder(Transformer):
     """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, first: int = 0):
-        start = normal(0.02)
+        start = normal(config.init)
         init = BlockInit(start, start, start, start, zeros, zeros)
         keys = layer_keys(rngs, config.layers)
         super().__init__(config.block, init, keys, scan=config.scan, remat=config.remat, first=first)
