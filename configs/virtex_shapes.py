@@ -20,7 +20,7 @@ def get_config():
     config.eval_every = 500
     config.checkpoint_every = 200
     config.data.train = "shapes"
-    config.data.eval = "shapes:validation"
+    config.data.eval = "shapes:seen"
     config.data.train_vocabulary = 200
     config.data.vocabulary_form = "sentencepiece"
     config.data.crop_scale = (0.8, 1.0)
@@ -44,8 +44,4 @@ def get_config():
             "tags": 80,
         }
     )
-    config.evals = {
-        name: recipes.evaluation("captioning", data)
-        for name, data in (("seen", "shapes:seen"), ("unseen", "shapes:unseen"))
-    }
     return config

@@ -52,7 +52,7 @@ class Evaluator(evaluate.Evaluator):
         return "" if record.captions else "no caption"
 
     def run(self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: Any) -> evaluate.Result:
-        """The metrics, and the first captions with what each of their words was attending to.
+        """The metrics, and ten captions with what each of their words was attending to.
 
         `cider` and `bleu_1` to `bleu_4` are of the whole set; `exact_match` is the share of the captions whose words
         are those of a caption of the data; `names_class` the share that have the name of the image's class, None if the
@@ -80,12 +80,13 @@ class Evaluator(evaluate.Evaluator):
         metrics["names_class"] = _names_class(captions, [found.labels[row] for row in rows], source.class_names)
         shown = tuple(metrics[name] for name in ("cider", "bleu_4", "exact_match", "names_class"))
         classes = "" if shown[3] is None else f", class named {100 * shown[3]:.1f}%"
+        spread = [rows[number] for number in sorted(set(np.linspace(0, len(rows) - 1, _EXAMPLES, dtype=int).tolist()))]
         return evaluate.Result(
             metrics=metrics,
             summary=f"CIDEr {shown[0]:.3f}, BLEU-4 {100 * (shown[1] or 0):.1f}{classes}",
             headline=(f"{shown[0]:.2f}", "CIDEr"),
             tables=(evaluate.Table("Captions", ("CIDEr", "BLEU-4", "exact match", "class named"), {"": shown}),),
-            examples=tuple(self._examples(encoder, variables, source, found, rows[:_EXAMPLES], tokenizer)),
+            examples=tuple(self._examples(encoder, variables, source, found, spread, tokenizer)),
         )
 
     def _examples(

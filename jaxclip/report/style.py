@@ -161,7 +161,7 @@ summary { cursor: pointer; color: var(--soft); padding: 8px 0; }
 .parted + .parted { border-top: 1px solid var(--faint); padding-top: 16px; }
 .parted p { margin: 0 0 8px; font: 17px/1.4 var(--serif); overflow-wrap: anywhere; }
 .parted ol { display: grid; grid-template-columns: repeat(auto-fill, minmax(64px, 1fr)); gap: 10px; }
-.parted ol small { text-align: center; }
+.parted ol small { text-align: center; font-size: 11px; }
 .answers { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 34px 44px; margin-top: 22px; }
 .answer { display: grid; grid-template-columns: 112px minmax(0, 1fr); gap: 18px; align-items: start; }
 .under li { grid-template-columns: minmax(0, 1fr) auto; gap: 2px 10px; padding: 0 0 6px; }
