@@ -31,10 +31,11 @@ def get_config():
     config.optimizer.weight_decay = 1e-4
     config.optimizer.clip_norm = 10.0
     config.optimizer.lookahead = (5, 0.5)
-    # The backbone learns 200 times as fast as the rest. Its normalizations decay, and so does the output's bias.
+    # The backbone learns 200 times as fast as the rest. Its normalizations decay, and so do the biases of the maps from
+    # the image and to the words.
     config.optimizer.groups = (
         {"match": "^image/", "decay_all": True},
-        {"match": "^output_bias$", "rate": 0.005, "decay_all": True},
+        {"match": "^(output_bias|projection/bias|classifier/bias)$", "rate": 0.005, "decay_all": True},
         {"match": "", "rate": 0.005},
     )
     image = defaults(ResNetConfig) | {"image_size": 224, "layers": (3, 4, 6, 3), "zero_init": True}

@@ -118,17 +118,32 @@ class Model:
         self._check("encode_text", "encode_text")
         return self._encoder.texts(self._variables, _list(texts, str))
 
-    def caption(self, images: ImageLike | Sequence[ImageLike] | np.ndarray, **options: Any) -> list[str]:
-        """A caption of each image, as its model generates them.
+    def caption(
+        self,
+        images: ImageLike | Sequence[ImageLike] | np.ndarray,
+        *,
+        beams: int = 5,
+        per_beam: int = 2,
+        nucleus: float = 0.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """A caption of each image.
 
         Args:
           images: as `encode_image` takes them.
-          **options: of the model's own function, such as `beams` or `nucleus` of `methods.virtex.Captioner.caption`.
+          beams, per_beam: of the beam search, see `towers.generation.beam_search`.
+          nucleus: if above 0, captions are drawn at random instead, from the most probable words of this share.
+          seed: of the draws.
+
+        Raises:
+          UserError: the model writes no captions, or a number is out of its bounds.
         """
+        self._check("caption", "caption")
         tokenizer = self._encoder.tokenizer
-        ids = {} if tokenizer is None else {"start": tokenizer.start_id, "end": tokenizer.end_id}
-        found = self._of_images("caption", images, **ids, **options)
         assert tokenizer is not None
+        how = {"beams": beams, "per_beam": per_beam, "nucleus": nucleus, "seed": seed}
+        ids = {"start": tokenizer.start_id, "end": tokenizer.end_id, "words": tokenizer.vocab_size}
+        found = self._of_images("caption", images, **ids, **how)
         return [generated_text(tokenizer, row) for row in found]
 
     def similarity(self, images: Any, texts: Any) -> np.ndarray:

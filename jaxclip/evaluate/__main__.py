@@ -95,6 +95,8 @@ def _asked(arguments: argparse.Namespace, task: str) -> dict[str, dict[str, Any]
     stem = pathlib.Path(arguments.data).name.split(".")[0]
     name = arguments.name or re.sub(r"[^\w-]+", "_", stem).strip("_") or "data"
     task = arguments.task or ("zeroshot_classification" if given else task)
+    if not task:
+        raise UserError("the model's method has no evaluation of its own; give --task=NAME, a file of jaxclip/evaluate")
     return {name: {"task": task, "data": arguments.data} | given}
 
 

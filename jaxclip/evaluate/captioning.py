@@ -19,6 +19,7 @@ from jaxclip.data.tokenizers import Tokenizer, generated_text
 from jaxclip.encoder import EmbeddedSet, Encoder
 from jaxclip.errors import UserError
 from jaxclip.evaluate.caption_metrics import bleu, cider, words
+from jaxclip.evaluate.pairs import captions_of_images
 
 _EXAMPLES = 10
 _PIXELS = 112
@@ -56,7 +57,7 @@ class Evaluator(evaluate.Evaluator):
 
         `cider` and `bleu_1` to `bleu_4` are of the whole set; `exact_match` is the share of the captions whose words
         are those of a caption of the data; `names_class` the share that have the name of the image's class, None if the
-        data has no classes. Images without a caption are left out.
+        data has no classes. Records of the same image are one image; images without a caption are left out.
 
         Raises:
           UserError: no image has a caption; the vocabulary has no start or end.
@@ -64,15 +65,15 @@ class Evaluator(evaluate.Evaluator):
         tokenizer = encoder.tokenizer
         if tokenizer is None or tokenizer.start_id is None or tokenizer.end_id is None:
             raise UserError("captions need a vocabulary with a start and an end token")
-        how: dict[str, Any] = {"start": tokenizer.start_id, "end": tokenizer.end_id}
-        how |= {"nucleus": self.nucleus, "seed": self.seed} if self.nucleus else {}
-        how |= {} if self.nucleus else {"beams": self.beams, "per_beam": self.per_beam}
+        how: dict[str, Any] = {"start": tokenizer.start_id, "end": tokenizer.end_id, "words": tokenizer.vocab_size}
+        how |= {"beams": self.beams, "per_beam": self.per_beam, "nucleus": self.nucleus, "seed": self.seed}
         found = encoder.source(variables, source, skips, function="caption", **how)
-        rows = [row for row, captions in enumerate(found.captions) if captions]
+        known = captions_of_images(found)
+        rows = list(known)
         if not rows:
             raise UserError(f"no record can be used: {skips}" if skips.total else "no image has a caption")
         captions = [generated_text(tokenizer, found.outputs[row]) for row in rows]
-        references = [found.captions[row] for row in rows]
+        references = list(known.values())
         metrics: dict[str, float | None] = {"cider": cider(captions, references)}
         metrics |= {f"bleu_{n}": value for n, value in enumerate(bleu(captions, references), 1)}
         matches = [words(text) in map(words, known) for text, known in zip(captions, references, strict=True)]
@@ -99,13 +100,13 @@ class Evaluator(evaluate.Evaluator):
         tokenizer: Tokenizer,
     ) -> list[evaluate.Example]:
         assert encoder.image is not None
-        images = np.stack(
-            [
-                prepare(open_image(record.image), encoder.image.size, encoder.image.pixels)
-                for record in source.read([found.ids[row] for row in rows])
-                if isinstance(record, Record)
-            ]
-        )
+        records = source.read([found.ids[row] for row in rows])
+        # All of them could be read before.
+        readable = {row: record for row, record in zip(rows, records, strict=True) if isinstance(record, Record)}
+        if not readable:
+            return []
+        size, rows = encoder.image, list(readable)
+        images = np.stack([prepare(open_image(record.image), size.size, size.pixels) for record in readable.values()])
         tokens = found.outputs[rows]
         weights = encoder("attention", variables, images, tokens) if encoder.has("attention") else [None] * len(rows)
         return [

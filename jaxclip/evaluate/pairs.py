@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from jaxclip.data.record import Source
 from jaxclip.data.skips import SkipLog
-from jaxclip.encoder import Encoder
+from jaxclip.encoder import EmbeddedSet, Encoder
 from jaxclip.errors import UserError
 from jaxclip.evaluate.ranking import ranks
 
@@ -50,13 +50,19 @@ def embedded_pairs(encoder: Encoder, variables: Any, source: Source, skips: Skip
       UserError: no image has a caption, or none can be read.
     """
     embedded = encoder.source(variables, source, skips)
-    first: dict[str, int] = {}
-    captions: dict[int, list[str]] = {}
-    for row, (digest, lines) in enumerate(zip(embedded.digests, embedded.captions, strict=True)):
-        if lines:
-            captions.setdefault(first.setdefault(digest, row), []).extend(lines)
+    captions = captions_of_images(embedded)
     if not captions:
         raise UserError(f"no record can be used: {skips}" if skips.total else "no image has a caption to retrieve")
     owners = np.array([index for index, lines in enumerate(captions.values()) for _ in lines])
     texts = encoder.texts(variables, [line for lines in captions.values() for line in lines])
     return Pairs(embedded.outputs[[*captions]], texts, owners)
+
+
+def captions_of_images(embedded: EmbeddedSet) -> dict[int, list[str]]:
+    """The captions of each different image that has any, by the row of its first record."""
+    first: dict[str, int] = {}
+    captions: dict[int, list[str]] = {}
+    for row, (digest, lines) in enumerate(zip(embedded.digests, embedded.captions, strict=True)):
+        if lines:
+            captions.setdefault(first.setdefault(digest, row), []).extend(lines)
+    return captions

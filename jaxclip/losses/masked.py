@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -38,9 +39,8 @@ def mask_tokens(
 ) -> Masked:
     """Chooses tokens at random and replaces most of them.
 
-    Of the tokens between start and end, `share` are chosen, rounded, but one at least if there is any. Each is a label,
-    whatever it is replaced by: the mask token with the probability `masked`, a random token with the probability
-    `replaced`, itself otherwise.
+    Of the tokens between start and end, `share` are chosen, rounded up. Each is a label, whatever it is replaced by:
+    the mask token with the probability `masked`, a random token with the probability `replaced`, itself otherwise.
 
     Args:
       tokens: of the texts, start and end included.
@@ -56,14 +56,14 @@ def mask_tokens(
     (1, [[1.0]])
     """
     length = tokens.shape[1]
-    slots = max(1, round(share * (length - 2)))
+    slots = max(1, math.ceil(share * (length - 2)))
 
     def of_text(tokens: Array, end: Array, key: Array) -> Masked:
         order_key, kind_key, word_key = jax.random.split(key, 3)
         places = jnp.arange(length)
         inside = (places > 0) & (places < end)
         count = jnp.sum(inside)
-        wanted = jnp.where(count > 0, jnp.maximum(1, jnp.round(share * count)), 0)
+        wanted = jnp.ceil(share * count - 1e-4)  # 0.15 * 20 may be a little more than 3.
         # The first places in a random order, those inside the text before all others.
         order = jnp.argsort(jnp.where(inside, jax.random.uniform(order_key, (length,)), 2.0))[:slots]
         weights = (jnp.arange(slots) < wanted).astype(jnp.float32)

@@ -32,8 +32,9 @@ class Method:
       scale_and_bias() -> two scalars: logits are scale * cosine + bias
       features(images, ctx) -> [batch, width], the image tower's pooled output before any projection
 
-      caption(images, ctx, *, start, end) -> int32 [batch, length], token ids filled up with `end`; the keywords are the
-        ids of the start and end tokens, and a method may have more
+      caption(images, ctx, *, start, end, words, beams, per_beam, nucleus, seed) -> int32 [batch, length], token ids
+        filled up with `end`; see `methods.virtex.Captioner.caption`
+      attention(images, tokens, ctx) -> [batch, length - 1, places], where each word of a caption looked
 
     and likewise `match` if a method has it. A method may add others for evaluations of its own.
 

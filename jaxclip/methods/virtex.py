@@ -21,7 +21,6 @@ from jaxclip.losses.masked import mask_tokens
 from jaxclip.towers.decoder import Decoder, DecoderConfig, TokenEmbedding
 from jaxclip.towers.generation import beam_search, nucleus_sample
 from jaxclip.towers.layers import Linear, normal, normalized_pixels, zeros
-from jaxclip.towers.modified_resnet import ModifiedResNetConfig
 from jaxclip.towers.resnet import ResNetConfig
 from jaxclip.towers.vit import ViTConfig
 
@@ -61,6 +60,7 @@ class TextualModel(Backbone):
 
     def __init__(self, method: Method, *, rngs: nnx.Rngs):
         super().__init__(method, rngs=rngs)
+        self.layers = method.text.layers
         self.projection = Linear(
             method.image.output_width, method.text.width, kernel=normal(method.text.init), bias=zeros, rngs=rngs
         )
@@ -70,6 +70,8 @@ class TextualModel(Backbone):
 
     def tokens(self, images: Images, ctx: Context = Context()) -> Float[Array, "batch places channels"]:
         """What decoders attend to: the image tower's grid, projected."""
+        # Dropout of its own: the decoders' blocks have the numbers up to 2 * layers, their embeddings the next two.
+        ctx = ctx.fold(2 * self.layers + 3)
         return self.projection(self.image.tokens(self._normalized(images, ctx), ctx))
 
     def losses(
@@ -86,7 +88,6 @@ class Captioner(TextualModel):
     def __init__(self, method: Method, *, rngs: nnx.Rngs):
         super().__init__(method, rngs=rngs)
         self.length = method.text.context_length
-        self.layers = method.text.layers
         self.bidirectional = method.pretext == "bicaptioning"
         if self.bidirectional:
             self.backward_decoder = Decoder(method.text, rngs=rngs, first=method.text.layers)
@@ -98,6 +99,7 @@ class Captioner(TextualModel):
         *,
         start: int,
         end: int,
+        words: int | None = None,
         beams: int = 5,
         per_beam: int = 2,
         nucleus: float = 0.0,
@@ -109,12 +111,21 @@ class Captioner(TextualModel):
           images: uint8.
           ctx: the devices and the precision.
           start, end: ids of the start and end tokens.
+          words: size of the vocabulary; None for as many as there are rows.
           beams, per_beam: of the beam search; see `towers.generation`.
           nucleus: if above 0, captions are drawn at random instead, from the most probable tokens that have this share.
           seed: of the draws. A caption depends on it and on its image alone.
+
+        Raises:
+          UserError: a number is out of its bounds.
         """
+        if not (beams >= 1 and per_beam >= 1 and 0 <= nucleus <= 1 and seed >= 0):
+            raise UserError(
+                f"beams={beams}, per_beam={per_beam}, nucleus={nucleus}, seed={seed}: beams must be at least 1, the "
+                "nucleus at least 0 (for a beam search) and at most 1, the seed at least 0"
+            )
         context = self.tokens(images, ctx)
-        limits: Any = {"start": start, "end": end, "length": self.length}
+        limits: Any = {"start": start, "end": end, "length": self.length, "words": words}
         if nucleus:
             pixels = images.reshape(len(images), -1).astype(jnp.uint32)
             digests = jnp.sum(pixels * (2 * jnp.arange(pixels.shape[1], dtype=jnp.uint32) + 1), axis=1)
@@ -189,7 +200,7 @@ class Method(methods.Method):
       tags: how many there are, for "multilabel_classification".
     """
 
-    image: ResNetConfig | ModifiedResNetConfig | ViTConfig
+    image: ResNetConfig | ViTConfig
     text: DecoderConfig = DecoderConfig()
     pixels: PixelsConfig = PixelsConfig()
     pretext: Pretext = "bicaptioning"
@@ -201,11 +212,17 @@ class Method(methods.Method):
     def __post_init__(self):
         check_at_least(self, 1, "tags")
         check_at_least(self, 0, "mask_id")
+        if self._reads_tokens and getattr(self.image, "pool", "class") == "map":
+            raise UserError("image.pool='map' would not be trained by captions, which read its tokens; use 'class'")
 
     @property
     def task(self) -> str:  # type: ignore[override]
         """Captions are evaluated as such; for what else is learned, a recipe has to name an evaluation."""
         return "captioning" if self._captions else ""
+
+    @property
+    def _reads_tokens(self) -> bool:
+        return self._captions or self.pretext == "masked_lm"
 
     @property
     def _captions(self) -> bool:
@@ -223,7 +240,7 @@ class Method(methods.Method):
         methods.check_vocabulary(tokenizer, self.text.vocab_size)
         if tokenizer.start_id is None or tokenizer.end_id is None:
             raise UserError(
-                "the vocabulary has no start or no end token, which captions need; train one with "
+                "the vocabulary has no start or no end token, which VirTex needs; train one with "
                 "config.data.vocabulary_form=sentencepiece"
             )
         if self.pretext == "masked_lm" and tokenizer.mask_id != self.mask_id:
@@ -251,10 +268,9 @@ class Method(methods.Method):
 
     def _masked_losses(self, model: TextualModel, rows: Mapping[str, Array], ctx: Context) -> dict[str, Any]:
         tokens, end = rows["text"], rows["text_end"]
-        keys = ctx.keys
-        if keys is None:
-            # Of its own for each text, so that validation does not depend on what a batch holds besides.
-            keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), jnp.sum(row)))(tokens)
+        # In validation the same for a text whatever else its batch holds.
+        keys = ctx.fold(2 * self.text.layers + 4).keys if ctx.train else _own_keys(tokens)
+        assert keys is not None
         text = mask_tokens(
             tokens,
             end,
@@ -283,6 +299,11 @@ class Method(methods.Method):
         count = jnp.sum(wanted, axis=1)
         losses = -jnp.sum(jax.nn.log_softmax(scores) * wanted, axis=1) / jnp.maximum(count, 1)
         return {"classes": (losses, jnp.minimum(count, 1))}
+
+
+def _own_keys(tokens: Int[Array, "batch length"]) -> Array:
+    """A random key for each text that depends on its tokens alone."""
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), jnp.sum(row)))(tokens)
 
 
 def _caption_losses(model: Captioner, rows: Mapping[str, Array], ctx: Context) -> dict[str, Any]:

@@ -115,7 +115,11 @@ def _taken(
             f"config.init_from={source}: {'; '.join(faults[:_SHOWN])}{more}. Make the recipe's towers those of the "
             "weights, or take a part of them by config.init_only, such as '^image'"
         )
-    if "text/token_embedding" in wanted and start.tokenizer is not None and tokenizer is not None:
+    if (
+        any(path.endswith("/token_embedding") for path in wanted)
+        and start.tokenizer is not None
+        and tokenizer is not None
+    ):
         _check_vocabulary(source, start.tokenizer, tokenizer)
     return {path: jax.device_put(found[path].astype(leaf.dtype), leaf.sharding) for path, leaf in wanted.items()}
 
@@ -179,7 +183,9 @@ def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
 
 def _check_same(source: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises UserError if the recipe's config of a replaced tower differs from that of its weights."""
-    parts = [tower for tower in ("image", "text") if any(path.startswith(f"{tower}/") for path in wanted)]
+    # A decoder's config is that of the texts, too.
+    towers = {"image": ("image/",), "text": ("text/", "embedding/", "decoder/", "backward_decoder/")}
+    parts = [tower for tower, paths in towers.items() if any(path.startswith(paths) for path in wanted)]
     if "image" in parts:
         parts.append("pixels")
     # A projection with a bias computes a different result without it.

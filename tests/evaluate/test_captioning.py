@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from look_up import LookUp, NoRecords, embedded_set
 
+from jaxclip import methods, sharding
+from jaxclip.config import MeshConfig
+from jaxclip.data import tokenizers
 from jaxclip.data.record import Record
 from jaxclip.data.skips import SkipLog
+from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.evaluate.caption_metrics import bleu, cider
 from jaxclip.evaluate.captioning import Evaluator
@@ -35,10 +40,10 @@ class Vocabulary:
 class Captions(LookUp):
     """An encoder whose images have captions that are given."""
 
-    def __init__(self, captions, references, labels=None, tokenizer=None):
+    def __init__(self, captions, references, labels=None, tokenizer=None, digests=None):
         rows = [[1, *map(WORDS.index, caption.split()), 2, 2, 2, 2][:6] for caption in captions]
         known = embedded_set(rows, labels=labels, captions=references)
-        known = dataclasses.replace(known, outputs=np.array(rows, np.int32))
+        known = dataclasses.replace(known, outputs=np.array(rows, np.int32), digests=digests or known.digests)
         super().__init__({}, known)
         self.tokenizer = tokenizer or Vocabulary()
         self.image = Image(8)
@@ -101,9 +106,45 @@ def test_an_image_without_a_caption_is_left_out():
 def test_the_search_or_the_draws_are_asked_for_as_configured():
     encoder = Captions(CAPTIONS, REFERENCES)
     run(encoder, beams=3)
-    assert encoder.asked == {"start": 1, "end": 2, "beams": 3, "per_beam": 2}
+    ids = {"start": 1, "end": 2, "words": len(WORDS)}
+    assert encoder.asked == {**ids, "beams": 3, "per_beam": 2, "nucleus": 0.0, "seed": 0}
     run(encoder, nucleus=0.9, seed=4)
-    assert encoder.asked == {"start": 1, "end": 2, "nucleus": 0.9, "seed": 4}
+    assert encoder.asked == {**ids, "beams": 5, "per_beam": 2, "nucleus": 0.9, "seed": 4}
+
+
+def test_records_of_the_same_image_are_one_image_with_all_captions():
+    """As a table with a row for each caption has them."""
+    captions, references = ["a red star", *CAPTIONS], [["A red star."], ["red star"], *REFERENCES[1:]]
+    repeated = Captions(captions, references, digests=["x", "x", "y", "z"])
+    assert run(repeated).metrics == run(Captions(CAPTIONS, REFERENCES)).metrics
+
+
+class Records(NoRecords):
+    def __init__(self, records):
+        super().__init__("star", "ring")
+        self.records = records
+
+    def __len__(self):
+        return len(self.records)
+
+    def read(self, ids):
+        return [self.records[i] for i in ids]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_real_model_is_evaluated_with_its_words_attention(devices):
+    tokenizer = tokenizers.train(["a red star on a dark field", "two blue rings"] * 4, 600)
+    tower = {"width": 32, "layers": 1, "heads": 2}
+    image = {"name": "vit", "image_size": 16, "patch_size": 8, **tower}
+    text = {"vocab_size": tokenizer.vocab_size, "context_length": 6, **tower}
+    kind = methods.from_config({"name": "virtex", "image": image, "text": text})
+    params, _ = methods.init_variables(kind, jax.random.key(0))
+    mesh = sharding.create(MeshConfig(), jax.devices()[:devices])
+    encoder = Encoder(kind, mesh, "float32", tokenizer, batch_size=8)
+    records = [Record(np.full((20, 20, 3), 12 * i, np.uint8), (f"image {i}",), str(i), label=i % 2) for i in range(11)]
+    result = Evaluator("data", beams=2).run(encoder, params, Records(records), SkipLog(), None)
+    assert len(result.examples) == 10 and all(example.parts for example in result.examples)
+    assert result.metrics["names_class"] == 0
 
 
 def test_each_word_is_shown_with_the_place_that_it_attended_to():

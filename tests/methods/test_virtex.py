@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -155,13 +156,13 @@ def test_masks_are_random_in_training_and_each_texts_own_in_validation():
 @functools.cache
 def steps(devices: int, microbatches: int) -> list[dict[str, float]]:
     mesh = sharding.create(MeshConfig(fsdp=min(2, devices)), jax.devices()[:devices])
-    kind = method(drop=0.1, layers=1)
+    kind = method("captioning", drop=0.1, layers=1)
     sgd = optimizer.create(OptimizerConfig(learning_rate=0.1, warmup_steps=0, name="sgd", lookahead=(2, 0.5)), 100)
     step = Step(kind, sgd, mesh, precision="float32", microbatches=microbatches)
     state = step.init(3)
     batch = jax.device_put(drawn_batch(kind, 16), sharding.batch_sharding(mesh))
     found = []
-    for _ in range(3):
+    for _ in range(2):
         state, metrics = step.train(state, batch)
         found.append({name: float(value) for name, value in metrics.items()})
     return found
@@ -251,6 +252,19 @@ def test_a_loaded_model_captions_images_whatever_their_number():
     assert not any("|>" in text for text in found)  # No start or end token is spelled out.
     assert opened().caption(images[5], beams=2) == found[5:6]
     assert opened().caption(images[:1], nucleus=0.9, seed=3) == opened().caption(images[0], nucleus=0.9, seed=3)
+    for wrong in ({"beams": 0}, {"per_beam": 0}, {"nucleus": -0.1}, {"nucleus": 1.5}, {"seed": -1}):
+        with pytest.raises(UserError, match="beams must be at least 1"):
+            opened().caption(images[0], **wrong)
+
+
+def test_a_model_with_more_rows_than_words_writes_words_alone():
+    """As many as a small training set gives a vocabulary that was asked to be larger."""
+    small = Vocabulary(vocab_size=20)
+    small.decode = lambda tokens: " ".join(map(str, tokens))
+    encoder = Encoder(opened().method, sharding.create(MeshConfig(), jax.devices()[:1]), "float32", small)
+    model = Model(None, opened().evaluation_parts()[1], {}, encoder)
+    written = model.caption(list(np.asarray(texts()["image"])), beams=2)
+    assert all(int(word) < 20 for text in written for word in text.split())
 
 
 def test_a_model_that_writes_no_captions_says_so():
@@ -286,9 +300,25 @@ def test_the_recipe_has_two_rates_and_decays_what_the_paper_does():
     for name in names:
         group = optimizer.group_of(name, config.groups)
         assert config.learning_rate * group.rate == pytest.approx(0.2 if name.startswith("image/") else 1e-3)
-        textual_gain = not name.startswith("image/") and name.endswith(("scale", "bias")) and name != "output_bias"
+        # kdexd/virtex, config.py: ".*textual.(embedding|transformer).*(norm.*|bias)".
+        textual_gain = re.match(r"(embedding|decoder|backward_decoder)/.*(scale|bias)$", name)
         assert optimizer.weight_decay(name, config) == (0 if textual_gain else 1e-4)
-    assert {"image/bn1/scale", "output_bias", "decoder/blocks/ln_1/scale", "embedding/norm/bias"} <= set(names)
+    assert {"image/bn1/scale", "output_bias", "projection/bias", "decoder/blocks/ln_1/scale"} <= set(names)
+
+
+@pytest.mark.parametrize("pretext", PRETEXTS)
+def test_the_recipe_is_one_of_every_pretext(pretext):
+    recipe = virtex.get_config()
+    recipe.data.train, recipe.method.pretext = "shapes", pretext
+    shapes, _ = methods.abstract_variables(methods.from_config(recipe.method.to_dict()))
+    optimizer.check_groups(shapes, parse(Config, recipe).optimizer.groups)
+
+
+def test_a_pool_that_captions_do_not_train_is_refused():
+    keys = {"name": "virtex", "text": TEXT, "image": IMAGE | {"pool": "map"}}
+    with pytest.raises(UserError, match="image.pool='map' would not be trained"):
+        methods.from_config(keys)
+    methods.from_config(keys | {"pretext": "token_classification"})
 
 
 class Vocabulary:

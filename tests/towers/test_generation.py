@@ -95,14 +95,14 @@ def plain_search(known: dict[tuple[int, ...], float], beams: int, per_beam: int)
     conditional = conditionals()
     kept = {(START,): 0.0}
     image = next(number for number, texts in enumerate(all_texts(False)) if texts is known)
-    for _ in range(LENGTH - 1):
+    for place in range(LENGTH - 1):
         totals.clear()
         for text, score in kept.items():
             if len(text) > 1 and text[-1] == END:
                 totals[text] = score
                 continue
             words = {w: conditional(image, text, w) for w in range(WORDS) if w != START and (w != text[-1] or w == END)}
-            for word in sorted(words, key=words.get, reverse=True)[:per_beam]:
+            for word in sorted(words, key=words.get, reverse=True)[: per_beam if place else beams]:
                 totals[(*text, word)] = score + words[word]
         kept = dict(sorted(totals.items(), key=lambda item: -item[1])[:beams])
     return next(iter(kept))
@@ -118,6 +118,15 @@ def conditionals():
         return np.asarray(jax.nn.log_softmax(step(padded), axis=-1)[:, len(text) - 1])
 
     return lambda image, text, word: float(of_text(text)[image, word])
+
+
+def test_only_words_of_the_vocabulary_are_generated():
+    assert max(word for text in sampled(1.0, 200) for word in text[1:]) == WORDS - 1
+    assert max(word for text in sampled(1.0, 200, words=3) for word in text[1:]) == 2
+    known = all_texts(True)[0]
+    texts, scores = searched(beams=5**4, per_beam=WORDS, repeats=True, words=3)
+    assert texts[0] == max((text for text in known if max(text[1:]) < 3), key=known.get)
+    assert scores[0] == pytest.approx(known[texts[0]], rel=1e-5)
 
 
 def sampled(share: float, count: int, **keys):
