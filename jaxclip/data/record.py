@@ -61,7 +61,7 @@ class Source(Protocol):
     `read` never raises for a bad record; it returns a `Skip` instead. It may be called from several threads at once.
 
     Attributes:
-      class_names: the names that labels index; empty if unknown.
+      class_names: the names that labels and tags index; empty if unknown.
       chunk_ends: int64 [chunks], increasing; the last is the source's length. Records between two of these ids should
         be read together, because they lie in one compressed block or in one request to remote storage. None if a
         record costs the same when read alone.

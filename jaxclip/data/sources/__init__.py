@@ -22,7 +22,10 @@ def open_source(text: str | Sequence[tuple[str, float]], *, root: str = "") -> S
         `folder:PATH` or an existing folder; or a path to files, whose suffix is the format (tar, csv, tsv, jsonl,
         parquet, tfrecord, array_record). A path may be a glob or a range `PATH/{00000..00099}.tar`, local or with the
         scheme of remote storage (`gs://`, `s3://`). A folder holds images, a table named metadata.csv or
-        metadata.jsonl (Hugging Face's ImageFolder), or CLIP_benchmark's shards and nshards.txt.
+        metadata.jsonl (Hugging Face's ImageFolder), or CLIP_benchmark's shards and nshards.txt. The captions of COCO,
+        Flickr8k and Flickr30k are opened as published: `PATH/captions_train2017.json`, `PATH/Flickr8k.token.txt`,
+        `PATH/results_20130124.token`, `PATH/captions.txt`; optionally followed by `[LIST]`, a text file beside them
+        that names the images to use, and by `:FOLDER`, the folder of the images.
       root: the folder that relative paths start from, and the first place to look for TFDS data sets. Defaults to the
         working directory and TFDS's own folder.
 
@@ -55,6 +58,8 @@ def _terms(text: str) -> list[str]:
 
 # The format of a file by its name: x.tar, x.tfrecord, x.tfrecord-00000-of-00010, x.tfrecord-*.
 _KIND = re.compile(r"\.(tar|csv|tsv|jsonl|parquet|tfrecords?|array_?record)(-[\w.*?\[\]{}-]+)?$")
+# The captions of COCO and Flickr8k, with [LIST] and :FOLDER.
+_CAPTIONS = re.compile(r"(.+?\.(?:json|token|token\.txt)|(?:.+/)?captions\.txt)(?:\[([^]]+)\])?(?::(.+))?", re.I | re.S)
 _WEIGHTED = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s+\*\s+(.+)", re.DOTALL)
 
 
@@ -71,6 +76,11 @@ def _open_one(text: str, root: str) -> Source:
         return Tfds(text, root=root)
     if name == "folder" and split:
         return _open_folder(resolve(split, root))
+    if captions := _CAPTIONS.fullmatch(text):
+        from jaxclip.data.sources.caption_file import CaptionFile
+
+        path, names, folder = captions.groups(default="")
+        return CaptionFile(resolve(path, root), names, folder and resolve(folder, root))
     path = resolve(text, root)
     kind = _KIND.search(path.rpartition("/")[2].lower())
     match kind and kind[1]:
@@ -99,7 +109,8 @@ def _open_one(text: str, root: str) -> Source:
     raise UserError(
         f"{text!r} is not a data source; write shapes, shapes:SPLIT, tfds:NAME, folder:PATH, or a path to files, as in "
         "PATH.tar, PATH/*.tar, PATH/{00000..00099}.tar, PATH/*.parquet, PATH/*.tfrecord, PATH/*.array_record, "
-        "PATH.csv, PATH.tsv, PATH.jsonl; mix sources as in '0.7 * A + 0.3 * B'"
+        "PATH.csv, PATH.tsv, PATH.jsonl, PATH/captions_train2017.json, PATH/Flickr8k.token.txt; mix sources as in "
+        "'0.7 * A + 0.3 * B'"
     )
 
 

@@ -1,12 +1,54 @@
-"""Reads of single image and caption files, local or remote."""
+"""Reads of single files, local or remote: images, captions, and tables of them."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import stat
+from collections.abc import Iterable, Iterator, Mapping
+from typing import BinaryIO
 
 from jaxclip.data.record import LARGEST_CAPTION, LARGEST_IMAGE, Skip
 from jaxclip.data.storage import filesystem, is_remote
+from jaxclip.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[BinaryIO]:
+    """A file of any size, to be read in the block.
+
+    Raises:
+      UserError: it does not exist or is not a regular file, or reading it fails.
+    """
+    try:
+        with filesystem(path).open(path, "rb") if is_remote(path) else _local(path) as file:
+            yield file
+    except UserError:
+        raise
+    except Exception as error:  # each storage library has errors of its own
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason}") from error
+
+
+def at(folder: str, path: str) -> str:
+    """A path that a table gives: relative to a folder, absolute, or with a scheme."""
+    return path if is_remote(path) else os.path.join(folder, path)
+
+
+def warn_of_replaced(path: str, captions: Iterable[str]) -> None:
+    """Logs how many captions of a file have a U+FFFD, as which bytes that are not UTF-8 are read."""
+    replaced = sum("\ufffd" in caption for caption in captions)
+    if replaced:
+        _log.warning("%s: %d captions have bytes that are not UTF-8, which became U+FFFD", path, replaced)
+
+
+def warn_of_unused(path: str, counts: Mapping[str, int]) -> None:
+    """Logs how many entries of a file cannot be used, by what they are."""
+    if counts:
+        _log.warning("%s: not used are %s", path, ", ".join(f"{count:,} {what}" for what, count in counts.items()))
 
 
 def read_image(path: str, key: str) -> bytes | Skip:
@@ -32,12 +74,18 @@ def _read(path: str, key: str, max_bytes: int, too_large: str) -> bytes | Skip:
 
 def _read_local(path: str, max_bytes: int) -> bytes | None:
     """The content of a file, or None if it has more than `max_bytes`; raises OSError or ValueError."""
+    with _local(path) as file:
+        return file.read(max_bytes) if os.fstat(file.fileno()).st_size <= max_bytes else None
+
+
+@contextlib.contextmanager
+def _local(path: str) -> Iterator[BinaryIO]:
+    """An open regular file; raises OSError or ValueError."""
     # Non-blocking, because the path may be a pipe without a writer.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError("not a regular file")
-        return file.read(max_bytes) if status.st_size <= max_bytes else None
+        yield file
 
 
 def _read_remote(path: str, max_bytes: int) -> bytes | None:

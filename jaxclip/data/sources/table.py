@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Sequence
 
-from jaxclip.data import storage
 from jaxclip.data.record import Record, Skip
-from jaxclip.data.sources.single_file import read_image
+from jaxclip.data.sources.single_file import at, opened, read_image, warn_of_replaced
 from jaxclip.data.sources.table_rows import Row, csv_rows, json_rows
 from jaxclip.errors import UserError
-
-_log = logging.getLogger(__name__)
 
 
 class Table:
@@ -43,20 +38,12 @@ class Table:
         """
         self._name = path.rpartition("/")[2]
         self._folder = path.removesuffix(self._name)
-        try:
-            with storage.filesystem(path).open(path, "rb") if storage.is_remote(path) else open(path, "rb") as file:
-                rows = json_rows if path.lower().endswith(".jsonl") else csv_rows
-                self._rows = list(rows(file, path))
-        except UserError:
-            raise
-        except Exception as error:  # each storage library has errors of its own
-            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
-            raise UserError(f"{path} cannot be read: {reason}") from error
+        rows = json_rows if path.lower().endswith(".jsonl") else csv_rows
+        with opened(path) as file:
+            self._rows = list(rows(file, path))
         if not self._rows:
             raise UserError(f"{path} has no rows; write a header row and one row per image")
-        replaced = sum("\ufffd" in text for row in self._rows if isinstance(row, Row) for text in row.captions)
-        if replaced:
-            _log.warning("%s: %d captions have bytes that are not UTF-8, which became U+FFFD", path, replaced)
+        warn_of_replaced(path, (text for row in self._rows if isinstance(row, Row) for text in row.captions))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -74,6 +61,5 @@ class Table:
         key = f"{self._name}:{row.path[:4096]}"
         if not row.captions and row.label is None:
             return Skip("no caption", key)
-        remote = storage.is_remote(row.path)
-        image = read_image(row.path if remote else os.path.join(self._folder, row.path), key)
+        image = read_image(at(self._folder, row.path), key)
         return image if isinstance(image, Skip) else Record(image, row.captions, key, row.label)

@@ -161,11 +161,16 @@ def json_rows(file: BinaryIO, path: str) -> Iterator[Row | Skip]:
         yield _row(where, name.strip(), captions, None if label is None else str(label))
 
 
+def refuse_url(where: str, name: str) -> None:
+    """Raises UserError if an image is given as the address of a web page."""
+    if _URL.match(name):
+        raise UserError(f"{where}: the image {name[:80]!r} is a url; {_DOWNLOAD}")
+
+
 def _row(where: str, name: str, captions: Sequence[str], label: str | None) -> Row | Skip:
     if label and not (label.isdecimal() and len(label) < 10):
         raise UserError(f"{where}: the label {label[:80]!r} is not a class index; write 0, 1, ...")
-    if _URL.match(name):
-        raise UserError(f"{where}: the image {name[:80]!r} is a url; {_DOWNLOAD}")
+    refuse_url(where, name)
     if any(len(caption) > LARGEST_CAPTION for caption in captions):
         return Skip("caption too large", name[:_LONGEST_KEY])
     # JSON may contain a lone surrogate, which no tokenizer accepts: it becomes "?".

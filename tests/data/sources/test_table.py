@@ -195,6 +195,9 @@ def test_what_is_no_file_is_not_waited_for(folder):
         "missing file",
         "unreadable file",
     ]
+    with pytest.raises(UserError, match="pipe.csv cannot be read: not a regular file"):
+        os.mkfifo(folder / "pipe.csv")
+        Table(str(folder / "pipe.csv"))
 
 
 def test_the_table_and_its_images_may_be_remote(folder, monkeypatch):
