@@ -24,6 +24,7 @@ from jaxclip.errors import UserError
 from jaxclip.inputs import first_image, first_text
 from jaxclip.methods import Method, bind
 from jaxclip.step import compute_dtype
+from jaxclip.towers.rngs import Rngs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +188,7 @@ class Encoder:
 
 def model_functions(method: Method) -> list[str]:
     """The names of the public functions of a method's model, such as encode_image; nothing is computed."""
-    kind = type(nnx.eval_shape(lambda: method.init(nnx.Rngs(params=0))))
+    kind = type(nnx.eval_shape(lambda: method.init(Rngs(0))))
     own = (name for name in dir(kind) if not name.startswith("_") and not hasattr(nnx.Module, name))
     return [name for name in own if callable(getattr(kind, name))]
 

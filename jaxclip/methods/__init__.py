@@ -19,6 +19,7 @@ from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.inputs import Inputs
 from jaxclip.parsing import parse, to_dict
+from jaxclip.towers.rngs import Rngs
 
 
 class Method:
@@ -106,13 +107,13 @@ def check_vocabulary(tokenizer: Any, vocab_size: int) -> None:
 
 def init_variables(method: Method, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
     """A fresh model's parameters and its batch statistics, as nested dicts of arrays; most have none of the latter."""
-    _, params, stats = nnx.split(method.init(nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat)
+    _, params, stats = nnx.split(method.init(Rngs(key)), nnx.Param, nnx.BatchStat)
     return nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
 
 def init_memory(method: Method, model: nnx.Module, key: jax.Array) -> dict[str, Any]:
     """The variables of a fresh memory, as nested dicts of arrays."""
-    return contents(method.memory(model, nnx.Rngs(params=key)))
+    return contents(method.memory(model, Rngs(key)))
 
 
 def abstract_variables(method: Method) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -154,12 +155,12 @@ def bind_memory(method: Method) -> Callable[[Any], nnx.Module]:
 # a large part of a second.
 @functools.lru_cache(maxsize=32)
 def _model_graph(method: Method) -> nnx.GraphDef:
-    return nnx.split(nnx.eval_shape(lambda: method.init(nnx.Rngs(params=0))))[0]
+    return nnx.split(nnx.eval_shape(lambda: method.init(Rngs(0))))[0]
 
 
 @functools.lru_cache(maxsize=32)
 def _memory_graph(method: Method) -> nnx.GraphDef:
     def fresh() -> nnx.Module:
-        return method.memory(method.init(nnx.Rngs(params=0)), nnx.Rngs(params=0))
+        return method.memory(method.init(Rngs(0)), Rngs(0))
 
     return nnx.split(nnx.eval_shape(fresh))[0]

@@ -94,8 +94,9 @@ class BatchNorm(nnx.Module):
         """Moves the running averages; `count` is how many pixels each of the statistics is of."""
         # The batch is normalized by its biased variance; what is kept is the unbiased one, as torch does it.
         unbiased = var * (count / max(1, count - 1))
-        self.mean[...] = jax.lax.stop_gradient((1 - MOMENTUM) * self.mean[...] + MOMENTUM * mean)
-        self.var[...] = jax.lax.stop_gradient((1 - MOMENTUM) * self.var[...] + MOMENTUM * unbiased)
+        # Not `mean[...] = `: in a traced program that takes time by the length of the program so far; see `Rngs`.
+        self.mean.set_value(jax.lax.stop_gradient((1 - MOMENTUM) * self.mean[...] + MOMENTUM * mean))
+        self.var.set_value(jax.lax.stop_gradient((1 - MOMENTUM) * self.var[...] + MOMENTUM * unbiased))
 
     def _normalized(
         self,

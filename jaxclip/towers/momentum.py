@@ -55,8 +55,8 @@ class Queue(nnx.Module):
         turns = len(queue) // len(keys)
         by_row = queue.reshape(len(keys), turns, -1)
         keys = jax.lax.stop_gradient(keys).astype(queue.dtype)
-        self.queue[...] = by_row.at[:, self.turn[...]].set(keys).reshape(queue.shape)
-        self.turn[...] = (self.turn[...] + 1) % turns
+        self.queue.set_value(by_row.at[:, self.turn[...]].set(keys).reshape(queue.shape))
+        self.turn.set_value((self.turn[...] + 1) % turns)
 
 
 def follow(slow: nnx.Module, fast: nnx.Module, momentum: float | Float[Array, ""], step: Int[Array, ""] | None) -> None:

@@ -207,7 +207,7 @@ class Stages(nnx.Module):
                 halving = {"pool": by} if pooled else {"stride": by}
                 block = Bottleneck(inputs, planes, init=init, groups=norm_groups, rngs=rngs, **halving)
                 if zero_init:
-                    block.bn3.scale[...] = jnp.zeros_like(block.bn3.scale[...])
+                    block.bn3.scale.set_value(jnp.zeros_like(block.bn3.scale[...]))
                 setattr(self, f"layer{stage + 1}_{number}", block)
                 inputs = 4 * planes
 

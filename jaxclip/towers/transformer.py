@@ -28,6 +28,7 @@ from jaxclip.towers.layers import (
     uniform,
     zeros,
 )
+from jaxclip.towers.rngs import Rngs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +234,7 @@ class Transformer(nnx.Module):
         self.scan = scan
         self.remat = remat
         self.first = first
-        self.blocks = nnx.vmap(lambda key: Block(config, init, rngs=nnx.Rngs(params=key)))(keys)
+        self.blocks = nnx.vmap(lambda key: Block(config, init, rngs=Rngs(key)))(keys)
 
     def __call__(
         self,

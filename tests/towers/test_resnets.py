@@ -22,6 +22,7 @@ from jaxclip.errors import UserError
 from jaxclip.towers.batch_norm import BatchNorm
 from jaxclip.towers.modified_resnet import ModifiedResNetConfig
 from jaxclip.towers.resnet import ResNetConfig
+from jaxclip.towers.rngs import Rngs
 
 TRAIN = Context(key=jax.random.key(0))
 # Two heads, and a last stage of 2 x 2 pixels. The second stage has a bottleneck of either kind.
@@ -40,7 +41,7 @@ def paths(tree) -> dict[str, Any]:
 
 
 def shapes(config, kind: type) -> dict[str, jax.ShapeDtypeStruct]:
-    tower = nnx.eval_shape(lambda: config.init(rngs=nnx.Rngs(params=0)))
+    tower = nnx.eval_shape(lambda: config.init(rngs=Rngs(0)))
     return paths(nnx.to_pure_dict(nnx.state(tower, kind)))
 
 
@@ -171,7 +172,7 @@ def reference(name, p, x, train):
 @functools.cache
 def made_up(name: str):
     """A tower's graph, and random values for all it holds; gains of one and biases of zero would hide mistakes."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: CONFIGS[name].init(rngs=nnx.Rngs(params=0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: CONFIGS[name].init(rngs=Rngs(0))))
     rng = np.random.default_rng(1)
 
     def draw(path, leaf):
@@ -195,7 +196,7 @@ def images(name: str, rows: int = 4) -> jax.Array:
 def bound(name: str, variables, **changes) -> Any:
     """The made-up tower over other variables, under a config with changes."""
     config = dataclasses.replace(CONFIGS[name], **changes)
-    graph, _ = nnx.split(nnx.eval_shape(lambda: config.init(rngs=nnx.Rngs(params=0))))
+    graph, _ = nnx.split(nnx.eval_shape(lambda: config.init(rngs=Rngs(0))))
     return nnx.merge(graph, nnx.State(variables))
 
 
@@ -361,7 +362,7 @@ def test_initialization_is_the_published_one(name):
     config = dataclasses.replace(CONFIGS[name], width=WIDTH, layers=(1, 1, 1, 1))
     # A key of this kind compiles in a fifth of the time.
     key = jax.random.key(4, impl="rbg")
-    tower = jax.jit(lambda: nnx.to_pure_dict(nnx.state(config.init(rngs=nnx.Rngs(params=key)), nnx.Param)))()
+    tower = jax.jit(lambda: nnx.to_pure_dict(nnx.state(config.init(rngs=Rngs(key)), nnx.Param)))()
     firsts = set()
     for path, leaf in paths(tower).items():
         values = np.asarray(leaf, np.float64)
