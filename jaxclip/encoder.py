@@ -35,6 +35,7 @@ class EmbeddedSet:
       ids: of each record in its source.
       outputs: of the model's function for the images: float32 [n, width] embeddings, or a pytree of [n, ...] arrays.
       labels: the class index of each, None if there is none.
+      tags: the indices of the tags of each, None if its source has none.
       captions: the captions of each, a line each.
       digests: of the images; records with the same one show the same image.
     """
@@ -42,6 +43,7 @@ class EmbeddedSet:
     ids: list[int]
     outputs: Any
     labels: list[int | None]
+    tags: list[tuple[int, ...] | None]
     captions: list[list[str]]
     digests: list[str]
 
@@ -151,7 +153,7 @@ class Encoder:
             for start in range(0, len(ids), self.batch_size)
         ]
         stream = examples(source, [i for rows in mine for i in rows], self.image.size, self.image.pixels, skips)
-        found: list[tuple[int, int | None, list[str], str]] = []
+        found: list[tuple[int, int | None, tuple[int, ...] | None, list[str], str]] = []
         outputs = []
         for number, rows in enumerate(mine):
             images = np.zeros((share, *(self.image.size,) * 2, 3), np.uint8)
@@ -160,7 +162,8 @@ class Encoder:
                 if image is not None and record is not None:
                     images[row] = image
                     position = number * self.batch_size + process * share + row
-                    found.append((position, record.label, caption_lines(record.captions), image_digest(record.image)))
+                    captions, digest = caption_lines(record.captions), image_digest(record.image)
+                    found.append((position, record.label, record.tags, captions, digest))
             batch = jax.make_array_from_process_local_data(self._rows, images)
             outputs.append(jax.tree.map(np.asarray, self._function(function, options)(variables, batch)))
         found = sorted(entry for part in gather(found) for entry in part)
@@ -169,7 +172,8 @@ class Encoder:
             ids=[ids[position] for position in positions],
             outputs=jax.tree.map(lambda leaf: leaf[positions], _concatenated(outputs)),
             labels=[label for _, label, *_ in found],
-            captions=[captions for _, _, captions, _ in found],
+            tags=[None if tags is None else tuple(tags) for _, _, tags, *_ in found],
+            captions=[captions for *_, captions, _ in found],
             digests=[digest for *_, digest in found],
         )
 

@@ -46,9 +46,9 @@ class NoRecords:
         return []
 
 
-def embedded_set(images, labels=None, captions=None) -> EmbeddedSet:
+def embedded_set(images, labels=None, captions=None, tags=None) -> EmbeddedSet:
     """Records of images that are all different."""
     images = np.array(images, np.float32)
     ids = list(range(len(images)))
     labels, captions = labels or [None] * len(images), captions or [[] for _ in images]
-    return EmbeddedSet(ids, images, labels, captions, digests=[str(number) for number in ids])
+    return EmbeddedSet(ids, images, labels, tags or [None] * len(images), captions, digests=list(map(str, ids)))
