@@ -97,6 +97,33 @@ def paper_resnet(learning_rate: float, method: ConfigDict) -> ConfigDict:
     return config
 
 
+def convirt(image: dict[str, Any], text: dict[str, Any], embed_dim: int) -> ConfigDict:
+    """What ConVIRT's recipes share (Zhang et al. 2020, section 2.2 and appendix): sentences, augmentation, loss, Adam.
+
+    The rate falls, and the run ends, by the validation loss. `data.train`, `data.eval` and a vocabulary are left out.
+    """
+    config = base()
+    config.keep_best = "validation_loss"
+    config.data.captions = "sentence"
+    config.data.crop_scale = (0.6, 1.0)
+    config.data.flip = True
+    augment = {"affine": (20.0, 0.1, 0.95, 1.05), "color_jitter": (0.4, 0.4, 0.0, 0.0), "color_jitter_p": 1.0}
+    config.data.augment.update(augment | {"blur": 1.0, "blur_sigma": (0.1, 3.0)})
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.warmup_steps = 0
+    config.optimizer.weight_decay = 1e-6
+    config.optimizer.beta2 = 0.999
+    config.optimizer.eps = 1e-8
+    plateau = {"metric": "validation_loss", "patience": 5, "factor": 0.5, "stop": 10}
+    config.optimizer.schedule = {"name": "plateau", **plateau}
+    config.method = two_towers("convirt", image, text, embed_dim)
+    for key in ("image_projection", "image_projection_bias", "text_projection_bias"):
+        del config.method[key]
+    config.method.update({"head": "mlp", "image_weight": 0.75, "temperature": 0.1, "learn_temperature": False})
+    return config
+
+
 def evaluation(task: str, data: str, **keys: Any) -> dict[str, Any]:
     """An entry of `evals`, with the task's own keys."""
     return {"task": task, "data": data, **keys}

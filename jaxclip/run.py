@@ -171,6 +171,11 @@ def data_notes(config: Config, num_records: int, found: findings.Findings) -> It
             f"data.train: {found.replaced_captions:,} captions of {found.looked_at:,} sampled records have bytes that "
             f"are not UTF-8, which became U+FFFD"
         )
+    if 2 * found.dark_images > len(found.examples):
+        yield (
+            f"data.train: {found.dark_images:,} of {len(found.examples):,} sampled images are almost black: if "
+            f"they hold 12-bit values in 16 bits, multiply these by 16 when you export them"
+        )
     trained_on = sources.names_of(config.data.train)
     evaluated = {"data.eval": config.data.eval} | {
         f"config.evals.{name}.data": str(evaluation.get("data", "")) for name, evaluation in config.evals.items()

@@ -19,6 +19,7 @@ from jaxclip.io import printable
 
 _READ = 32  # records read at a time
 THUMBNAIL = 320  # pixels of a thumbnail's longer side
+_DARK = 20  # of 255; values of 12 bits in an image of 16 bits are at most 16, and resizing overshoots a little
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,11 @@ class Findings:
     def replaced_captions(self) -> int:
         """How many captions of the sample have a U+FFFD, as which bytes that are not UTF-8 are read."""
         return sum("\ufffd" in caption for example in self.examples for caption in example.captions)
+
+    @property
+    def dark_images(self) -> int:
+        """How many images of the sample are almost black, as values of 12 bits in an image of 16 bits are."""
+        return sum(int(np.asarray(example.image).max()) < _DARK for example in self.examples)
 
 
 def no_caption(record: Record) -> str:

@@ -34,7 +34,8 @@ class Queries(NamedTuple):
 class Evaluator(evaluate.Evaluator):
     """How many of the images that are most similar to a query have its label; `data` are the labeled images.
 
-    Texts are compared in the shared space, images by the image tower's own features, as in the paper.
+    Texts are compared in the shared space, images by the image tower's own features, as in the paper. An image does not
+    find itself, so that the same set may be `data` and `image_queries`.
 
     Attributes:
       queries: a csv file with the columns `text` and `label`; empty for no texts.
@@ -80,13 +81,16 @@ class Evaluator(evaluate.Evaluator):
         metrics: dict[str, float | None] = {}
         found = {}
         if prepared.texts:
-            images, labels = _labeled(encoder.source(variables, source, skips), skips)
+            images, labels, _ = _labeled(encoder.source(variables, source, skips), skips)
             texts = encoder.texts(variables, prepared.texts)
             found["text"] = precisions(texts @ images.T, np.array(prepared.labels), labels)
         if prepared.images is not None:
-            images, labels = _labeled(encoder.source(variables, source, skips, function="features"), skips)
-            queries, asked = _labeled(encoder.source(variables, prepared.images, skips, function="features"), skips)
-            found["image"] = precisions(_unit(queries) @ _unit(images).T, asked, labels)
+            images, labels, digests = _labeled(encoder.source(variables, source, skips, function="features"), skips)
+            queries, asked, asking = _labeled(
+                encoder.source(variables, prepared.images, skips, function="features"), skips
+            )
+            itself = asking[:, None] == digests
+            found["image"] = precisions(np.where(itself, -np.inf, _unit(queries) @ _unit(images).T), asked, labels)
         for kind, values in found.items():
             metrics |= {f"{kind}_precision@{k}": value for k, value in values.items()}
         first = "text" if "text" in found else "image"
@@ -112,23 +116,26 @@ def precisions(
 ) -> dict[int, float | None]:
     """For each k of `KS`, the share of the k most similar images that have the query's label, over all queries.
 
-    Images of equal similarity count in their order. None for a k above the number of images.
+    Images of equal similarity count in their order. One of similarity -inf is never found, so that None is given for a
+    k above the least number of images that a query may find.
 
     >>> precisions(np.array([[0.9, 0.8, 0.7, 0.6, 0.5]]), np.array([1]), np.array([1, 1, 0, 0, 1]))[5]
     0.6
     """
     order = np.argsort(-similarities, axis=1, kind="stable")[:, : max(KS)]
     relevant = image_labels[order] == query_labels[:, None]
-    return {k: float(relevant[:, :k].mean()) if k <= len(image_labels) else None for k in KS}
+    fewest = np.isfinite(similarities).sum(axis=1).min()
+    return {k: float(relevant[:, :k].mean()) if k <= fewest else None for k in KS}
 
 
-def _labeled(embedded: EmbeddedSet, skips: SkipLog) -> tuple[np.ndarray, np.ndarray]:
-    """The vectors of the images that have a label, float32 [n, width], and the labels."""
+def _labeled(embedded: EmbeddedSet, skips: SkipLog) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The vectors of the images that have a label, float32 [n, width], the labels, and the digests of the images."""
     rows = [row for row, label in enumerate(embedded.labels) if label is not None]
     if not rows:
         unlabeled = "no image has a class label (a .cls member or a label column)"
         raise UserError(f"no record can be used: {skips}" if skips.total else unlabeled)
-    return np.asarray(embedded.outputs[rows], np.float32), np.array([embedded.labels[row] for row in rows])
+    labels, digests = (np.array([values[row] for row in rows]) for values in (embedded.labels, embedded.digests))
+    return np.asarray(embedded.outputs[rows], np.float32), labels, digests
 
 
 def _unit(rows: Float[np.ndarray, "rows width"]) -> Float[np.ndarray, "rows width"]:

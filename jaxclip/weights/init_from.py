@@ -158,6 +158,9 @@ def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
         family: Any = bert
         kind: Any = BertConfig
         tower, keys = "text", bert.describe(source, config)
+        # How the blocks are divided is the run's choice, and not said by the files.
+        if isinstance(method.text, BertConfig) and method.text.lower < keys["layers"]:
+            keys["lower"] = method.text.lower
         tensors = bert.names(open_tensors(public.weight_file(path, "model")))
         tokenizer = tokenizers.load(path) if public.has_tokenizer(path) else None
     elif path.is_file() and torchvision.is_one(stored := open_tensors(path)):

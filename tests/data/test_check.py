@@ -44,6 +44,10 @@ def test_a_sample_is_spread_over_the_whole_source():
     assert found.examples[3].size == (9, 5) and found.examples[3].captions == ("image 333", "another")
 
 
+def test_images_that_are_almost_black_are_counted():
+    assert findings.look_at(Some(10, 0), 10).dark_images == 10
+
+
 def test_unusable_records_are_counted_by_reason_and_by_shard():
     found = findings.look_at(Some(60, 5), 60)
     assert found.skips.counts == {"unreadable shard": 6, "not an image": 6}
@@ -112,7 +116,7 @@ def test_the_sheet_shows_a_part_of_many():
 def shard(tmp_path: pathlib.Path) -> pathlib.Path:
     members = {}
     for index in range(6):
-        members[f"{index}.png"] = png("red") if index else b"<html>no image</html>"
+        members[f"{index}.png"] = png("black" if index == 4 else "red", "black") if index else b"<html>no image</html>"
         members[f"{index}.txt"] = f"the caption of number {index}".encode() + b"\xff" * (index == 5)
     return write_tar(tmp_path / "pairs.tar", members)
 
@@ -131,6 +135,7 @@ def test_the_command_prints_a_table_and_writes_the_sheet(shard, capsys, monkeypa
     assert values["images"].startswith("20 x 20 (median)")
     assert values["captions"] == "1 per image, of 5 to 5 words, median 5"
     assert values["encoding"] == "1 captions have bytes that are not UTF-8, which became U+FFFD"
+    assert values["dark"] == "1 images are almost black"
     assert "images/s to 16 x 16 pixels" in values["speed"]
     assert output.read_text().count("<img") == 5
 

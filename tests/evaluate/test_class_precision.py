@@ -29,7 +29,7 @@ def test_the_share_of_the_most_similar_images_with_the_querys_label():
     assert result.summary == "text → image Prec@5/10/50 60.0/-/-"
 
 
-def test_images_ask_by_the_direction_of_their_features():
+def test_images_ask_by_the_direction_of_their_features_and_do_not_find_themselves():
     rng = np.random.default_rng(0)
     images = embedded_set(100 * rng.standard_normal((60, 8)), labels=list(rng.integers(0, 4, 60)))
     result = Evaluator("data", image_queries="q").run(
@@ -39,9 +39,16 @@ def test_images_ask_by_the_direction_of_their_features():
     labels = np.array(images.labels)
     for k in (5, 10, 50):
         expected = [
-            np.mean(labels[np.argsort(-unit @ row)[:k]] == label) for row, label in zip(unit, labels, strict=True)
+            np.mean(labels[np.argsort(-unit @ row)[1 : k + 1]] == label)
+            for row, label in zip(unit, labels, strict=True)
         ]
         assert result.metrics[f"image_precision@{k}"] == pytest.approx(np.mean(expected))
+
+
+def test_no_k_counts_an_image_that_is_not_to_be_found():
+    similarities = np.array([[0.5] * 5, [-np.inf, 0.5, 0.5, 0.5, 0.5]])
+    assert precisions(similarities[:1], np.array([1]), np.ones(5, int)) == {5: 1.0, 10: None, 50: None}
+    assert precisions(similarities, np.array([1, 1]), np.ones(5, int))[5] is None
 
 
 def test_a_collapsed_model_gets_the_images_in_their_order():

@@ -114,7 +114,7 @@ IMAGES: dict[str, tuple[Make, str]] = {
     "tiff bomb": (lambda rng: tiff_of(60_000, 60_000, 1 << 31), "too many pixels"),
     "tiff with a false strip": (lambda rng: tiff_of(64, 64, 1 << 31), "truncated image"),
     "jpeg of many scans": (many_scans, "too many scans"),
-    "floating point tiff": (lambda rng: encode(Image.new("F", (9, 9), 0.5), "TIFF"), "32-bit pixels"),
+    "floating point tiff": (lambda rng: encode(Image.new("F", (9, 9), 0.5), "TIFF"), "signed or 32-bit pixels"),
 }
 
 # Captions that cannot be used: the members beside a sound image, by their suffix.

@@ -7,6 +7,9 @@ python peer_weights.py retrieve FOLDER PAIRS.json OUT.json: recalls of [[image f
   open_clip's model, transform and tokenizer.
 python peer_weights.py features MODEL FOLDER INPUTS.npz OUT.npz: pooled features of uint8 images by an image tower that
   loads FOLDER/model.safetensors; MODEL is {"torchvision" or "timm": its name there, ...keywords of the constructor}.
+python peer_weights.py bert FOLDER: a small BertModel of transformers with random weights, as its own folder.
+python peer_weights.py states FOLDER IDS.json OUT.npz: the last hidden states of a BertModel for rows of token ids,
+  which are padded with zeros that it does not attend to.
 """
 
 from __future__ import annotations
@@ -150,6 +153,31 @@ def features(model: dict, folder: str, inputs: str, out: str) -> None:
         np.savez(out, features=tower(torch.from_numpy(images.transpose(0, 3, 1, 2)).contiguous()).numpy())
 
 
+def bert(folder: pathlib.Path) -> None:
+    import transformers
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 160}
+    model = transformers.BertModel(
+        transformers.BertConfig(vocab_size=90, max_position_embeddings=24, hidden_dropout_prob=0.1, **sizes)
+    )
+    with torch.no_grad():
+        # So that no bias and no gain is without effect.
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+
+
+def states(folder: str, rows: list[list[int]], out: str) -> None:
+    import transformers
+
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    with torch.no_grad():
+        np.savez(out, states=model(input_ids=ids, attention_mask=mask).last_hidden_state.numpy())
+
+
 def main(command: str, *rest: str) -> None:
     torch.manual_seed(0)
     if command == "make":
@@ -158,6 +186,10 @@ def main(command: str, *rest: str) -> None:
         embed(rest[0], rest[1], json.loads(pathlib.Path(rest[2]).read_text()), rest[3])
     elif command == "features":
         features(json.loads(rest[0]), *rest[1:])
+    elif command == "bert":
+        bert(pathlib.Path(rest[0]))
+    elif command == "states":
+        states(rest[0], json.loads(pathlib.Path(rest[1]).read_text()), rest[2])
     else:
         retrieve(rest[0], json.loads(pathlib.Path(rest[1]).read_text()), rest[2])
 

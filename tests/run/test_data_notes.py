@@ -24,18 +24,20 @@ class Captions(MadeSource):
     """Gray images with one caption each."""
 
     captions: tuple[str, ...] = ("one", "two")
+    grays: tuple[int, ...] = (99,)
 
     def record(self, index: int) -> Record:
-        return Record(np.full((4, 4, 3), 99, np.uint8), (self.captions[index],), str(index))
+        gray = self.grays[index % len(self.grays)]
+        return Record(np.full((4, 4, 3), gray, np.uint8), (self.captions[index],), str(index))
 
 
-def notes(train="a.tar", evaluated="b.tar", evals=(), batch_size=2, captions=("one", "two")) -> list[str]:
+def notes(train="a.tar", evaluated="b.tar", evals=(), batch_size=2, captions=("one", "two"), grays=(99,)) -> list[str]:
     config = quickstart.get_config()
     config.batch_size, config.data.eval = batch_size, evaluated
     with config.data.ignore_type():
         config.data.train = train
     config.evals = {name: {"task": "zeroshot_retrieval", "data": data} for name, data in evals}
-    found = look_at(Captions(len(captions), captions), 64)
+    found = look_at(Captions(len(captions), captions, grays), 64)
     return list(data_notes(parse(Config, config), len(captions), found))
 
 
@@ -53,6 +55,12 @@ def test_a_batch_larger_than_the_data_is_said():
 def test_captions_that_are_not_utf_8_are_counted():
     (said,) = notes(captions=("caf\ufffd", "two", "\ufffd\ufffd"))
     assert said.startswith("data.train: 2 captions of 3 sampled records have bytes that are not UTF-8")
+
+
+def test_images_of_12_bits_in_16_are_named_if_most_are_as_dark_as_that():
+    (said,) = notes(captions=("one", "two", "three"), grays=(16, 0, 255))
+    assert said.startswith("data.train: 2 of 3 sampled images are almost black: if they hold 12-bit values in 16 bits")
+    assert notes(grays=(16, 255)) == []
 
 
 @pytest.mark.parametrize("train", ["b.tar", "a.tar + b.tar", "0.7 * a.tar + 0.3 * b.tar", [("b.tar", 1.0)]])

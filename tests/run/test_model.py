@@ -273,7 +273,7 @@ def test_pixels_may_be_of_any_library(model):
         (np.zeros((3, 20, 30), np.uint8), "uint8 [3, 20, 30]"),
         (None, "a NoneType cannot be embedded: give a path, a PIL image"),
         (b"<html>", "not an image"),
-        (Image.new("F", (4, 4)), "32-bit pixels"),
+        (Image.new("F", (4, 4)), "signed or 32-bit pixels"),
         ("nowhere.jpg", "nowhere.jpg cannot be embedded: No such file"),
         ("gs://bucket/a.jpg", "image=gs://bucket/a.jpg must be on a local disk; mount the bucket, or copy from there"),
         ("~no-such-user/a.jpg", "image=~no-such-user/a.jpg: there is no such user's home folder"),

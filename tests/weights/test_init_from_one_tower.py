@@ -125,6 +125,18 @@ def test_a_text_tower_starts_from_bert_with_the_first_of_its_positions(tmp_path)
     assert_equal(found, fresh | ours)
 
 
+@pytest.mark.parametrize("lower", [0, 1])
+def test_the_recipe_says_how_the_blocks_of_a_bert_are_divided(tmp_path, lower):
+    path, ours = bert_folder(tmp_path)
+    ours["text/positions"] = ours["text/positions"][:6]
+    if not lower:
+        for name in [name for name in ours if name.startswith("text/lower/")]:
+            upper = name.replace("/lower/", "/upper/")
+            ours[upper] = np.concatenate([ours.pop(name), ours[upper]])
+    found, fresh, _ = started(path, changed(text=BERT_TEXT | {"lower": lower}), TAKEN, tokenizers.load(tmp_path))
+    assert_equal(found, fresh | ours)
+
+
 def test_two_towers_start_from_a_source_each(tmp_path):
     text, text_arrays = bert_folder(tmp_path / "bert")
     text_arrays["text/positions"] = text_arrays["text/positions"][:6]

@@ -192,6 +192,7 @@ def _table(sampled, *, tokens: list[int], rate: float, arguments: argparse.Names
                 if (replaced := sampled.replaced_captions)
                 else []
             ),
+            *([("dark", f"{dark:,} images are almost black")] if (dark := sampled.dark_images) else []),
             (
                 "tokens",
                 f"median {statistics.median_low(tokens)}, 95 % have at most {percentile}, {num_truncated:,} of "

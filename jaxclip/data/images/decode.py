@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import ExifTags, Image, ImageChops
+from PIL import ExifTags, Image, ImageChops, TiffImagePlugin
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000
@@ -76,8 +76,9 @@ class Encoded:
     def decode(self, shrink: int = 1) -> tuple[Image.Image, int]:
         """Decodes the image to upright RGB. Call this only once.
 
-        Transparent pixels are composited over white, 16-bit gray is scaled to 8 bits, and CMYK is converted without a
-        color profile. The first frame of an animation is decoded.
+        Transparent pixels are composited over white, 16-bit gray is scaled to 8 bits (65,535 is white, and 4,095 in a
+        TIFF that declares 12 bits), and CMYK is converted without a color profile. The first frame of an animation is
+        decoded.
 
         Args:
           shrink: 1, 2, 4 or 8; an image of 1 / shrink of the size is sufficient. A JPEG is then decoded at that scale,
@@ -87,7 +88,7 @@ class Encoded:
           The image, and the factor by which it was actually shrunk.
 
         Raises:
-          Unreadable: "truncated image", "broken image" or "32-bit pixels".
+          Unreadable: "truncated image", "broken image" or "signed or 32-bit pixels".
         """
         image: Image.Image = self._image
         width, height = image.size
@@ -159,7 +160,7 @@ def _orientation(image: Image.Image) -> int:
 def _rgb(image: Image.Image) -> Image.Image:
     """Converts a decoded image of any mode to RGB, compositing transparency over white."""
     if image.mode in ("I", "F"):
-        raise Unreadable("32-bit pixels")  # the value of white is unknown
+        raise Unreadable("signed or 32-bit pixels")  # the value of white is unknown
     if image.mode.startswith("I;16"):
         image = _eight_bit_gray(image)
     if image.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
@@ -176,8 +177,14 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _eight_bit_gray(image: Image.Image) -> Image.Image:
     """Scales 16-bit gray to 8 bits (Pillow's own conversion clips at 255); a transparent value becomes alpha."""
     pixels = np.asarray(image)
-    scaled = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
-    gray = Image.fromarray(scaled[pixels])
+    white, inverted = (1 << 16) - 1, False
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # Pillow reads 12-bit values as they are, and inverts 8-bit gray whose zero is white, but not 16-bit gray.
+        tags = image.tag_v2
+        white = (1 << tags[TiffImagePlugin.BITSPERSAMPLE][0]) - 1
+        inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    scaled = ((np.arange(white + 1) * 255 + white // 2) // white).astype(np.uint8)
+    gray = Image.fromarray((scaled[::-1] if inverted else scaled)[pixels])
     if "transparency" in image.info:
         gray.putalpha(Image.fromarray(np.where(pixels == image.info["transparency"], np.uint8(0), np.uint8(255))))
     return gray

@@ -39,6 +39,12 @@ def gray_16_bit(value: int, **options) -> bytes:
     return encode(Image.fromarray(np.full((8, 8), value, np.uint16)), "PNG", **options)
 
 
+def signed_16_bit_tiff() -> bytes:
+    data = encode(Image.fromarray(np.zeros((8, 8), np.uint16)), "TIFF", tiffinfo={339: 2})
+    assert Image.open(io.BytesIO(data)).tag_v2[339] == (2,)
+    return data
+
+
 def cmyk_jpeg(*, adobe: bool) -> bytes:
     """Cyan with some black. Pillow writes what Adobe does, inverted values and a marker; or neither of the two."""
     image = solid("CMYK", (255, 0, 0, 51) if adobe else (0, 255, 255, 204))
@@ -156,7 +162,8 @@ def png_header(width: int, height: int) -> bytes:
         pytest.param(encode(random_image(64, 64), "WEBP")[:500], "broken image", id="cut-webp"),
         pytest.param(png_header(8_001, 8_000), "too many pixels", id="large"),
         pytest.param(png_header(100_000, 100_000), "too many pixels", id="bomb"),
-        pytest.param(encode(Image.new("F", (4, 4)), "TIFF"), "32-bit pixels", id="float"),
+        pytest.param(encode(Image.new("F", (4, 4)), "TIFF"), "signed or 32-bit pixels", id="float"),
+        pytest.param(signed_16_bit_tiff(), "signed or 32-bit pixels", id="signed"),
     ],
 )
 def test_bad_bytes_are_unreadable_for_a_reason(data, reason):
