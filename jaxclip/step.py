@@ -104,7 +104,8 @@ class Step:
         self.dtype = compute_dtype(precision, mesh.devices.flat[0].platform)
         self.model = methods.bind(method)
         self._memory = methods.bind_memory(method)
-        abstract = jax.eval_shape(self._init, jax.random.key(0))
+        fresh = self._init  # One function, so that it is traced once: each look at the attribute makes another.
+        abstract = jax.eval_shape(fresh, jax.random.key(0))
         shardings = sharding.state_shardings(mesh, abstract)
         self.abstract_state = jax.tree.map(
             lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), abstract, shardings
@@ -113,7 +114,7 @@ class Step:
             self._check_separable(abstract)
         replicated = NamedSharding(mesh, PartitionSpec())
         batch = sharding.batch_sharding(mesh)
-        init = jax.jit(self._init, out_shardings=shardings)
+        init = jax.jit(fresh, out_shardings=shardings)
         self.init = lambda seed: init(jax.random.key(seed))
         self.train = jax.jit(
             self._train, in_shardings=(shardings, batch), out_shardings=(shardings, replicated), donate_argnums=0

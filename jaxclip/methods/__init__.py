@@ -160,6 +160,9 @@ def _model_graph(method: Method) -> nnx.GraphDef:
 
 @functools.lru_cache(maxsize=32)
 def _memory_graph(method: Method) -> nnx.GraphDef:
+    if type(method).memory is Method.memory:  # None, whatever the model is, which takes time to trace.
+        return nnx.split(nnx.Module())[0]
+
     def fresh() -> nnx.Module:
         return method.memory(method.init(Rngs(0)), Rngs(0))
 
