@@ -19,25 +19,31 @@ class History:
       workdir: of the run, whose files have the values of an earlier start.
       last_step: values of later steps do not count: the run goes on from that step.
 
-    Attributes:
-      values: in the order of the steps, with the sign that makes less of them better.
     """
 
     def __init__(self, metric: str, workdir: pathlib.Path, last_step: int):
         self._name, self._sign = schedule.signed(metric)
         recorded = dict(_recorded(self._name, workdir))
-        self._steps = {step for step in recorded if step <= last_step}
-        self.values = [self._sign * recorded[step] for step in sorted(self._steps)]
+        self._values = {step: self._sign * recorded[step] for step in sorted(recorded) if step <= last_step}
+
+    @property
+    def values(self) -> list[float]:
+        """In the order of the steps, with the sign that makes less of them better."""
+        return list(self._values.values())
+
+    @property
+    def best_step(self) -> int | None:
+        """The first step of the best value; None if there is none that is finite."""
+        finite = {step: value for step, value in self._values.items() if math.isfinite(value)}
+        return min(finite, key=finite.__getitem__, default=None)
 
     def add(self, step: int, metrics: Mapping[str, float | None]) -> bool:
         """Takes the metric's value at a step, if it is there and new; returns whether it is the best so far."""
         value = metrics.get(self._name)
-        if value is None or step in self._steps:
+        if value is None or step in self._values:
             return False
-        best = min((old for old in self.values if math.isfinite(old)), default=math.inf)
-        self._steps.add(step)
-        self.values.append(self._sign * value)
-        return self._sign * value < best
+        self._values[step] = self._sign * value
+        return self.best_step == step
 
 
 def _recorded(name: str, workdir: pathlib.Path) -> Iterator[tuple[int, float]]:

@@ -285,7 +285,7 @@ class _Trainer:
             raise
 
     def _make_up_for(self, step: int) -> None:
-        """Writes the row of a step that was saved, and evaluates it, if that was still to do when the run ended."""
+        """What was still to do for a saved step when the run ended: its row, evaluation and best checkpoint."""
         if self.row and step < self.run.steps and not _due(step, self.config.eval_every):
             if not self.monitor.has(step):
                 self.monitor.write(step, self.row)
@@ -293,6 +293,9 @@ class _Trainer:
             done = all((self._evals(step) / f"{evaluation.name}.json").exists() for evaluation in self.run.evaluations)
             if not done or not self.monitor.has(step):
                 self._evaluate(step, self.row)
+        if step and self.best_history is not None and self.best_history.best_step == step:
+            # It ended between writing the value and saving the checkpoint, perhaps.
+            self._save_best()
 
     def _evals(self, step: int) -> pathlib.Path:
         return self.run.workdir / "evals" / str(step)
@@ -319,7 +322,10 @@ class _Trainer:
             self.plateau_history.add(step, measured)
             self._follow_plateau(step)
         if self.best_history is not None and self.best_history.add(step, measured):
-            save_best(run.workdir / "best", self.state, self._values({}))
+            self._save_best()
+
+    def _save_best(self) -> None:
+        save_best(self.run.workdir / "best", self.state, self._values({}))
 
     def finish(self) -> None:
         """Runs the final evaluation and writes the report; the state is already saved."""
