@@ -20,6 +20,8 @@ from jaxclip.data.skips import SkipLog
 from jaxclip.data.sources import open_source
 from jaxclip.encoder import EmbeddedSet, Encoder, gather
 from jaxclip.errors import UserError
+from jaxclip.evaluate.classification_metrics import average_precision
+from jaxclip.evaluate.labels import classes_of, labeled, outside
 
 COSTS = (0.01, 0.1, 1.0, 10.0)
 FOLDS = 3
@@ -107,10 +109,10 @@ class Evaluator(evaluate.Evaluator):
         Raises:
           UserError: a class lies outside those of the source.
         """
-        classes = _classes(record.label, record.tags)
-        outside = _outside(classes or (), prepared.class_names)
-        if outside:
-            raise UserError(f"{outside}, in {record.key}")
+        classes = classes_of(record.label, record.tags)
+        wrong = outside(classes or (), prepared.class_names)
+        if wrong:
+            raise UserError(f"{wrong}, in {record.key}")
         return "no class label or tags" if classes is None else ""
 
     def run(
@@ -148,17 +150,6 @@ class Evaluator(evaluate.Evaluator):
         return _result(metrics, precisions, found, titles, test)
 
 
-def average_precision(relevant: Bool[np.ndarray, "images"], scores: Float[np.ndarray, "images"]) -> float:
-    """The mean over relevant images of the precision among those with scores as high, as scikit-learn has it.
-
-    >>> average_precision(np.array([True, False, True]), np.array([0.9, 0.5, 0.1]))
-    0.8333333333333333
-    """
-    from sklearn.metrics import average_precision_score
-
-    return float(average_precision_score(relevant, scores))
-
-
 def fit(rows: Float[np.ndarray, "images width"], relevant: Bool[np.ndarray, "images"]) -> Classifier:
     """The classifier of one class, its cost chosen by cross-validation; the smallest of equally good ones.
 
@@ -188,37 +179,12 @@ def _classifiers(train: Features, present: Sequence[int]) -> dict[int, Classifie
 
 def _features(embedded: EmbeddedSet, class_names: Sequence[str], skips: SkipLog, where: str) -> Features:
     """The features of the images whose classes are known."""
-    kept, found = [], []
-    for row, (label, tags) in enumerate(zip(embedded.labels, embedded.tags, strict=True)):
-        classes = _classes(label, tags)
-        outside = _outside(classes or (), class_names)
-        if outside:
-            skips.add(outside, f"record {embedded.ids[row]} of {where}")
-        elif classes is not None:
-            kept.append(row)
-            found.append(classes)
-    if not kept:
-        unlabeled = "no image has a class label (a .cls member or a label column) or tags"
-        raise UserError(f"{where}: no record can be used: {skips}" if skips.total else f"{where}: {unlabeled}")
-    rows = np.asarray(embedded.outputs[kept], np.float64)
+    known = labeled(embedded, class_names, skips, where)
+    rows = np.asarray(embedded.outputs[known.rows], np.float64)
     if not np.isfinite(rows).all():
         raise UserError(f"{where}: the model's features have numbers that are not finite")
     rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return Features(rows, found, single=all(embedded.tags[row] is None for row in kept))
-
-
-def _classes(label: int | None, tags: tuple[int, ...] | None) -> tuple[int, ...] | None:
-    """The classes of an image; None if they are not known."""
-    if tags is not None:
-        return tags
-    return None if label is None else (label,)
-
-
-def _outside(classes: Sequence[int], class_names: Sequence[str]) -> str:
-    wrong = next((index for index in classes if index < 0 or class_names and index >= len(class_names)), None)
-    if wrong is None:
-        return ""
-    return f"class {wrong} is outside the {len(class_names)} classes" if class_names else f"class {wrong} is negative"
+    return Features(rows, known.classes, known.single)
 
 
 def _title(index: int, class_names: Sequence[str]) -> str:

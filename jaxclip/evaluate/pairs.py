@@ -13,7 +13,7 @@ from jaxclip.data.record import Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import EmbeddedSet, Encoder
 from jaxclip.errors import UserError
-from jaxclip.evaluate.ranking import ranks
+from jaxclip.evaluate.ranking import Ranks, ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,21 +30,17 @@ class Pairs:
     texts: Float[np.ndarray, "captions width"]
     owners: Int[np.ndarray, "captions"]
 
-    def ranks_of_images(self, mesh: Mesh) -> Int[np.ndarray, "captions"]:
-        """For each caption, the rank of its image among all images, 0 for first."""
-        return ranks(mesh, self.texts, self.images, self.owners, np.arange(len(self.images)))
-
-    def ranks_of_captions(self, mesh: Mesh) -> Int[np.ndarray, "images"]:
-        """For each image, the rank of the best of its captions among all captions, 0 for first."""
+    def ranks(self, mesh: Mesh) -> Ranks:
+        """As queries, of each image the rank of the best of its captions; as keys, of each caption its image's."""
         return ranks(mesh, self.images, self.texts, np.arange(len(self.images)), self.owners)
 
 
-def embedded_pairs(encoder: Encoder, variables: Any, source: Source, skips: SkipLog) -> Pairs:
+def embedded_pairs(encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prefix: str = "") -> Pairs:
     """Embeds a data set.
 
     Records of the same image are one image with the captions of all, as a table with a row for each caption has them:
     as different images, each would stand in the way of the others. Images without a caption are left out; those that
-    cannot be read are counted in `skips`.
+    cannot be read are counted in `skips`. `prefix` is put before each caption.
 
     Raises:
       UserError: no image has a caption, or none can be read.
@@ -54,7 +50,7 @@ def embedded_pairs(encoder: Encoder, variables: Any, source: Source, skips: Skip
     if not captions:
         raise UserError(f"no record can be used: {skips}" if skips.total else "no image has a caption to retrieve")
     owners = np.array([index for index, lines in enumerate(captions.values()) for _ in lines])
-    texts = encoder.texts(variables, [line for lines in captions.values() for line in lines])
+    texts = encoder.texts(variables, [prefix + line for lines in captions.values() for line in lines])
     return Pairs(embedded.outputs[[*captions]], texts, owners)
 
 

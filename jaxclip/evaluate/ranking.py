@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,40 @@ from jaxtyping import Float, Int
 from jaxclip import sharding
 
 
+class Ranks(NamedTuple):
+    """Of each query its best positive's rank among the keys, 0 for first, and the same of each key among the queries.
+
+    What has no positive stands behind all others: its rank is their number.
+    """
+
+    queries: Int[np.ndarray, "queries"]
+    keys: Int[np.ndarray, "keys"]
+
+
+class _Best(NamedTuple):
+    """The similarity of the best positive, and its place on the other side: the first one of equals."""
+
+    value: Float[jax.Array, "..."]
+    place: Int[jax.Array, "..."]
+
+    @classmethod
+    def none(cls, shape: tuple[int, ...], others: int) -> _Best:
+        """Behind all of the other side."""
+        return cls(jnp.full(shape, -jnp.inf), jnp.full(shape, others, jnp.int32))
+
+    def better(self, value: jax.Array, place: jax.Array) -> _Best:
+        """The better of this and one with a later place."""
+        return _Best(*(jnp.where(value > self.value, *pair) for pair in ((value, self.value), (place, self.place))))
+
+    def beaten(
+        self, values: Float[jax.Array, "rows columns"], places: Int[jax.Array, "others"], axis: int
+    ) -> jax.Array:
+        """Where similarities are ahead of it; `axis` is the one along which the other side lies."""
+        value, place = (jnp.expand_dims(one, axis) for one in self)
+        places = jnp.expand_dims(places, 1 - axis)
+        return (values > value) | ((values == value) & (places < place))
+
+
 def ranks(
     mesh: Mesh,
     queries: Float[np.ndarray, "queries width"],
@@ -20,33 +55,46 @@ def ranks(
     query_groups: Int[np.ndarray, "queries"],
     key_groups: Int[np.ndarray, "keys"],
     chunk: int = 4096,
-) -> Int[np.ndarray, "queries"]:
-    """The rank of each query's best positive among the keys, 0 for first.
+) -> Ranks:
+    """The ranks of both sides' best positives by the inner product.
 
-    A key is a positive of a query when their groups are equal. Equal similarities count in the order of the keys, as
-    a stable sort would place them, so that a collapsed model gets chance and not a perfect score; a similarity that
-    is not a number stands behind all others. The similarity matrix is computed in blocks of `chunk` x `chunk`, rows
-    over all devices, and never held whole: any set size fits.
+    A key and a query are positives of each other when their groups are equal. Equal similarities count in the order of
+    the other side, as a stable sort would place them, so that a collapsed model gets chance and not a perfect score; a
+    similarity that is not a number stands behind all others.
+
+    The matrix of similarities is computed in blocks and never held: the devices share the queries, and the keys pass by
+    in blocks of `chunk`. If both sides are ordered by their groups, it is computed once, and otherwise twice.
 
     Args:
       mesh: the devices.
       queries, keys: embeddings.
-      query_groups, key_groups: each query has at least one key of its group.
-      chunk: rows and columns of a block.
+      query_groups, key_groups: from 0.
+      chunk: queries and keys of a block.
     """
-    rows = -(-min(chunk, len(queries)) // mesh.size) * mesh.size
-    columns = min(chunk, len(keys))
-    batch, replicated = sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
-    key_blocks = _pad(keys, columns, 0).reshape(-1, columns, keys.shape[1])
-    group_blocks = _pad(key_groups.astype(np.int32), columns, -1).reshape(-1, columns)
-    key_blocks, group_blocks = jax.device_put((key_blocks, group_blocks), replicated)
-    found = []
-    for start in range(0, len(queries), rows):
-        block = _pad(queries[start : start + rows], rows, 0)
-        groups = _pad(query_groups[start : start + rows].astype(np.int32), rows, -2)
-        block, groups = jax.device_put((block, groups), batch)
-        found.append(np.asarray(_rank_block(block, groups, key_blocks, group_blocks, replicated)))
-    return np.concatenate(found)[: len(queries)]
+    rows, columns = -(-min(chunk, len(queries)) // mesh.size) * mesh.size, min(chunk, len(keys))
+    shared, replicated = NamedSharding(mesh, PartitionSpec(None, *sharding.BATCH)), NamedSharding(mesh, PartitionSpec())
+    groups = _padded(query_groups.astype(np.int32), rows, -2).reshape(-1, rows)
+    blocks = _padded(queries, rows, 0).reshape(-1, rows, queries.shape[1])
+    ours, best = jax.device_put(((blocks, groups), _Best.none(groups.shape, len(keys))), shared)
+    starts = range(0, len(keys), columns)
+
+    def passing(start: int) -> tuple[jax.Array, jax.Array]:
+        part = slice(start, start + columns)
+        block = _padded(keys[part], columns, 0), _padded(key_groups[part].astype(np.int32), columns, -1)
+        return jax.device_put(block, replicated)
+
+    best_of_keys = []
+    for start in starts:
+        first, last = _meeting(groups, key_groups[start : start + columns])
+        best, found = _find(ours, best, passing(start), start, first, last, replicated)
+        best_of_keys.append(found)
+    beaten_by = jax.device_put(np.zeros(groups.shape, np.int32), shared)
+    key_ranks = []
+    for start, found in zip(starts, best_of_keys, strict=True):
+        beaten_by, counted = _count(ours, best, beaten_by, passing(start), found, start, replicated)
+        key_ranks.append(np.asarray(counted))
+    query_ranks = jax.jit(lambda values: values, out_shardings=replicated)(beaten_by)
+    return Ranks(np.asarray(query_ranks).reshape(-1)[: len(queries)], np.concatenate(key_ranks)[: len(keys)])
 
 
 def recalls(ranks: Int[np.ndarray, "queries"], ks: tuple[int, ...] = (1, 5, 10)) -> dict[int, float]:
@@ -54,39 +102,61 @@ def recalls(ranks: Int[np.ndarray, "queries"], ks: tuple[int, ...] = (1, 5, 10))
     return {k: float(np.mean(ranks < k)) for k in ks}
 
 
-def _pad(array: np.ndarray, multiple: int, value: int) -> np.ndarray:
+def _padded(array: np.ndarray, multiple: int, fill: int) -> np.ndarray:
     missing = -len(array) % multiple
-    return np.concatenate([array, np.full((missing, *array.shape[1:]), value, array.dtype)])
+    return np.concatenate([array, np.full((missing, *array.shape[1:]), fill, array.dtype)]) if missing else array
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _rank_block(queries, query_groups, key_blocks, group_blocks, replicated):
-    columns = key_blocks.shape[1]
+def _meeting(query_groups: Int[np.ndarray, "blocks rows"], key_groups: Int[np.ndarray, "columns"]) -> tuple[int, int]:
+    """Between which blocks of queries all positives of a block of keys are; the end is not one of them."""
+    meets = ((query_groups >= key_groups.min()) & (query_groups <= key_groups.max())).any(axis=1)
+    return (int(np.argmax(meets)), len(meets) - int(np.argmax(meets[::-1]))) if meets.any() else (0, 0)
 
-    def similarity(keys):
-        values = jnp.matmul(queries, keys.T, precision="highest")
-        return jnp.where(jnp.isnan(values), -jnp.inf, values)
 
-    def best_positive(carry, block):
-        best, place = carry
-        number, keys, groups = block
-        values = jnp.where(query_groups[:, None] == groups, similarity(keys), -jnp.inf)
-        column = jnp.argmax(values, axis=1)
-        value = jnp.take_along_axis(values, column[:, None], axis=1)[:, 0]
-        better = value > best
-        return (jnp.where(better, value, best), jnp.where(better, number * columns + column, place)), None
+def _similarities(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    values = jnp.matmul(queries, keys.T, precision="highest")
+    # Without the barrier, the two passes may round differently, and a key would not be equal to itself.
+    return jax.lax.optimization_barrier(jnp.where(jnp.isnan(values), -jnp.inf, values))
 
-    def count(beaten_by, block):
-        number, keys, groups = block
-        values = similarity(keys)
-        earlier = number * columns + jnp.arange(columns) < place[:, None]
-        ahead = (values > best[:, None]) | ((values == best[:, None]) & earlier)
-        negative = (query_groups[:, None] != groups) & (groups >= 0)
-        return beaten_by + jnp.sum(ahead & negative, axis=1), None
 
-    blocks = (jnp.arange(key_blocks.shape[0]), key_blocks, group_blocks)
-    last = jnp.full(queries.shape[0], key_blocks.shape[0] * columns, jnp.int32)
-    start = (jnp.full(queries.shape[0], -jnp.inf, queries.dtype), last)
-    (best, place), _ = jax.lax.scan(best_positive, start, blocks)
-    beaten_by, _ = jax.lax.scan(count, jnp.zeros(queries.shape[0], jnp.int32), blocks)
-    return jax.lax.with_sharding_constraint(beaten_by, replicated)
+@functools.partial(jax.jit, donate_argnums=1, static_argnums=6)
+def _find(ours, best, theirs, start, first, last, replicated):
+    """The best positives of the queries so far, and those of a block of keys, which begins at `start`."""
+    (queries, query_groups), (keys, key_groups) = ours, theirs
+    rows = query_groups.shape[1]
+    columns = jnp.arange(len(keys))
+
+    def block(number, carry):
+        best, best_of_keys = carry
+        positive = query_groups[number][:, None] == key_groups
+        values = jnp.where(positive, _similarities(queries[number], keys), -jnp.inf)
+        value = values.max(axis=1)
+        place = start + jnp.where(positive & (values == value[:, None]), columns, len(keys)).min(axis=1)
+        now = _Best(best.value[number], best.place[number]).better(value, place)
+        best = _Best(best.value.at[number].set(now.value), best.place.at[number].set(now.place))
+        value = values.max(axis=0)
+        place = number * rows + jnp.where(positive & (values == value), jnp.arange(rows)[:, None], rows).min(axis=0)
+        return best, best_of_keys.better(value, place)
+
+    best, found = jax.lax.fori_loop(first, last, block, (best, _Best.none(key_groups.shape, query_groups.size)))
+    return best, jax.lax.with_sharding_constraint(found, replicated)
+
+
+@functools.partial(jax.jit, donate_argnums=2, static_argnums=6)
+def _count(ours, best, beaten_by, theirs, best_of_keys, start, replicated):
+    """How many wrong keys have been ahead of each query's best positive so far, and how many queries of each key's."""
+    (queries, query_groups), (keys, key_groups) = ours, theirs
+    rows = query_groups.shape[1]
+    columns = start + jnp.arange(len(keys))
+
+    def block(counted, content):
+        number, queries, groups, best, beaten_by = content
+        values = _similarities(queries, keys)
+        negative = (groups[:, None] != key_groups) & (groups[:, None] >= 0) & (key_groups >= 0)
+        of_query = best.beaten(values, columns, axis=1) & negative
+        of_key = best_of_keys.beaten(values, number * rows + jnp.arange(rows), axis=0) & negative
+        return counted + of_key.sum(axis=0, dtype=jnp.int32), beaten_by + of_query.sum(axis=1, dtype=jnp.int32)
+
+    blocks = (jnp.arange(len(queries)), queries, query_groups, best, beaten_by)
+    counted, beaten_by = jax.lax.scan(block, jnp.zeros(len(keys), jnp.int32), blocks)
+    return beaten_by, jax.lax.with_sharding_constraint(counted, replicated)

@@ -9,16 +9,32 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 
-from jaxclip import evaluate
+from jaxclip import evaluate, methods
 from jaxclip.config import check_templates
+from jaxclip.data.loader import examples
 from jaxclip.data.record import Record, Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.data.sources import benchmark_folder
 from jaxclip.data.storage import resolve
 from jaxclip.encoder import Encoder, class_embeddings
 from jaxclip.errors import UserError
-from jaxclip.evaluate.ranking import ranks, recalls
+from jaxclip.evaluate.classification_metrics import (
+    Answers,
+    Confusion,
+    average_precision,
+    calibration_error,
+    classified,
+    eleven_point_precision,
+    roc_auc,
+    worst_confusions,
+)
+from jaxclip.evaluate.labels import classes_of, labeled, outside
+from jaxclip.evaluate.ranking import recalls
+
+_CONFUSIONS = 8  # shown in the report, with as many images of each
+_IMAGES = 3
 
 
 class Prompts(NamedTuple):
@@ -30,7 +46,7 @@ class Prompts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator(evaluate.Evaluator):
-    """Accuracy over the labeled images of a data set.
+    """Accuracy over the images of a data set that have a label each, or average precision if they have tags.
 
     Attributes:
       classes: a file of the class names in the order of the labels, a JSON list or, if it ends in .txt, one a line;
@@ -67,72 +83,134 @@ class Evaluator(evaluate.Evaluator):
         """Why a record cannot be evaluated.
 
         Raises:
-          UserError: its label lies outside the classes, which then are not those of the data.
+          UserError: a class of it lies outside the names, which then are not those of the data.
         """
-        if record.label is not None and not 0 <= record.label < len(prepared.classes):
-            raise UserError(
-                f"{_outside(record.label, prepared.classes)}, in {record.key}: the classes are not those of the data"
-            )
-        return "no class label" if record.label is None else ""
+        classes = classes_of(record.label, record.tags)
+        wrong = outside(classes or (), prepared.classes)
+        if wrong:
+            raise UserError(f"{wrong}, in {record.key}: the classes are not those of the data")
+        return "no class label" if classes is None else ""
 
     def run(
         self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: Prompts
     ) -> evaluate.Result:
-        """CLIP_benchmark's metrics as fractions: `acc1`, `acc5`, `mean_per_class_recall`; acc5 is None below 5 classes.
+        """The metrics as fractions, by CLIP_benchmark's names where it has them.
 
-        With them goes the recall of each class name that occurs. Images without a label are left out, and those whose
-        label lies outside the classes, which are counted in `skips`.
+        Of images with one class each these are `acc1`, `acc5`, `mean_per_class_recall` and
+        `expected_calibration_error`, and of two classes `roc_auc`; acc5 is None below five classes. With them go the
+        recall of each class name that occurs, and the images behind the worst confusions. Of images with tags they are
+        `mean_average_precision` and `mean_average_precision_11_point`, means over the classes that occur.
+
+        Images without a label or tags are left out, and those with a class outside the names, which are counted in
+        `skips`.
 
         Raises:
           UserError: no image has a label, or none can be read.
         """
-        classes = prepared.classes
         embedded = encoder.source(variables, source, skips)
-        kept = []
-        for row, label in enumerate(embedded.labels):
-            if label is not None and 0 <= label < len(classes):
-                kept.append(row)
-            elif label is not None:
-                skips.add(_outside(label, classes), f"record {embedded.ids[row]}")
-        if not kept:
-            unlabeled = "no image has a class label (a .cls member or a label column)"
-            raise UserError(f"no record can be used: {skips}" if skips.total else unlabeled)
-        labels = np.array([embedded.labels[row] for row in kept])
-        texts = class_embeddings(encoder, variables, classes, prepared.templates)
-        found = ranks(encoder.mesh, embedded.outputs[kept], texts, labels, np.arange(len(classes)))
-        return self._result(found, labels, prepared)
+        known = labeled(embedded, prepared.classes, skips)
+        images = np.asarray(embedded.outputs[known.rows], np.float32)
+        texts = class_embeddings(encoder, variables, prepared.classes, prepared.templates)
+        if not known.single:
+            return _of_tags(images, texts, known.classes, prepared)
+        labels = np.array([label for (label,) in known.classes])
+        answers = classified(images, texts, labels, _scale(encoder, variables))
+        worst = worst_confusions(labels, answers.predicted, answers.confidence, _CONFUSIONS)
+        shown = [(cell, embedded.ids[known.rows[row]]) for cell in worst for row in cell.images[:_IMAGES]]
+        examples = _examples(encoder, source, shown, prepared.classes)
+        return _of_labels(answers, labels, prepared, worst, examples)
 
-    def _result(self, ranks: np.ndarray, labels: np.ndarray, prompts: Prompts) -> evaluate.Result:
-        """The result for the rank of each image's class among all classes."""
-        classes = prompts.classes
-        per_label = {int(label): float(np.mean(ranks[labels == label] == 0)) for label in np.unique(labels)}
-        # Two classes of a list may have the same name, and still are two classes.
-        names = np.array(classes)[labels]
-        per_name = {classes[label]: float(np.mean(ranks[names == classes[label]] == 0)) for label in per_label}
-        accuracy = recalls(ranks, (1, 5))
-        metrics = {
-            "acc1": accuracy[1],
-            "acc5": accuracy[5] if len(classes) >= 5 else None,
-            "mean_per_class_recall": float(np.mean(list(per_label.values()))),
+
+def _scale(encoder: Encoder, variables: Any) -> float:
+    """The factor of cosines before a softmax; 1 for a model without one."""
+    if not encoder.has("scale_and_bias"):
+        return 1.0
+    return float(methods.bind(encoder.method)(variables).scale_and_bias()[0])
+
+
+def _of_labels(
+    answers: Answers,
+    labels: Int[np.ndarray, "images"],
+    prompts: Prompts,
+    worst: Sequence[Confusion],
+    examples: tuple[evaluate.Example, ...],
+) -> evaluate.Result:
+    classes, right = prompts.classes, answers.ranks == 0
+    per_label = {int(label): float(np.mean(right[labels == label])) for label in np.unique(labels)}
+    # Two classes of a list may have the same name, and still are two classes.
+    names = np.array(classes)[labels]
+    per_name = {classes[label]: float(np.mean(right[names == classes[label]])) for label in per_label}
+    accuracy = recalls(answers.ranks, (1, 5))
+    metrics: dict[str, float | None] = {
+        "acc1": accuracy[1],
+        "acc5": accuracy[5] if len(classes) >= 5 else None,
+        "mean_per_class_recall": float(np.mean(list(per_label.values()))),
+        "expected_calibration_error": calibration_error(right, answers.confidence),
+    }
+    columns = ["top-1", "top-5", "mean per class", "calibration error"]
+    if len(classes) == 2 and len(per_label) == 2:
+        second = np.where(answers.predicted == 1, answers.confidence, 1 - answers.confidence)
+        metrics["roc_auc"] = roc_auc(labels == 1, second)
+        columns.append("ROC AUC")
+    tables = [evaluate.Table("Zero-shot classification", tuple(columns), {"": tuple(metrics.values())}, fractions=True)]
+    if worst:
+        # As text, since the report draws numbers over the steps.
+        rows = {
+            f"{classes[cell.label]} → {classes[cell.predicted]}": (f"{cell.share:.1%}", len(cell.images))
+            for cell in worst
         }
-        return evaluate.Result(
-            metrics=metrics,
-            summary=f"zero-shot accuracy {accuracy[1]:.1%} ({len(classes)} classes)",
-            headline=(f"{accuracy[1]:.1%}", f"zero-shot top-1\nchance {1 / len(classes):.1%}"),
-            tables=(
-                evaluate.Table(
-                    "Zero-shot classification",
-                    ("top-1", "top-5", "mean per class"),
-                    {"": tuple(metrics.values())},
-                    fractions=True,
-                ),
-            ),
-            further={
-                "per_class_recall": per_name,
-                "classnames": list(classes),
-                "templates": list(prompts.templates),
-            },
-        )
+        tables.append(evaluate.Table("Most frequent confusions", ("of the class", "images"), rows))
+    return evaluate.Result(
+        metrics=metrics,
+        summary=f"zero-shot accuracy {accuracy[1]:.1%} ({len(classes)} classes)",
+        headline=(f"{accuracy[1]:.1%}", f"zero-shot top-1\nchance {1 / len(classes):.1%}"),
+        tables=tuple(tables),
+        examples=examples,
+        further={"per_class_recall": per_name} | _prompts(prompts),
+    )
+
+
+def _of_tags(
+    images: Float[np.ndarray, "images width"],
+    texts: Float[np.ndarray, "classes width"],
+    tags: Sequence[tuple[int, ...]],
+    prompts: Prompts,
+) -> evaluate.Result:
+    """Of each class, how high the images that have it stand among all images."""
+    precisions: dict[int, tuple[float, float]] = {}
+    for index in sorted({index for of_image in tags for index in of_image}):
+        relevant, scores = np.array([index in of_image for of_image in tags]), images @ texts[index]
+        precisions[index] = average_precision(relevant, scores), eleven_point_precision(relevant, scores)
+    if not precisions:
+        raise UserError("no image has a tag")
+    whole, eleven = np.mean(list(precisions.values()), axis=0).tolist()
+    columns = ("mean average precision", "of eleven points")
+    return evaluate.Result(
+        metrics={"mean_average_precision": whole, "mean_average_precision_11_point": eleven},
+        summary=f"zero-shot mean average precision {whole:.1%} ({len(precisions)} classes)",
+        headline=(f"{whole:.1%} mAP", f"zero-shot\n{len(precisions)} classes"),
+        tables=(evaluate.Table("Zero-shot tags", columns, {"": (whole, eleven)}, fractions=True),),
+        further={"per_class_average_precision": {prompts.classes[index]: one for index, (one, _) in precisions.items()}}
+        | _prompts(prompts),
+    )
+
+
+def _prompts(prompts: Prompts) -> dict[str, list[str]]:
+    return {"classnames": list(prompts.classes), "templates": list(prompts.templates)}
+
+
+def _examples(
+    encoder: Encoder, source: Source, shown: Sequence[tuple[Confusion, int]], classes: Sequence[str]
+) -> tuple[evaluate.Example, ...]:
+    """The images behind confusions, by their ids in the source."""
+    if encoder.image is None:
+        return ()
+    read = examples(source, [number for _, number in shown], encoder.image.size, encoder.image.pixels, SkipLog())
+    return tuple(
+        evaluate.Example(image, f"{classes[cell.label]}, taken for {classes[cell.predicted]}")
+        for (cell, _), (_, image, _) in zip(shown, read, strict=True)
+        if image is not None
+    )
 
 
 def _class_names(path: str) -> tuple[str, ...]:
@@ -150,7 +228,3 @@ def _class_names(path: str) -> tuple[str, ...]:
     if not isinstance(classes, list) or not classes or not all(isinstance(item, str) for item in classes):
         raise UserError(f"classes: {path} must hold a list of class names")
     return tuple(name.strip() for name in classes)
-
-
-def _outside(label: int, classes: Sequence[str]) -> str:
-    return f"label {label} is outside the {len(classes)} classes"

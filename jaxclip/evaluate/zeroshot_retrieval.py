@@ -1,9 +1,12 @@
-"""Image-text retrieval: recall at 1, 5 and 10 in both directions."""
+"""Image-text retrieval: recall at 1, 5 and 10, median and mean rank, in both directions."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
+
+import numpy as np
+from jaxtyping import Int
 
 from jaxclip import evaluate
 from jaxclip.data.record import Record, Source, caption_lines
@@ -19,7 +22,13 @@ DIRECTIONS = {"image_retrieval": "caption → image", "text_retrieval": "image �
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator(evaluate.Evaluator):
-    """Retrieval among all images of a data set and all of their captions."""
+    """Retrieval among all images of a data set and all of their captions.
+
+    Attributes:
+      prefix: put before each caption, such as "a photo of " (Radford et al. 2021, section 3.1.4).
+    """
+
+    prefix: str = ""
 
     def lacks(self, record: Record, prepared: None) -> str:
         """Why a record cannot be evaluated."""
@@ -30,23 +39,28 @@ class Evaluator(evaluate.Evaluator):
 
         `text_retrieval_recall@k`: images that have one of their captions among the k most similar texts.
         `image_retrieval_recall@k`: captions that have their image among the k most similar images.
+        `..._median_rank`, `..._mean_rank`: of an image's best caption and of a caption's image, from 1.
 
         Raises:
           UserError: no image has a caption.
         """
-        pairs = embedded_pairs(encoder, variables, source, skips)
-        by_text = recalls(pairs.ranks_of_images(encoder.mesh), KS)
-        by_image = recalls(pairs.ranks_of_captions(encoder.mesh), KS)
-        return _result({"image_retrieval": by_text, "text_retrieval": by_image})
+        pairs = embedded_pairs(encoder, variables, source, skips, self.prefix)
+        of_images, of_captions = pairs.ranks(encoder.mesh)
+        return _result({"image_retrieval": of_captions, "text_retrieval": of_images})
 
 
-def _result(recall: dict[str, dict[int, float]]) -> evaluate.Result:
+def _result(ranks: dict[str, Int[np.ndarray, "queries"]]) -> evaluate.Result:
+    recall = {name: recalls(values, KS) for name, values in ranks.items()}
+    middle = {name: (float(np.median(values)) + 1, float(np.mean(values)) + 1) for name, values in ranks.items()}
+    metrics = {f"{name}_recall@{k}": value for name, values in recall.items() for k, value in values.items()}
+    for name, values in middle.items():
+        metrics |= {f"{name}_median_rank": values[0], f"{name}_mean_rank": values[1]}
     first, *others = KS
     found = recall["image_retrieval"]
     more = " · ".join(f"R@{k} {found[k]:.1%}" for k in others)
     spoken = {"image_retrieval": "text to image", "text_retrieval": "image to text"}
     return evaluate.Result(
-        metrics={f"{name}_recall@{k}": value for name, values in recall.items() for k, value in values.items()},
+        metrics=metrics,
         summary=", ".join(
             f"{spoken[name]} R@{'/'.join(map(str, KS))} " + "/".join(f"{100 * values[k]:.1f}" for k in KS)
             for name, values in recall.items()
@@ -58,6 +72,11 @@ def _result(recall: dict[str, dict[int, float]]) -> evaluate.Result:
                 tuple(f"R@{k}" for k in KS),
                 {words: tuple(recall[name][k] for k in KS) for name, words in DIRECTIONS.items()},
                 fractions=True,
+            ),
+            evaluate.Table(
+                "Rank of the right answer",
+                ("median", "mean"),
+                {words: middle[name] for name, words in DIRECTIONS.items()},
             ),
         ),
     )

@@ -49,7 +49,7 @@ class Evaluator(evaluate.Evaluator):
         embedded = encoder.source(variables, source, skips)
         texts = encoder.texts(variables, [captions[0] for captions in embedded.captions])
         numbers = np.arange(len(texts))
-        median = float(np.median(ranks(encoder.mesh, texts, embedded.outputs, numbers, numbers))) + self.first
+        median = float(np.median(ranks(encoder.mesh, texts, embedded.outputs, numbers, numbers).queries)) + self.first
         return evaluate.Result({"median_rank": median}, f"median rank {median:.1f} of {len(texts)}")
 '''
 

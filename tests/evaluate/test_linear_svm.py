@@ -173,7 +173,7 @@ def test_images_of_classes_outside_the_names_are_counted():
     skips = SkipLog()
     result = run(train, test, ("a", "b"), skips)
     assert list(result.further["per_class_average_precision"]) == ["a", "b"]
-    assert skips.counts == {"class 2 is outside the 2 classes": 50}
+    assert skips.counts == {"label 2 is outside the 2 classes": 50}
 
 
 def test_classes_of_the_same_name_are_two():
@@ -194,7 +194,7 @@ def some(labels: list[int | None]) -> EmbeddedSet:
         ([1, 1, 1, 1], [1, 1], "train has 0 images that are not of class 1; 3 are needed for 3-fold"),
         ([None, None], [0, 1], "train: no image has a class label .* or tags"),
         ([0, 0, 0, 1, 1, 1], [None], "data: no image has a class label .* or tags"),
-        ([0, 0, 0, 1, 1, 1], [-1], "data: no record can be used: 1 x class -1 is negative"),
+        ([0, 0, 0, 1, 1, 1], [-1], "data: no record can be used: 1 x label -1 is negative"),
     ],
 )
 def test_classes_that_cannot_be_learned_are_one_line(train, test, said):
@@ -285,7 +285,7 @@ def test_training_images_that_cannot_be_used_are_found_out_before_any_training(m
     with pytest.raises(UserError, match=r"^train: its 2 classes \(left, .* are not the 2 of data \(right, l"):
         Evaluator("data", "train").prepare(NoRecords("right", "left"), "")
     monkeypatch.setattr(linear_svm, "open_source", lambda name, root: Colored(20, class_names=("left",)))
-    with pytest.raises(UserError, match="^train: class 1 is outside the 1 classes, in 1$"):
+    with pytest.raises(UserError, match="^train: label 1 is outside the 1 classes, in 1$"):
         Evaluator("data", "train").prepare(NoRecords(), "")
 
 
@@ -294,7 +294,7 @@ def test_records_without_classes_cannot_be_evaluated():
     assert evaluator.lacks(Record(b"", (), "x"), prepared) == "no class label or tags"
     assert evaluator.lacks(Record(b"", (), "x", label=1), prepared) == ""
     assert evaluator.lacks(Record(b"", (), "x", tags=()), prepared) == ""
-    with pytest.raises(UserError, match="^class 2 is outside the 2 classes, in x$"):
+    with pytest.raises(UserError, match="^label 2 is outside the 2 classes, in x$"):
         evaluator.lacks(Record(b"", (), "x", tags=(0, 2)), prepared)
 
 

@@ -10,12 +10,12 @@ from jaxclip.evaluate.ranking import ranks, recalls
 
 
 def sorted_ranks(queries, keys, query_groups, key_groups):
-    """Sorts all keys of every query, and counts the wrong ones before the first right one."""
+    """Sorts all keys of every query, and counts the wrong ones before the first right one, or all."""
     found = []
     for query, group in zip(queries, query_groups, strict=True):
         order = np.argsort(-(keys @ query), kind="stable")
         right = key_groups[order] == group
-        found.append(np.count_nonzero(~right[: np.argmax(right)]))
+        found.append(np.count_nonzero(~right[: np.argmax(right)]) if right.any() else len(keys))
     return np.array(found)
 
 
@@ -42,7 +42,8 @@ def test_ranks_are_those_of_a_stable_sort(queries, keys, groups, chunk, devices)
     query_groups = rng.choice(key_groups, queries)
     query, key = (rng.integers(-2, 3, (count, 3)).astype(np.float32) for count in (queries, keys))
     found = ranks(mesh_of(devices), query, key, query_groups, key_groups, chunk)
-    np.testing.assert_array_equal(found, sorted_ranks(query, key, query_groups, key_groups))
+    np.testing.assert_array_equal(found.queries, sorted_ranks(query, key, query_groups, key_groups))
+    np.testing.assert_array_equal(found.keys, sorted_ranks(key, query, key_groups, query_groups))
 
 
 @pytest.mark.parametrize("devices", (1, 8))
@@ -51,14 +52,17 @@ def test_ranks_of_real_embeddings_do_not_depend_on_blocks_or_devices(devices):
     query, key = rng.standard_normal((2, 60, 16)).astype(np.float32)
     groups = np.arange(60)
     expected = sorted_ranks(query.astype(np.float64), key.astype(np.float64), groups, groups)
+    expected_of_keys = sorted_ranks(key.astype(np.float64), query.astype(np.float64), groups, groups)
     for chunk in (4096, 9):
-        np.testing.assert_array_equal(ranks(mesh_of(devices), query, key, groups, groups, chunk), expected)
+        found = ranks(mesh_of(devices), query, key, groups, groups, chunk)
+        np.testing.assert_array_equal(found.queries, expected)
+        np.testing.assert_array_equal(found.keys, expected_of_keys)
 
 
 def test_the_best_of_several_right_answers_determines_the_rank():
     query = np.array([[1.0]], np.float32)
     key = np.array([[0.9], [0.8], [0.7], [0.6], [0.5]], np.float32)
-    rank = lambda *groups: int(ranks(mesh_of(1), query, key, np.array([1]), np.array(groups))[0])  # noqa: E731
+    rank = lambda *groups: int(ranks(mesh_of(1), query, key, np.array([1]), np.array(groups)).queries[0])  # noqa: E731
     assert rank(1, 1, 1, 0, 0) == 0
     assert rank(0, 1, 1, 0, 1) == 1
     assert rank(0, 0, 0, 0, 1) == 4
@@ -71,8 +75,9 @@ def test_a_collapsed_model_gets_what_chance_gives(devices, chunk):
     same = np.full((100, 8), 0.3, np.float32)
     numbers = np.random.default_rng(1).permutation(100)
     found = ranks(mesh_of(devices), same, same, numbers, np.arange(100), chunk)
-    np.testing.assert_array_equal(found, numbers)
-    assert recalls(found) == {1: 0.01, 5: 0.05, 10: 0.1}
+    np.testing.assert_array_equal(found.queries, numbers)
+    np.testing.assert_array_equal(found.keys, np.argsort(numbers))
+    assert recalls(found.queries) == {1: 0.01, 5: 0.05, 10: 0.1}
 
 
 def test_nan_ranks_last():
@@ -80,10 +85,11 @@ def test_nan_ranks_last():
     query, key = rng.standard_normal((2, 10, 4)).astype(np.float32)
     numbers = np.arange(10)
     broken = np.full_like(key, np.nan)
-    np.testing.assert_array_equal(ranks(mesh_of(1), query, broken, numbers, numbers), np.full(10, 9))
-    np.testing.assert_array_equal(ranks(mesh_of(1), broken, key, numbers, numbers), np.full(10, 9))
+    for pair in ((query, broken), (broken, key)):
+        for found in ranks(mesh_of(1), *pair, numbers, numbers):
+            np.testing.assert_array_equal(found, np.full(10, 9))
     one_broken = np.where(numbers[:, None] == 3, np.nan, key)
-    found = ranks(mesh_of(1), query, one_broken.astype(np.float32), numbers, numbers)
+    found = ranks(mesh_of(1), query, one_broken.astype(np.float32), numbers, numbers).queries
     assert found[3] == 9
     others = [number for number in numbers if number != 3]
     kept = sorted_ranks(query[others], key[others], numbers[others], numbers[others])

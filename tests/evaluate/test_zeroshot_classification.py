@@ -16,10 +16,12 @@ from jaxclip.evaluate.zeroshot_classification import Evaluator, Prompts
 
 
 def classify(table: dict[str, Any], images, classes, templates, devices: int = 1) -> tuple[Any, Any]:
-    """The metrics, and the accuracy of each class."""
+    """The metrics but for the calibration, and the accuracy of each class."""
     encoder = LookUp(table, images, devices)
     result = Evaluator("data").run(encoder, None, NoRecords(), SkipLog(), Prompts(classes, templates))
-    return result.metrics, result.further["per_class_recall"]
+    metrics = dict(result.metrics)
+    assert 0 <= metrics.pop("expected_calibration_error") <= 1
+    return metrics, result.further["per_class_recall"]
 
 
 CLASSES = ("cat", "dog", "eel", "fox", "gnu")
@@ -81,7 +83,7 @@ def test_a_collapsed_model_always_predicts_the_first_class():
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ([None, None], "no image has a class label (a .cls member or a label column)"),
+        ([None, None], "no image has a class label (a .cls member, a label column) or tags"),
         ([5, None], "no record can be used: 1 x label 5 is outside the 5 classes (such as record 0)"),
     ],
 )
@@ -162,3 +164,32 @@ def test_a_file_of_class_names_that_does_not_exist_is_named(tmp_path):
         Evaluator("data", "none.json").prepare(NoRecords(), str(tmp_path))
     with pytest.raises(UserError, match=f"^classes: {tmp_path} cannot be read: Is a directory; give a FILE.json"):
         Evaluator("data", ".").prepare(NoRecords(), str(tmp_path))
+
+
+def test_two_classes_have_an_area_under_the_curve():
+    images = embedded_set([[1, 0], [0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], labels=[0, 0, 1, 1])
+    metrics, _ = classify({"no": [1.0, 0.0], "yes": [0.0, 1.0]}, images, ("no", "yes"), ("{c}",))
+    assert metrics == {"acc1": 0.75, "acc5": None, "mean_per_class_recall": 0.75, "roc_auc": 1.0}
+
+
+def test_images_with_tags_have_an_average_precision():
+    """Several or none of each image; a class that no image has does not count."""
+    rows = [[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 1.0, 0.0], [0.6, 0.0, 0.8]]
+    images = embedded_set(rows, tags=[(0,), (0, 1), (1,), ()])
+    table = dict(zip(("cat", "dog", "eel"), np.eye(3), strict=True))
+    prompts = Prompts(("cat", "dog", "eel"), ("{c}",))
+    result = Evaluator("data").run(LookUp(table, images), None, NoRecords(), SkipLog(), prompts)
+    assert result.metrics == {"mean_average_precision": 1.0, "mean_average_precision_11_point": 1.0}
+    assert result.further["per_class_average_precision"] == {"cat": 1.0, "dog": 1.0}
+    assert result.summary == "zero-shot mean average precision 100.0% (2 classes)"
+    other = embedded_set(rows, tags=[(1,), (0, 1), (1,), ()])
+    result = Evaluator("data").run(LookUp(table, other), None, NoRecords(), SkipLog(), prompts)
+    # Cats: second of four. Dogs: first, second, and last of those that are equal.
+    assert result.further["per_class_average_precision"] == pytest.approx({"cat": 1 / 2, "dog": (1 + 1 + 3 / 4) / 3})
+
+
+def test_the_worst_confusions_are_named():
+    images = embedded_set(np.eye(5)[[0, 1, 1, 3, 2, 2]], labels=[0, 0, 0, 1, 2, 2])
+    result = Evaluator("data").run(LookUp(table(), images), None, NoRecords(), SkipLog(), Prompts(CLASSES, ("a {c}",)))
+    (confusions,) = [one for one in result.tables if one.title == "Most frequent confusions"]
+    assert confusions.rows == {"dog → fox": ("100.0%", 1), "cat → dog": ("66.7%", 2)}

@@ -39,8 +39,19 @@ def test_with_several_captions_per_image(devices):
             "text_retrieval_recall@1": 2 / 3,
             "text_retrieval_recall@5": 1.0,
             "text_retrieval_recall@10": 1.0,
+            "image_retrieval_median_rank": 1,
+            "image_retrieval_mean_rank": (3 * 1 + 2 + 3) / 5,
+            "text_retrieval_median_rank": 1,
+            "text_retrieval_mean_rank": (2 * 1 + 2) / 3,
         }
     )
+
+
+def test_a_prefix_is_put_before_each_caption():
+    table = {"a photo of a cat": [1.0, 0.0], "a photo of a dog": [0.0, 1.0]}
+    encoder = LookUp(table, embedded_set(np.eye(2), captions=[["a cat"], ["a dog"]]))
+    result = Evaluator("data", prefix="a photo of ").run(encoder, None, NoRecords(), SkipLog(), None)
+    assert result.metrics["image_retrieval_recall@1"] == 1
 
 
 def test_recalls_at_five_and_ten():

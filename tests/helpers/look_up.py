@@ -21,8 +21,12 @@ class LookUp(Encoder):
 
     def __init__(self, table: dict[str, Any], embedded: EmbeddedSet | None = None, devices: int = 1):
         self.mesh = mesh_of(devices)
+        self.image = None
         self.table = table
         self.embedded = embedded
+
+    def has(self, *names):
+        return False
 
     def texts(self, variables, texts):
         return np.array([self.table[text] for text in texts], np.float32)
