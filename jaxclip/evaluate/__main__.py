@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from jaxclip.errors import UserError
+from jaxclip.evaluate import table
 from jaxclip.exit_status import run_command
 from jaxclip.paths import local
 from jaxclip.progress import phase
@@ -20,7 +21,9 @@ from jaxclip.weights.overrides import add_flags, from_flags
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m jaxclip.evaluate", description=__doc__)
-    parser.add_argument("path", help="a run's workdir or checkpoint, or public weights, as jaxclip.load opens")
+    parser.add_argument(
+        "path", nargs="?", help="a run's workdir or checkpoint, or public weights, as jaxclip.load opens"
+    )
     parser.add_argument("--step", type=int, help="which checkpoint of a run (default: the newest)")
     parser.add_argument("--data", help="the source to evaluate on, such as val-00000.tar (default: the recipe's)")
     parser.add_argument(
@@ -33,14 +36,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--output", help="folder for the results (default: evals/STEP in the workdir, or evals/NAME here)"
     )
+    parser.add_argument(
+        "--table", nargs="+", metavar="DIR", help="no evaluation, but a table of the results in workdirs or folders"
+    )
+    parser.add_argument("--form", choices=table.FORMS, default="markdown", help="of --table (default: markdown)")
     add_flags(parser)
     arguments = parser.parse_args(argv)
-    return run_command(lambda _: _evaluate(arguments))
+    return run_command(lambda _: _table(arguments) if arguments.table else _evaluate(arguments))
+
+
+def _table(arguments: argparse.Namespace) -> None:
+    for key in ("path", "step", "data", "task", "classes", "template", "name", "root", "output"):
+        if getattr(arguments, key) is not None:
+            flag = "PATH" if key == "path" else f"--{key}"
+            raise UserError(f"{flag} is for an evaluation, and not for --table")
+    rows = table.read([local(folder, "--table") for folder in arguments.table])
+    print(table.FORMS[arguments.form](rows), end="")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from jaxclip import checkpoint, evaluate, methods, model
 
+    if arguments.path is None:
+        raise UserError("give the PATH of a model, such as runs/demo, or --table with folders of results")
     answers = dataclasses.asdict(from_flags(arguments))
     loaded = model.load(arguments.path, step=arguments.step, batch_size=256, **answers)
     task = loaded.method.task
