@@ -7,6 +7,7 @@ JSON.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import importlib.util
@@ -22,7 +23,18 @@ from jaxclip.evaluate.evaluator import Evaluator, Example, Result, Table, task_o
 from jaxclip.methods import Method
 from jaxclip.parsing import parse
 
-__all__ = ["Evaluation", "Evaluator", "Example", "Result", "Table", "check", "from_config", "run_all", "summary"]
+__all__ = [
+    "Evaluation",
+    "Evaluator",
+    "Example",
+    "Result",
+    "Table",
+    "check",
+    "from_config",
+    "keys",
+    "run_all",
+    "summary",
+]
 
 
 # Of an evaluation, and so of a file.
@@ -46,6 +58,15 @@ def from_config(evals: Mapping[str, Mapping[str, Any]]) -> dict[str, Evaluator]:
             )
         seen.add(name.lower())
     return {name: _evaluator(f"config.evals.{name}", keys) for name, keys in evals.items()}
+
+
+def keys(task: str) -> dict[str, Any] | None:
+    """A task's own keys with their defaults, None for those that must be given; None if there is no such task."""
+    kind = _kind(task) if task.isidentifier() else None
+    if kind is None:
+        return None
+    own = [field for field in dataclasses.fields(kind) if field.name != "data"]
+    return {field.name: None if field.default is dataclasses.MISSING else field.default for field in own}
 
 
 def check(evaluators: Mapping[str, Evaluator], method: Method) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import json
 import pathlib
@@ -20,7 +21,12 @@ from jaxclip.weights.overrides import add_flags, from_flags
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m jaxclip.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m jaxclip.evaluate",
+        description=__doc__,
+        allow_abbrev=False,
+        epilog="Further options are the keys of the --task, such as --train=SOURCE --shots=1,4,16 of linear_probe.",
+    )
     parser.add_argument(
         "path", nargs="?", help="a run's workdir or checkpoint, or public weights, as jaxclip.load opens"
     )
@@ -41,11 +47,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--form", choices=table.FORMS, default="markdown", help="of --table (default: markdown)")
     add_flags(parser)
-    arguments = parser.parse_args(argv)
-    return run_command(lambda _: _table(arguments) if arguments.table else _evaluate(arguments))
+    arguments, further = parser.parse_known_args(argv)
+    return run_command(lambda _: _table(arguments, further) if arguments.table else _evaluate(arguments, further))
 
 
-def _table(arguments: argparse.Namespace) -> None:
+def _table(arguments: argparse.Namespace, further: list[str]) -> None:
+    if further:
+        raise UserError(f"{further[0]} is no option of --table")
     for key in ("path", "step", "data", "task", "classes", "template", "name", "root", "output"):
         if getattr(arguments, key) is not None:
             flag = "PATH" if key == "path" else f"--{key}"
@@ -54,7 +62,7 @@ def _table(arguments: argparse.Namespace) -> None:
     print(table.FORMS[arguments.form](rows), end="")
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
+def _evaluate(arguments: argparse.Namespace, further: list[str]) -> None:
     from jaxclip import checkpoint, evaluate, methods, model
 
     if arguments.path is None:
@@ -62,7 +70,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     answers = dataclasses.asdict(from_flags(arguments))
     loaded = model.load(arguments.path, step=arguments.step, batch_size=256, **answers)
     task = loaded.method.task
-    configs = _asked(arguments, task) or (loaded.config.evaluations(task) if loaded.config else {})
+    configs = _asked(arguments, further, task) or (loaded.config.evaluations(task) if loaded.config else {})
     if not configs:
         raise UserError(
             "there is no recipe that names evaluations; give --data=SOURCE, and --classes=FILE.json for zero-shot"
@@ -96,7 +104,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print(f"results: {output.absolute()}")
 
 
-def _asked(arguments: argparse.Namespace, task: str) -> dict[str, dict[str, Any]]:
+def _asked(arguments: argparse.Namespace, further: list[str], task: str) -> dict[str, dict[str, Any]]:
     """The evaluation that the command line asks for, as a recipe writes it; empty for those of the recipe itself."""
     from jaxclip import evaluate
 
@@ -107,6 +115,10 @@ def _asked(arguments: argparse.Namespace, task: str) -> dict[str, dict[str, Any]
             raise UserError(
                 "--task, --classes, --template and --name are for other data than the recipe's; give --data=SOURCE"
             )
+        if further:
+            raise UserError(
+                f"{further[0]}: there is no such option, or it is one of a --task; give --data=SOURCE with it"
+            )
         return {}
     if arguments.name and not evaluate.SAFE_NAME.fullmatch(arguments.name):
         raise UserError(f"--name={arguments.name!r} must be letters, digits and . _ -: it names the file of the result")
@@ -115,7 +127,29 @@ def _asked(arguments: argparse.Namespace, task: str) -> dict[str, dict[str, Any]
     task = arguments.task or ("zeroshot_classification" if given else task)
     if not task:
         raise UserError("the model's method has no evaluation of its own; give --task=NAME, a file of jaxclip/evaluate")
-    return {name: {"task": task, "data": arguments.data} | given}
+    return {name: {"task": task, "data": arguments.data} | given | _keys(further, task)}
+
+
+def _keys(further: list[str], task: str) -> dict[str, Any]:
+    """A task's own keys, given as --KEY=VALUE."""
+    from jaxclip import evaluate
+
+    keys, found = evaluate.keys(task), {}
+    if keys is None:  # which is said where the task is looked for
+        return {}
+    for argument in further:
+        flag, given, value = argument.partition("=")
+        name = flag.removeprefix("--")
+        if name not in keys or not given:
+            known = ", ".join(f"--{key}" for key in keys) or "none of its own"
+            raise UserError(f"{argument} is no option; those of {task} are {known}, each with =VALUE")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+        if isinstance(keys[name], tuple) and not isinstance(found[name], tuple):
+            found[name] = (found[name],)
+    return found
 
 
 def _check_free(place: pathlib.Path, task: str, data: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -242,3 +244,37 @@ def test_the_command_finds_out_what_a_model_cannot_do_before_it_reads_data(only_
         "error: config.evals.none.task=zeroshot_retrieval needs encode_image and encode_text, which method "
         "only_features does not have (it has features); choose another task or remove it\n"
     )
+
+
+def test_a_tasks_own_keys_are_options_of_the_command(monkeypatch, capsys):
+    asked = []
+    method = types.SimpleNamespace(task="zeroshot_retrieval")
+    monkeypatch.setattr(model, "load", lambda *_, **__: types.SimpleNamespace(method=method, config=None))
+    monkeypatch.setattr(evaluate, "from_config", lambda configs: asked.append(configs) or sys.exit(0))
+
+    def given(*options: str) -> dict[str, Any]:
+        with pytest.raises(SystemExit):
+            main(["weights", "--data=a/b.tar", *options])
+        return asked.pop()["b"]
+
+    assert given("--prefix=a photo of ") == {
+        "task": "zeroshot_retrieval",
+        "data": "a/b.tar",
+        "prefix": "a photo of ",
+    }
+    probe = given("--task=linear_probe", "--train=t-*.tar", "--shots=4", "--fractions=0.1,0.5", "--seeds=5")
+    assert probe == {
+        "task": "linear_probe",
+        "data": "a/b.tar",
+        "train": "t-*.tar",
+        "shots": (4,),
+        "fractions": (0.1, 0.5),
+        "seeds": 5,
+    }
+    for options, said in {
+        ("--data=x", "--task=linear_probe", "--shot=4"): "--shot=4 is no option; those of linear_probe are --train, ",
+        ("--data=x", "--prefix"): "--prefix is no option; those of zeroshot_retrieval are --prefix, each with =VALUE",
+        ("--prefix=a",): "--prefix=a: there is no such option, or it is one of a --task; give --data=SOURCE with it",
+    }.items():
+        assert main(["weights", *options]) == 2
+        assert f"error: {said}" in capsys.readouterr().err
