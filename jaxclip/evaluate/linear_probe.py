@@ -148,8 +148,7 @@ class Evaluator(evaluate.Evaluator):
         whole = fitted(mesh, train, validation, classes, refit=True)
 
         def few(parts: Iterable[np.ndarray]) -> list[float]:
-            probes = [fitted(mesh, train.at(rows), validation, classes) for rows in parts]
-            return [float(np.mean(_answers(one, test).ranks == 0)) for one in probes]
+            return [accuracy_of(fitted(mesh, train.at(rows), validation, classes), test) for rows in parts]
 
         curves: dict[str, list[float]] = {}
         for shots in self.shots:
@@ -195,8 +194,7 @@ def fitted(mesh: Mesh, train: Features, validation: Features, classes: int, refi
             found = regression.fit(np.array([_strength(number) for number in numbers]), start)
             for place, number in enumerate(numbers):
                 one = Classifiers(*(part[place : place + 1] for part in found))
-                right = _answers(Probe(0.0, 0.0, one), validation).ranks == 0
-                tried[number] = float(np.mean(right)), one
+                tried[number] = accuracy_of(Probe(0.0, 0.0, one), validation), one
         return max(tried, key=lambda number: (tried[number][0], number))
 
     best = attempt(list(range(-_STEPS, _STEPS + 1, _COARSE)), None)
@@ -223,6 +221,11 @@ def shots_of(labels: Int[np.ndarray, "images"], shots: int, seed: int) -> Int[np
 def share_of(count: int, share: float, seed: int) -> Int[np.ndarray, "chosen"]:
     """The rows of a share of the images, at least one, drawn at random; a smaller share is a part of a larger one."""
     return np.sort(np.random.default_rng(seed).permutation(count)[: max(1, round(share * count))])
+
+
+def accuracy_of(probe: Probe, images: Features) -> float:
+    """The share of images whose class a probe says."""
+    return float(np.mean(_answers(probe, images).ranks == 0))
 
 
 def _strength(number: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ ITERATIONS = 1000
 _BLOCK = 4096
 _MEMORY = 10  # steps that L-BFGS remembers
 _SMALLEST = 1e-3  # of a step, as a share of the one that the curvature suggests
+_BURST = 32
 _STALLED = 5  # steps that do not lower the value: the end in float32
 _EPSILON = float(np.finfo(np.float32).eps)
 
@@ -84,91 +85,170 @@ class Regression:
         strengths = np.asarray(strengths, np.float64) / self.rows
         scales = (curvature * np.maximum(self._variances, 0) + strengths[:, None]) ** -0.5
         scales, strengths = scales.astype(np.float32), strengths.astype(np.float32)
-        begin = weights / scales[..., None], intercept
-        (weights, intercept), iterations = jax.device_get(
-            _solve(*self._data, self.rows, strengths, scales, self._axes.astype(np.float32), begin, self._replicated)
-        )
-        weights = np.einsum("wa,sac->swc", self._axes, weights * scales[..., None])
-        intercept = intercept - np.einsum("w,swc->sc", self._mean, weights)
+        points = np.concatenate([(weights / scales[..., None]).reshape(len(strengths), -1), intercept], axis=1)
+        points, iterations = self._minima(points, strengths, scales)
+        weights = points[:, : -self.classes].reshape(shape) * scales[..., None]
+        weights = np.einsum("wa,sac->swc", self._axes, weights)
+        intercept = points[:, -self.classes :] - np.einsum("w,swc->sc", self._mean, weights)
         return Classifiers(weights.astype(np.float32), intercept.astype(np.float32), iterations)
 
+    def _minima(self, points: np.ndarray, strengths: np.ndarray, scales: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The minimum for each strength in rotated and scaled coordinates, and how many steps it took.
 
-class _Lane(NamedTuple):
-    """The state of one strength's L-BFGS (Nocedal and Wright 2006, algorithm 7.5), points as vectors.
+        Which ones are found is looked at every `_BURST` steps. They take part until two are left: each number of them
+        has to be compiled for, and a single one goes along with itself.
+        """
+        found, iterations = points.copy(), np.zeros(len(points), np.int32)
+        lanes = np.arange(max(2, len(points))) % len(points)
+        state = _Lanes.beginning(points[lanes])
+        going_on = np.ones(len(lanes), bool)
+        while going_on.any():
+            problem = strengths[lanes], scales[lanes], self._axes.astype(np.float32)
+            state = jax.device_get(_burst(*self._data, self.rows, *problem, state, self._replicated))
+            found[lanes], iterations[lanes] = state.point, state.tries
+            going_on = ~state.done & (state.tries < ITERATIONS)
+            if 0 < going_on.sum() <= 2 < len(lanes):
+                kept = np.resize(np.flatnonzero(going_on), 2)
+                lanes, going_on = lanes[kept], going_on[kept]
+                state = state.kept(kept)
+        return found, iterations
+
+
+class _Lanes(NamedTuple):
+    """The states of L-BFGS (Nocedal and Wright 2006, algorithm 7.5), one for each strength; points are vectors.
 
     Attributes:
       point, value, gradient: the best so far.
       direction, size: the step from it that is tried next.
-      moves, bends: the last steps and how the gradient changed in them, [memory, parameters]; the newest is the last.
+      moves, bends: the last steps and how the gradient changed in them, [lanes, memory, parameters]; what is tried as
+        number n is in place n % memory, zeros if it was no better.
+      curvature: the sums of moves * bends.
+      scale: of the first approximation of the inverse Hessian.
       tries: how many points have been tried.
       stalled: how many of the last ones have lowered the value by no more than float32 can say.
       done: whether the gradient is as small as it shall be, or no step gets any lower.
+      number: of points that have been tried in all.
     """
 
-    point: jax.Array
-    value: jax.Array
-    gradient: jax.Array
-    direction: jax.Array
-    size: jax.Array
-    moves: jax.Array
-    bends: jax.Array
-    tries: jax.Array
-    stalled: jax.Array
-    done: jax.Array
+    point: Any
+    value: Any
+    gradient: Any
+    direction: Any
+    size: Any
+    moves: Any
+    bends: Any
+    curvature: Any
+    scale: Any
+    tries: Any
+    stalled: Any
+    done: Any
+    number: Any
+
+    @classmethod
+    def beginning(cls, points: np.ndarray) -> _Lanes:
+        """Before the points themselves have been tried."""
+        lanes, none = len(points), np.zeros_like(points)
+        counts, whole = np.zeros(lanes, np.int32), np.ones(lanes, np.float32)
+        memory = np.zeros((lanes, _MEMORY, points.shape[1]), np.float32)
+        infinite, done = np.full(lanes, np.inf, np.float32), np.zeros(lanes, bool)
+        products = np.zeros((lanes, _MEMORY), np.float32)
+        steps = points, infinite, none, none, whole
+        return cls(*steps, memory, memory, products, whole, counts - 1, counts, done, np.int32(0))
+
+    def kept(self, lanes: np.ndarray) -> _Lanes:
+        """Some of them."""
+        return _Lanes(*(leaf[lanes] if leaf.ndim else leaf for leaf in self))
 
 
-def _direction(gradient: jax.Array, moves: jax.Array, bends: jax.Array) -> jax.Array:
+def _moved(lanes: _Lanes, value: jax.Array, gradient: jax.Array, largest: jax.Array) -> _Lanes:
+    """The lanes after the points that they tried, which have these values and gradients."""
+    step = lanes.size[:, None] * lanes.direction
+    lower = value <= lanes.value + 1e-4 * (lanes.gradient * step).sum(axis=1)
+    better = lower & ~lanes.done
+    place = lanes.number % _MEMORY
+    move = jnp.where(better[:, None], step, 0.0)
+    bend = jnp.where(better[:, None], gradient - lanes.gradient, 0.0)
+    product = (move * bend).sum(axis=1)
+    # Only this place changes: the memory is never copied.
+    moves, bends = lanes.moves.at[:, place].set(move), lanes.bends.at[:, place].set(bend)
+    curvature = lanes.curvature.at[:, place].set(product)
+    scale = jnp.where(product > 0, product / jnp.maximum(jnp.square(bend).sum(axis=1), 1e-30), lanes.scale)
+    here = jnp.where(better[:, None], gradient, lanes.gradient)
+    direction = _direction(here, moves, bends, curvature, scale, place)
+    # As long as nothing is known of the curvature, a step is no longer than 1.
+    careful = jnp.minimum(1.0, 1 / jnp.maximum(jnp.linalg.norm(here, axis=1), 1e-30))
+    whole = jnp.where((curvature > 0).any(axis=1), 1.0, careful)
+    stalled = jnp.where(lanes.value - value > _EPSILON * jnp.abs(value), 0, lanes.stalled + 1)
+    found = jnp.where(lower, (largest <= TOLERANCE) | (stalled >= _STALLED), lanes.size < _SMALLEST)
+    return _Lanes(
+        point=jnp.where(better[:, None], lanes.point + step, lanes.point),
+        value=jnp.where(better, value, lanes.value),
+        gradient=here,
+        direction=jnp.where(better[:, None], direction, lanes.direction),
+        size=jnp.where(better, whole, lanes.size / 2),
+        moves=moves,
+        bends=bends,
+        curvature=curvature,
+        scale=scale,
+        tries=lanes.tries + ~lanes.done,
+        stalled=jnp.where(better, stalled, lanes.stalled),
+        done=lanes.done | found,
+        number=lanes.number + 1,
+    )
+
+
+def _direction(gradient, moves, bends, curvature, scale, newest):
     """The two-loop recursion (algorithm 7.4); steps of zero are none."""
-    products = (moves * bends).sum(axis=1)
-    inverse = jnp.where(products > 0, 1 / jnp.where(products > 0, products, 1), 0)
+    inverse = jnp.where(curvature > 0, 1 / jnp.where(curvature > 0, curvature, 1), 0)
+    places = (newest - jnp.arange(_MEMORY)) % _MEMORY
 
-    def back(q, step):
-        move, bend, factor = step
-        share = factor * (move @ q)
-        return q - share * bend, share
+    def back(q, place):
+        share = inverse[:, place] * (moves[:, place] * q).sum(axis=1)
+        return q - share[:, None] * bends[:, place], share
 
-    q, shares = jax.lax.scan(back, gradient, (moves, bends, inverse), reverse=True)
-    newest = jnp.square(bends[-1]).sum()
-    q = q * jnp.where(newest > 0, products[-1] / jnp.where(newest > 0, newest, 1), 1)
+    def forth(q, place_and_share):
+        place, share = place_and_share
+        return q + moves[:, place] * (share - inverse[:, place] * (bends[:, place] * q).sum(axis=1))[:, None], None
 
-    def forth(r, step):
-        move, bend, factor, share = step
-        return r + move * (share - factor * (bend @ r)), None
-
-    r, _ = jax.lax.scan(forth, q, (moves, bends, inverse, shares))
-    return -r
+    q, shares = jax.lax.scan(back, gradient, places)
+    q, _ = jax.lax.scan(forth, q * scale[:, None], (places, shares), reverse=True)
+    return -q
 
 
 @functools.partial(jax.jit, static_argnums=(2, 7))
-def _solve(features, labels, rows, strengths, scales, axes, start, replicated):
-    """The minimum for each strength, in rotated and scaled coordinates, and how many points it took.
+def _burst(features, labels, rows, strengths, scales, axes, state, replicated):
+    """The state after some steps.
 
     All strengths try a point each at once, so that the features are read once for all of them. A step is tried whole,
     and then halved until it gets lower; the scaling makes that rare. optax's L-BFGS, whose line search waits for the
     slowest strength, took eight times as long.
     """
-    lanes, width, classes = start[0].shape
+    lanes, width = scales.shape
+    classes = state.point.shape[1] // (width + 1)
 
     def objective(points):
         """Values per row [lanes], gradients [lanes, parameters] and the gradients' largest entries unrotated."""
         weights = points[:, : width * classes].reshape(lanes, width, classes) * scales[..., None]
         intercept = points[:, width * classes :]
+        # As one product of matrices, with the classes of all lanes side by side.
+        columns = weights.transpose(1, 0, 2).reshape(width, lanes * classes)
 
         def block(total, rows_and_labels):
             x, y = rows_and_labels
-            logits = jnp.einsum("nw,lwc->lnc", x, weights, precision="highest") + intercept[:, None]
-            right = y[:, None] == jnp.arange(classes)
+            logits = jnp.matmul(x, columns, precision="highest").reshape(-1, lanes, classes) + intercept
+            right = (y[:, None] == jnp.arange(classes))[:, None]
             log_probabilities = jax.nn.log_softmax(logits)
-            away = jnp.where(y[:, None] >= 0, jnp.exp(log_probabilities) - right, 0.0)
-            loss, of_weights, of_intercept = total
+            away = jnp.where(y[:, None, None] >= 0, jnp.exp(log_probabilities) - right, 0.0)
+            loss, of_columns, of_intercept = total
             return (
-                loss - jnp.where(right, log_probabilities, 0.0).sum(axis=(1, 2)),
-                of_weights + jnp.einsum("nw,lnc->lwc", x, away, precision="highest"),
-                of_intercept + away.sum(axis=1),
+                loss - jnp.where(right, log_probabilities, 0.0).sum(axis=(0, 2)),
+                of_columns + jnp.matmul(x.T, away.reshape(-1, lanes * classes), precision="highest"),
+                of_intercept + away.sum(axis=0),
             ), None
 
-        zero = jnp.zeros(lanes), jnp.zeros_like(weights), jnp.zeros_like(intercept)
-        (loss, of_weights, of_intercept), _ = jax.lax.scan(block, zero, (features, labels))
+        zero = jnp.zeros(lanes), jnp.zeros_like(columns), jnp.zeros_like(intercept)
+        (loss, of_columns, of_intercept), _ = jax.lax.scan(block, zero, (features, labels))
+        of_weights = of_columns.reshape(width, lanes, classes).transpose(1, 0, 2)
         loss = loss / rows + strengths / 2 * jnp.square(weights).sum(axis=(1, 2))
         of_weights, of_intercept = of_weights / rows + strengths[:, None, None] * weights, of_intercept / rows
         unrotated = jnp.abs(jnp.einsum("wa,lac->lwc", axes, of_weights, precision="highest")).max(axis=(1, 2))
@@ -176,36 +256,14 @@ def _solve(features, labels, rows, strengths, scales, axes, start, replicated):
         scaled = (of_weights * scales[..., None]).reshape(lanes, -1)
         return loss, jnp.concatenate([scaled, of_intercept], axis=1), largest
 
-    def moved(lane, value, gradient, largest):
-        """The lane after the point that it tried, which has this value and gradient."""
-        step = lane.size * lane.direction
-        lower = value <= lane.value + 1e-4 * (lane.gradient @ step)
-        moves = jnp.concatenate([lane.moves[1:], step[None]])
-        bends = jnp.concatenate([lane.bends[1:], (gradient - lane.gradient)[None]])
-        there = lane._replace(point=lane.point + step, value=value, gradient=gradient, moves=moves, bends=bends)
-        there = there._replace(direction=_direction(gradient, moves, bends), size=jnp.ones(()))
-        gain = (lane.value - value) / jnp.maximum(jnp.abs(lane.value), jnp.abs(value))
-        stalled = jnp.where(gain > _EPSILON, 0, lane.stalled + 1)
-        there = there._replace(stalled=stalled, done=(largest <= TOLERANCE) | (stalled >= _STALLED))
-        here = lane._replace(size=lane.size / 2, done=lane.size < _SMALLEST)
-        after = jax.tree.map(lambda a, b: jnp.where(lower, a, b), there, here)
-        after = after._replace(tries=lane.tries + 1)
-        return jax.tree.map(lambda a, b: jnp.where(lane.done, a, b), lane, after)
+    def step(carry):
+        state, number = carry
+        tried = objective(state.point + state.size[:, None] * state.direction)
+        return _moved(state, *tried), number + 1
 
-    def goes_on(state):
-        return ~state.done.all() & (state.tries.max() < ITERATIONS)
+    def goes_on(carry):
+        state, number = carry
+        return ~state.done.all() & (number < _BURST) & (state.tries.max() < ITERATIONS)
 
-    def step(state):
-        return jax.vmap(moved)(state, *objective(state.point + state.size[:, None] * state.direction))
-
-    points = jnp.concatenate([start[0].reshape(lanes, -1), start[1]], axis=1)
-    value, gradient, largest = objective(points)
-    none = jnp.zeros((lanes, _MEMORY, points.shape[1]))
-    # As long as nothing is known of the curvature, a step is no longer than 1.
-    size = jnp.minimum(1.0, 1 / jnp.linalg.norm(gradient, axis=1))
-    counts = jnp.zeros(lanes, jnp.int32)
-    state = _Lane(points, value, gradient, -gradient, size, none, none, counts, counts, largest <= TOLERANCE)
-    state = jax.lax.while_loop(goes_on, step, state)
-    weights = state.point[:, : width * classes].reshape(start[0].shape)
-    found = (weights, state.point[:, width * classes :]), state.tries
-    return jax.lax.with_sharding_constraint(found, replicated)
+    state, _ = jax.lax.while_loop(goes_on, step, (state, 0))
+    return jax.lax.with_sharding_constraint(state, replicated)
