@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib.util
 import os
 import pathlib
@@ -35,6 +36,13 @@ atexit.register(shutil.rmtree, os.environ["JAXCLIP_CACHE"], ignore_errors=True)
 install_import_hook(["jaxclip.towers", "jaxclip.losses", "jaxclip.methods", "jaxclip.evaluate"], "beartype.beartype")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_finish() -> None:
+    """Keeps the garbage collector from looking through all that was imported, again and again, while jax traces."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

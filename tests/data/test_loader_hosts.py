@@ -63,9 +63,9 @@ def loader(source, batch_size: int, host: int = 0, hosts: int = 1) -> TrainingLo
     return TrainingLoader(source, views, config, batch_size, 7, host, hosts)
 
 
-@pytest.mark.parametrize("length", [10_000, pytest.param(40_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", sources(10))
-def test_ten_epochs_are_whole(name, length):
+def test_ten_epochs_are_whole(name):
+    length = 10_000
     batch = 1000
     source = sources(length)[name]
     whole = loader(source, batch)
@@ -114,8 +114,8 @@ def digest(batch: dict[str, np.ndarray]) -> str:
 
 
 @pytest.mark.parametrize("name", ["plain", "weighted"])  # the other orders are parts of the second
-@pytest.mark.parametrize("steps", [40, pytest.param(80, marks=pytest.mark.slow)])
-def test_the_bytes_of_batches_are_the_same_on_any_hosts_and_after_any_restart(name, steps):
+def test_the_bytes_of_batches_are_the_same_on_any_hosts_and_after_any_restart(name):
+    steps = 40
     source, batch = sources(700)[name], 16
     expected = [digest(loaded) for loaded in loader(source, batch).batches(0, steps)]
     assert len(set(expected)) == steps

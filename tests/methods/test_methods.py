@@ -303,7 +303,7 @@ def dropped(scan: bool, devices: int, microbatches: int, text: str) -> tuple[np.
 
 @pytest.mark.parametrize("text", ["text", "bert"])
 @pytest.mark.parametrize(
-    ("scan", "devices", "microbatches"), [(False, 1, 1), (True, 2, 4), pytest.param(True, 8, 1, marks=pytest.mark.slow)]
+    ("scan", "devices", "microbatches"), [(False, 1, 1), (True, 2, 4)]
 )
 def test_what_is_dropped_depends_on_the_record_alone(text, scan, devices, microbatches):
     expected = dropped(True, 1, 1, text)

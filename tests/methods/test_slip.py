@@ -59,9 +59,8 @@ def steps(devices: int, microbatches: int = 1, count: int = 3) -> list[dict[str,
 
 
 def test_losses_depend_on_neither_devices_nor_micro_batches():
-    """Both at once; each alone is in tests/run/test_memory.py, of a method with more kinds of state."""
-    devices, microbatches = 8, 2
-    for found, expected in zip(steps(devices, microbatches), steps(1), strict=True):
+    """Both at once: what depends on one of them depends on both."""
+    for found, expected in zip(steps(8, 2), steps(1), strict=True):
         assert found == pytest.approx(expected, rel=1e-4)
 
 
