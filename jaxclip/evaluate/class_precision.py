@@ -17,6 +17,7 @@ from jaxclip.data.sources import open_source
 from jaxclip.data.storage import resolve
 from jaxclip.encoder import EmbeddedSet, Encoder
 from jaxclip.errors import UserError
+from jaxclip.evaluate.labels import unit_rows
 
 KS = (5, 10, 50)
 _KINDS = {"text": "text → image", "image": "image → image"}
@@ -90,7 +91,9 @@ class Evaluator(evaluate.Evaluator):
                 encoder.source(variables, prepared.images, skips, function="features"), skips
             )
             itself = asking[:, None] == digests
-            found["image"] = precisions(np.where(itself, -np.inf, _unit(queries) @ _unit(images).T), asked, labels)
+            found["image"] = precisions(
+                np.where(itself, -np.inf, unit_rows(queries) @ unit_rows(images).T), asked, labels
+            )
         for kind, values in found.items():
             metrics |= {f"{kind}_precision@{k}": value for k, value in values.items()}
         first = "text" if "text" in found else "image"
@@ -136,10 +139,6 @@ def _labeled(embedded: EmbeddedSet, skips: SkipLog) -> tuple[np.ndarray, np.ndar
         raise UserError(f"no record can be used: {skips}" if skips.total else unlabeled)
     labels, digests = (np.array([values[row] for row in rows]) for values in (embedded.labels, embedded.digests))
     return np.asarray(embedded.outputs[rows], np.float32), labels, digests
-
-
-def _unit(rows: Float[np.ndarray, "rows width"]) -> Float[np.ndarray, "rows width"]:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def _read(path: str) -> tuple[list[str], list[int]]:

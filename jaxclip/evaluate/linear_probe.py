@@ -11,28 +11,18 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from jaxclip import evaluate
-from jaxclip.data.findings import preflight
 from jaxclip.data.record import Record, Source
 from jaxclip.data.skips import SkipLog
-from jaxclip.data.sources import open_source
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.evaluate.classification_metrics import Answers, classified
-from jaxclip.evaluate.labels import labeled, outside
+from jaxclip.evaluate.labels import FurtherSources, labeled_features, lacks, open_further
 from jaxclip.evaluate.logistic_regression import Classifiers, Regression
 from jaxclip.evaluate.ranking import recalls
 
 # Strengths of an eighth of a decade's distance, 48 on either side of 1; every sixteenth is tried first.
 _STEPS, _COARSE = 48, 16
 _HELD_OUT = 0.1
-
-
-class Prepared(NamedTuple):
-    """The images that are learned from, those that the regularizer is chosen by, if any, and the classes' names."""
-
-    train: Source
-    validation: Source | None
-    class_names: tuple[str, ...]
 
 
 class Features(NamedTuple):
@@ -81,47 +71,25 @@ class Evaluator(evaluate.Evaluator):
         if self.seeds < 1:
             raise UserError(f"seeds={self.seeds} must be at least 1")
 
-    def prepare(self, source: Source, root: str) -> Prepared:
+    def prepare(self, source: Source, root: str) -> FurtherSources:
         """The training and validation images.
 
         Raises:
           UserError: they cannot be read or used, or have other classes than `data`.
         """
-        names = tuple(source.class_names)
-        keys = ["train", "validation"] if self.validation else ["train"]
-        opened: dict[str, Source] = {}
-        for key in keys:
-            try:
-                opened[key] = open_source(getattr(self, key), root=root)
-            except UserError as error:
-                raise UserError(f"{key}: {error}") from None
-            theirs = tuple(opened[key].class_names)
-            if names and theirs and names != theirs:
-                raise UserError(
-                    f"{key}: its {len(theirs)} classes ({', '.join(theirs[:3])}, ...) are not the {len(names)} of data "
-                    f"({', '.join(names[:3])}, ...); choose sources with the same classes in the same order"
-                )
-            names = names or theirs
-        prepared = Prepared(opened["train"], opened.get("validation"), names)
-        for key in keys:
-            preflight(opened[key], key, lambda record: self.lacks(record, prepared))
-        return prepared
+        keys = {"train": self.train} | ({"validation": self.validation} if self.validation else {})
+        return open_further(keys, source, root, tags=False)
 
-    def lacks(self, record: Record, prepared: Prepared) -> str:
+    def lacks(self, record: Record, prepared: FurtherSources) -> str:
         """Why a record cannot be evaluated.
 
         Raises:
           UserError: its label lies outside the classes of the source.
         """
-        if record.label is None:
-            return "no class label"
-        wrong = outside((record.label,), prepared.class_names)
-        if wrong:
-            raise UserError(f"{wrong}, in {record.key}")
-        return ""
+        return lacks(record, prepared.class_names, tags=False)
 
     def run(
-        self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: Prepared
+        self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: FurtherSources
     ) -> evaluate.Result:
         """CLIP_benchmark's metrics: `lp_acc1`, `lp_acc5`, `lp_mean_per_class_recall`; acc5 is None below five classes.
 
@@ -132,11 +100,13 @@ class Evaluator(evaluate.Evaluator):
         """
 
         def features(images: Source, where: str) -> Features:
-            return _features(encoder, variables, images, prepared.class_names, skips, where)
+            names = prepared.class_names
+            rows, known = labeled_features(encoder, variables, images, names, skips, where, tags=False)
+            return Features(rows, np.array([label for (label,) in known.classes]))
 
-        train, test = features(prepared.train, "train"), features(source, "data")
-        if prepared.validation is not None:
-            validation = features(prepared.validation, "validation")
+        train, test = features(prepared.sources["train"], "train"), features(source, "data")
+        if "validation" in prepared.sources:
+            validation = features(prepared.sources["validation"], "validation")
         else:
             order = np.random.default_rng(0).permutation(len(train.rows))
             count = max(1, round(_HELD_OUT * len(order)))
@@ -236,17 +206,6 @@ def _answers(probe: Probe, images: Features) -> Answers:
     weights, intercept = probe.classifier.weights[0], probe.classifier.intercept[0]
     rows = np.concatenate([images.rows, np.ones((len(images.rows), 1), np.float32)], axis=1)
     return classified(rows, np.concatenate([weights, intercept[None]]).T, images.labels)
-
-
-def _features(
-    encoder: Encoder, variables: Any, source: Source, names: tuple[str, ...], skips: SkipLog, where: str
-) -> Features:
-    embedded = encoder.source(variables, source, skips, function="features")
-    known = labeled(dataclasses.replace(embedded, tags=[None] * len(embedded.tags)), names, skips, where)
-    rows = np.asarray(embedded.outputs[known.rows], np.float32)
-    if not np.isfinite(rows).all():
-        raise UserError(f"{where}: the model's features have numbers that are not finite")
-    return Features(rows, np.array([label for (label,) in known.classes]))
 
 
 def _result(

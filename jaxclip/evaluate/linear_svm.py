@@ -14,27 +14,18 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxclip import evaluate
-from jaxclip.data.findings import preflight
 from jaxclip.data.record import Record, Source
 from jaxclip.data.skips import SkipLog
-from jaxclip.data.sources import open_source
-from jaxclip.encoder import EmbeddedSet, Encoder, gather
+from jaxclip.encoder import Encoder, gather
 from jaxclip.errors import UserError
 from jaxclip.evaluate.classification_metrics import average_precision
-from jaxclip.evaluate.labels import classes_of, labeled, outside
+from jaxclip.evaluate.labels import FurtherSources, labeled_features, lacks, open_further, unit_rows
 
 COSTS = (0.01, 0.1, 1.0, 10.0)
 FOLDS = 3
 _POSITIVE_WEIGHT = 2
 _ITERATIONS = 2000
 _THREADS = 8  # at most; each holds a copy of the training features
-
-
-class Prepared(NamedTuple):
-    """The images that classifiers are trained on, and the names of the classes; empty if they are not known."""
-
-    train: Source
-    class_names: Sequence[str]
 
 
 class Features(NamedTuple):
@@ -83,40 +74,24 @@ class Evaluator(evaluate.Evaluator):
 
     train: str
 
-    def prepare(self, source: Source, root: str) -> Prepared:
+    def prepare(self, source: Source, root: str) -> FurtherSources:
         """The training images.
 
         Raises:
           UserError: they cannot be read or used, or have other classes than `data`.
         """
-        try:
-            train = open_source(self.train, root=root)
-        except UserError as error:
-            raise UserError(f"train: {error}") from None
-        ours, theirs = tuple(source.class_names), tuple(train.class_names)
-        if ours and theirs and ours != theirs:
-            raise UserError(
-                f"train: its {len(theirs)} classes ({', '.join(theirs[:3])}, ...) are not the {len(ours)} of data "
-                f"({', '.join(ours[:3])}, ...); choose sources with the same classes in the same order"
-            )
-        prepared = Prepared(train, ours or theirs)
-        preflight(train, "train", lambda record: self.lacks(record, prepared))
-        return prepared
+        return open_further({"train": self.train}, source, root, tags=True)
 
-    def lacks(self, record: Record, prepared: Prepared) -> str:
+    def lacks(self, record: Record, prepared: FurtherSources) -> str:
         """Why a record cannot be evaluated.
 
         Raises:
           UserError: a class lies outside those of the source.
         """
-        classes = classes_of(record.label, record.tags)
-        wrong = outside(classes or (), prepared.class_names)
-        if wrong:
-            raise UserError(f"{wrong}, in {record.key}")
-        return "no class label or tags" if classes is None else ""
+        return lacks(record, prepared.class_names, tags=True)
 
     def run(
-        self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: Prepared
+        self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: FurtherSources
     ) -> evaluate.Result:
         """`mean_average_precision` over the classes that occur in `data`; `acc1`, too, if images have one label each.
 
@@ -129,8 +104,8 @@ class Evaluator(evaluate.Evaluator):
         """
         names = prepared.class_names
         train, test = (
-            _features(encoder.source(variables, images, skips, function="features"), names, skips, where)
-            for where, images in (("train", prepared.train), ("data", source))
+            _features(encoder, variables, images, names, skips, where)
+            for where, images in (("train", prepared.sources["train"]), ("data", source))
         )
         present = sorted({index for classes in test.classes for index in classes})
         if not present:
@@ -177,14 +152,11 @@ def _classifiers(train: Features, present: Sequence[int]) -> dict[int, Classifie
     return {index: Classifier(*one) for part in parts for index, *one in part}
 
 
-def _features(embedded: EmbeddedSet, class_names: Sequence[str], skips: SkipLog, where: str) -> Features:
-    """The features of the images whose classes are known."""
-    known = labeled(embedded, class_names, skips, where)
-    rows = np.asarray(embedded.outputs[known.rows], np.float64)
-    if not np.isfinite(rows).all():
-        raise UserError(f"{where}: the model's features have numbers that are not finite")
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return Features(rows, known.classes, known.single)
+def _features(
+    encoder: Encoder, variables: Any, source: Source, class_names: Sequence[str], skips: SkipLog, where: str
+) -> Features:
+    rows, known = labeled_features(encoder, variables, source, class_names, skips, where, tags=True)
+    return Features(unit_rows(rows.astype(np.float64)), known.classes, known.single)
 
 
 def _title(index: int, class_names: Sequence[str]) -> str:

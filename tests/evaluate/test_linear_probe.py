@@ -11,7 +11,8 @@ from jaxclip.data.record import Record
 from jaxclip.data.skips import SkipLog
 from jaxclip.errors import UserError
 from jaxclip.evaluate import linear_probe
-from jaxclip.evaluate.linear_probe import Evaluator, Features, Prepared, fitted, share_of, shots_of
+from jaxclip.evaluate.labels import FurtherSources
+from jaxclip.evaluate.linear_probe import Evaluator, Features, fitted, share_of, shots_of
 
 CLASSES = 5
 
@@ -40,7 +41,8 @@ class Encoded(LookUp):
 
 
 def run(test: Features, train: Features, validation: Features | None = None, names=(), **keys):
-    prepared = Prepared(Given(train), None if validation is None else Given(validation), names)
+    further = {"train": Given(train)} | ({} if validation is None else {"validation": Given(validation)})
+    prepared = FurtherSources(further, names)
     return Evaluator("data", train="train", **keys).run(Encoded({}), None, Given(test), SkipLog(), prepared)
 
 
@@ -78,7 +80,7 @@ def test_validation_images_are_learned_from_in_the_end(monkeypatch):
 @pytest.mark.parametrize("devices", (1, 8))
 def test_figures_are_shares_of_the_test_images(devices):
     train, test = drawn(1, 200, noise=0.3), drawn(2, 100, noise=0.3)
-    prepared = Prepared(Given(train), None, ())
+    prepared = FurtherSources({"train": Given(train)}, ())
     result = Evaluator("data", train="train").run(Encoded({}, devices=devices), None, Given(test), SkipLog(), prepared)
     machine = sklearn.linear_model.LogisticRegression(C=1 / result.further["regularizer"], max_iter=1000)
     machine.fit(train.rows.astype(np.float64), train.labels)
@@ -136,7 +138,7 @@ def test_what_cannot_be_learned_is_one_line():
     with pytest.raises(UserError, match=r"train: no image has a class label"):
         unlabeled = Given(drawn(1, 3))
         unlabeled.embedded = embedded_set(np.eye(3))
-        prepared = Prepared(unlabeled, None, ())
+        prepared = FurtherSources({"train": unlabeled}, ())
         Evaluator("data", train="t").run(Encoded({}), None, Given(drawn(1, 9)), SkipLog(), prepared)
     broken = Features(np.full((10, 8), np.nan, np.float32), np.arange(10))
     with pytest.raises(UserError, match="train: the model's features have numbers that are not finite"):
@@ -149,7 +151,7 @@ def test_sources_with_other_classes_are_refused_before_any_training():
     with pytest.raises(UserError, match=r"train: its 80 classes \(.*\) are not the 1 of data \(cat, \.\.\.\)"):
         Evaluator("data", train="shapes").prepare(NoRecords("cat"), "")
     prepared = Evaluator("shapes:seen", train="shapes", validation="shapes:seen").prepare(NoRecords(), "")
-    assert len(prepared.class_names) == 80 and prepared.validation is not None
+    assert len(prepared.class_names) == 80 and set(prepared.sources) == {"train", "validation"}
     lacks = Evaluator("data", train="shapes").lacks
     assert lacks(Record(b"", (), "x"), prepared) == "no class label"
     with pytest.raises(UserError, match="label 80 is outside the 80 classes, in x"):

@@ -25,7 +25,8 @@ from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import EmbeddedSet
 from jaxclip.errors import UserError
 from jaxclip.evaluate import linear_svm
-from jaxclip.evaluate.linear_svm import Evaluator, Prepared
+from jaxclip.evaluate.labels import FurtherSources
+from jaxclip.evaluate.linear_svm import Evaluator
 
 TRAIN, TEST = NoRecords(), NoRecords()
 
@@ -45,7 +46,9 @@ class TwoSets(LookUp):
 
 def run(train: EmbeddedSet, test: EmbeddedSet, names: tuple[str, ...] = (), skips=None) -> evaluate.Result:
     encoder = TwoSets(train, test)
-    result = Evaluator("data", "train").run(encoder, None, TEST, skips or SkipLog(), Prepared(TRAIN, names))
+    result = Evaluator("data", "train").run(
+        encoder, None, TEST, skips or SkipLog(), FurtherSources({"train": TRAIN}, names)
+    )
     assert encoder.asked == ["features", "features"]
     return result
 
@@ -264,7 +267,7 @@ def test_tags_and_labels_come_along_with_the_features_of_a_source():
     sets = [encoder.source(variables, source, SkipLog(), function="features") for source in (train, test)]
     assert sets[1].tags == [test.record(index).tags for index in range(19)]
     assert encoder.source(variables, Colored(5), SkipLog(), function="features").tags == [None] * 5
-    result = Evaluator("data", "train").run(encoder, variables, test, SkipLog(), Prepared(train, ()))
+    result = Evaluator("data", "train").run(encoder, variables, test, SkipLog(), FurtherSources({"train": train}, ()))
     assert result == run(*sets) and result.metrics["mean_average_precision"] > 0.9
 
 
@@ -290,7 +293,7 @@ def test_training_images_that_cannot_be_used_are_found_out_before_any_training(m
 
 
 def test_records_without_classes_cannot_be_evaluated():
-    evaluator, prepared = Evaluator("data", "train"), Prepared(NoRecords(), ("a", "b"))
+    evaluator, prepared = Evaluator("data", "train"), FurtherSources({"train": NoRecords()}, ("a", "b"))
     assert evaluator.lacks(Record(b"", (), "x"), prepared) == "no class label or tags"
     assert evaluator.lacks(Record(b"", (), "x", label=1), prepared) == ""
     assert evaluator.lacks(Record(b"", (), "x", tags=()), prepared) == ""

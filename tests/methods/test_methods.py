@@ -302,9 +302,7 @@ def dropped(scan: bool, devices: int, microbatches: int, text: str) -> tuple[np.
 
 
 @pytest.mark.parametrize("text", ["text", "bert"])
-@pytest.mark.parametrize(
-    ("scan", "devices", "microbatches"), [(False, 1, 1), (True, 2, 4)]
-)
+@pytest.mark.parametrize(("scan", "devices", "microbatches"), [(False, 1, 1), (True, 2, 4)])
 def test_what_is_dropped_depends_on_the_record_alone(text, scan, devices, microbatches):
     expected = dropped(True, 1, 1, text)
     for found, one in zip(dropped(scan, devices, microbatches, text), expected, strict=True):

@@ -212,9 +212,7 @@ def apart(found, expected) -> float:
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize(
-    ("devices", "fsdp"), [(4, 2), (8, 8), (8, 1)]
-)
+@pytest.mark.parametrize(("devices", "fsdp"), [(4, 2), (8, 8), (8, 1)])
 def test_the_loss_and_its_gradients_do_not_depend_on_the_mesh(devices, fsdp):
     expected_value, expected = contrast(1, 1)
     value, found = contrast(devices, fsdp)
