@@ -233,6 +233,13 @@ def _concatenated(parts: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
+def of_first_process(arrays: Any) -> Any:
+    """A pytree of arrays as the first process has it, float32 if there are several; all of them must call this."""
+    if jax.process_count() == 1:
+        return arrays
+    return multihost_utils.broadcast_one_to_all(jax.tree.map(lambda array: np.asarray(array, np.float32), arrays))
+
+
 def gather(value: Any) -> list[Any]:
     """A JSON value of every process, in the order of the processes; all of them must call this."""
     if jax.process_count() == 1:

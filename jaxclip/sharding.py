@@ -80,6 +80,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def from_host(tree: Any, placement: NamedSharding) -> Any:
+    """Host arrays, the same ones in every process, as global ones; each process takes its part from its own copy.
+
+    jax.device_put would first send all of them to every process to compare them, and refuse what is not a number.
+    """
+    take = lambda array: jax.make_array_from_callback(array.shape, placement, lambda place: array[place])  # noqa: E731
+    return jax.tree.map(lambda array: take(np.asarray(array)), tree)
+
+
 def constrain_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
     """A function that pins an activation's leading axis to the devices, for the edges of blocks.
 

@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import pkgutil
 import re
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,12 +62,12 @@ def from_config(evals: Mapping[str, Mapping[str, Any]]) -> dict[str, Evaluator]:
 
 
 def keys(task: str) -> dict[str, Any] | None:
-    """A task's own keys with their defaults, None for those that must be given; None if there is no such task."""
+    """The types of a task's own keys; None if there is no such task."""
     kind = _kind(task) if task.isidentifier() else None
     if kind is None:
         return None
-    own = [field for field in dataclasses.fields(kind) if field.name != "data"]
-    return {field.name: None if field.default is dataclasses.MISSING else field.default for field in own}
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.name != "data"}
 
 
 def check(evaluators: Mapping[str, Evaluator], method: Method) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import json
 import pathlib
 import re
 import sys
+import typing
 from typing import Any
 
 from jaxclip.errors import UserError
-from jaxclip.evaluate import table
+from jaxclip.evaluate import Evaluation, table
 from jaxclip.exit_status import run_command
 from jaxclip.paths import local
 from jaxclip.progress import phase
@@ -67,6 +69,9 @@ def _evaluate(arguments: argparse.Namespace, further: list[str]) -> None:
 
     if arguments.path is None:
         raise UserError("give the PATH of a model, such as runs/demo, or --table with folders of results")
+    wrong = next((item for item in further if not re.fullmatch(r"--\w+=.*", item, re.DOTALL)), None)
+    if wrong is not None:
+        raise UserError(f"{wrong}: there is no such option; those of a --task are written --KEY=VALUE")
     answers = dataclasses.asdict(from_flags(arguments))
     loaded = model.load(arguments.path, step=arguments.step, batch_size=256, **answers)
     task = loaded.method.task
@@ -92,7 +97,7 @@ def _evaluate(arguments: argparse.Namespace, further: list[str]) -> None:
     except OSError as error:
         raise UserError(f"--output={output}: {error.strerror}; name a folder that can be written") from None
     for evaluation in evaluations:
-        _check_free(output / f"{evaluation.name}.json", evaluation.task, evaluation.evaluator.data)
+        _check_free(output / f"{evaluation.name}.json", evaluation)
     names = {"model": methods.to_config(loaded.method)["name"], "pretrained": pretrained}
     for number, evaluation in enumerate(evaluations, 1):
         with phase(f"evaluating {number} of {len(evaluations)}: {evaluation.name}"):
@@ -134,33 +139,35 @@ def _keys(further: list[str], task: str) -> dict[str, Any]:
     """A task's own keys, given as --KEY=VALUE."""
     from jaxclip import evaluate
 
-    keys, found = evaluate.keys(task), {}
+    keys, found = evaluate.keys(task), dict[str, Any]()
     if keys is None:  # which is said where the task is looked for
         return {}
     for argument in further:
-        flag, given, value = argument.partition("=")
-        name = flag.removeprefix("--")
-        if name not in keys or not given:
+        name, _, value = argument.removeprefix("--").partition("=")
+        if name not in keys:
             known = ", ".join(f"--{key}" for key in keys) or "none of its own"
             raise UserError(f"{argument} is no option; those of {task} are {known}, each with =VALUE")
-        try:
-            found[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[name] = value
-        if isinstance(keys[name], tuple) and not isinstance(found[name], tuple):
-            found[name] = (found[name],)
+        found[name] = value
+        if keys[name] is not str:
+            with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                found[name] = ast.literal_eval(value)
+            if typing.get_origin(keys[name]) is tuple and not isinstance(found[name], tuple):
+                found[name] = (found[name],)
     return found
 
 
-def _check_free(place: pathlib.Path, task: str, data: str) -> None:
+def _check_free(place: pathlib.Path, evaluation: Evaluation) -> None:
     """Raises UserError if a file holds the result of another evaluation, which would be lost."""
     try:
         held = json.loads(place.read_text())
-        before = held["task"], held["data"]
-    except (OSError, ValueError, KeyError, TypeError):
+        before = held["task"], held["data"], held.get("options", evaluation.options)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
-    if before != (task, data):
-        raise UserError(f"{place} is the result of {before[0]} on {before[1]}; give another --name or --output")
+    if before != (evaluation.task, evaluation.evaluator.data, evaluation.options):
+        changed = "" if before[:2] != (evaluation.task, evaluation.evaluator.data) else " with other options"
+        raise UserError(
+            f"{place} is the result of {before[0]} on {before[1]}{changed}; give another --name or --output"
+        )
 
 
 def _names(path: pathlib.Path, checkpoint: pathlib.Path | None) -> tuple[pathlib.Path, str]:

@@ -65,6 +65,7 @@ def classified(
         values = np.where(np.isnan(values), -np.inf, values)
         right = np.take_along_axis(values, own, axis=1)
         ranks = ((values > right) | ((values == right) & (places < own))).sum(axis=1)
+        ranks = np.where(np.isneginf(right[:, 0]), len(classes) - 1, ranks)
         best = values.max(axis=1, keepdims=True)
         # A row without any number is as good a guess as any other.
         away = np.where(np.isfinite(best), values - np.where(np.isfinite(best), best, 0), 0)
@@ -81,7 +82,7 @@ def average_precision(relevant: Bool[np.ndarray, "images"], scores: Float[np.nda
     """
     from sklearn.metrics import average_precision_score
 
-    return float(average_precision_score(relevant, scores))
+    return float(average_precision_score(relevant, _numbers(scores)))
 
 
 def eleven_point_precision(relevant: Bool[np.ndarray, "images"], scores: Float[np.ndarray, "images"]) -> float:
@@ -92,7 +93,7 @@ def eleven_point_precision(relevant: Bool[np.ndarray, "images"], scores: Float[n
     """
     from sklearn.metrics import precision_recall_curve
 
-    precision, recall, _ = precision_recall_curve(relevant, scores)
+    precision, recall, _ = precision_recall_curve(relevant, _numbers(scores))
     # The last point is not an image's, but where the curve is drawn from.
     precision, recall = precision[:-1], recall[:-1]
     # Without rounding, a recall of 3/10 is below a tenth three times.
@@ -107,7 +108,13 @@ def roc_auc(relevant: Bool[np.ndarray, "images"], scores: Float[np.ndarray, "ima
     """
     from sklearn.metrics import roc_auc_score
 
-    return float(roc_auc_score(relevant, scores))
+    return float(roc_auc_score(relevant, _numbers(scores)))
+
+
+def _numbers(scores: Float[np.ndarray, "images"]) -> Float[np.ndarray, "images"]:
+    """The scores, with what is not a number behind all others."""
+    broken = np.isnan(scores)
+    return np.where(broken, (scores[~broken].min() if not broken.all() else 0.0) - 1, scores)
 
 
 def calibration_error(right: Bool[np.ndarray, "images"], confidence: Float[np.ndarray, "images"]) -> float:

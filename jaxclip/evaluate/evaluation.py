@@ -67,7 +67,12 @@ class Evaluation:
         except UserError as error:
             raise UserError(f"config.evals.{self.name}: {error}") from None
         keys = {"dataset": self.name, "task": self.task, "language": "en", "data": self.evaluator.data}
-        return keys | to_json(result)
+        return keys | {"options": self.options} | to_json(result)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The evaluator's own keys as JSON values."""
+        return {key: value for key, value in json.loads(json.dumps(to_dict(self.evaluator))).items() if key != "data"}
 
 
 def run_all(

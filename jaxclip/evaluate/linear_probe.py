@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from jaxclip import evaluate
 from jaxclip.data.record import Record, Source
 from jaxclip.data.skips import SkipLog
-from jaxclip.encoder import Encoder
+from jaxclip.encoder import Encoder, gather
 from jaxclip.errors import UserError
 from jaxclip.evaluate.classification_metrics import Answers, classified
 from jaxclip.evaluate.labels import FurtherSources, labeled_features, lacks, open_further
@@ -113,7 +113,14 @@ class Evaluator(evaluate.Evaluator):
             validation, train = train.at(np.sort(order[:count])), train.at(np.sort(order[count:]))
         if len(np.unique(train.labels)) < 2:
             raise UserError("train: all images have the same label; a classifier needs two classes")
-        classes = max(len(prepared.class_names), *(int(part.labels.max()) + 1 for part in (train, validation, test)))
+        classes = len(prepared.class_names)
+        if not classes:
+            # Labels without names may be any numbers: those that occur are the classes.
+            occurring = np.unique(np.concatenate([part.labels for part in (train, validation, test)]))
+            train, validation, test = (
+                Features(part.rows, np.searchsorted(occurring, part.labels)) for part in (train, validation, test)
+            )
+            classes = len(occurring)
         mesh = encoder.mesh
         whole = fitted(mesh, train, validation, classes, refit=True)
 
@@ -174,6 +181,7 @@ def fitted(mesh: Mesh, train: Features, validation: Features, classes: int, refi
         step //= 2
     accuracy, classifier = tried[best]
     if refit:
+        del regression  # and with it the features on the devices
         rows, labels = (np.concatenate(parts) for parts in zip(train, validation, strict=True))
         classifier = Regression(mesh, rows, labels, classes).fit(np.array([_strength(best)]), classifier)
     return Probe(_strength(best), accuracy, classifier)
@@ -195,7 +203,10 @@ def share_of(count: int, share: float, seed: int) -> Int[np.ndarray, "chosen"]:
 
 def accuracy_of(probe: Probe, images: Features) -> float:
     """The share of images whose class a probe says."""
-    return float(np.mean(_answers(probe, images).ranks == 0))
+    weights, intercept = probe.classifier.weights[0], probe.classifier.intercept[0]
+    accuracy = np.mean((images.rows @ weights + intercept).argmax(axis=1) == images.labels)
+    # Hosts may round differently, and have to search on in the same way.
+    return float(gather(float(accuracy))[0])
 
 
 def _strength(number: int) -> float:

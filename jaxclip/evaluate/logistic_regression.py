@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from jaxclip import sharding
+from jaxclip.encoder import of_first_process
 
 TOLERANCE = 1e-4  # of the largest entry of the gradient, as in scikit-learn
 ITERATIONS = 1000
@@ -29,7 +30,7 @@ class Classifiers(NamedTuple):
     Attributes:
       weights: float32 [strengths, width, classes].
       intercept: float32 [strengths, classes].
-      iterations: how many each took; `ITERATIONS` if it has not converged.
+      iterations: how many points were tried for each; `ITERATIONS` if it has not converged.
     """
 
     weights: Float[np.ndarray, "strengths width classes"]
@@ -56,17 +57,21 @@ class Regression:
         self, mesh: Mesh, features: Float[np.ndarray, "rows width"], labels: Int[np.ndarray, "rows"], classes: int
     ):
         self.rows, self.classes = len(features), classes
-        self._mean = features.mean(axis=0, dtype=np.float64)
-        centered = features - self._mean.astype(np.float32)
-        covariance = (centered.T @ centered).astype(np.float64) / self.rows
-        self._variances, self._axes = np.linalg.eigh(covariance)
+        mean = features.mean(axis=0, dtype=np.float64)
+        centered = features - mean.astype(np.float32)
+        variances, axes = np.linalg.eigh((centered.T @ centered).astype(np.float64) / self.rows)
+        # Hosts may round differently, and then have other axes.
+        self._mean, self._variances, self._axes = of_first_process((mean, variances, axes))
         rows = -(-min(_BLOCK, self.rows) // mesh.size) * mesh.size
         missing = -self.rows % rows
         rotated = centered @ self._axes.astype(np.float32)
-        blocks = np.pad(rotated, ((0, missing), (0, 0))).reshape(-1, rows, rotated.shape[1])
+        del centered
+        if missing:
+            rotated = np.pad(rotated, ((0, missing), (0, 0)))
+        blocks = rotated.reshape(-1, rows, rotated.shape[1])
         # Padding has a class that does not exist, and so neither loss nor gradient.
         padded = np.pad(labels.astype(np.int32), (0, missing), constant_values=-1).reshape(-1, rows)
-        self._data = jax.device_put((blocks, padded), NamedSharding(mesh, PartitionSpec(None, *sharding.BATCH)))
+        self._data = sharding.from_host((blocks, padded), NamedSharding(mesh, PartitionSpec(None, *sharding.BATCH)))
         self._replicated = NamedSharding(mesh, PartitionSpec())
 
     def fit(self, strengths: Float[np.ndarray, "strengths"], start: Classifiers | None = None) -> Classifiers:
@@ -79,7 +84,7 @@ class Regression:
         shape = (len(strengths), len(self._axes), self.classes)
         weights, intercept = np.zeros(shape, np.float32), np.zeros((len(strengths), self.classes), np.float32)
         if start is not None:
-            weights = np.einsum("wa,swc->sac", self._axes, start.weights).astype(np.float32)
+            weights = np.matmul(self._axes.T, start.weights).astype(np.float32)
             intercept = (start.intercept + np.einsum("w,swc->sc", self._mean, start.weights)).astype(np.float32)
         curvature = (self.classes - 1) / self.classes**2
         strengths = np.asarray(strengths, np.float64) / self.rows
@@ -88,7 +93,7 @@ class Regression:
         points = np.concatenate([(weights / scales[..., None]).reshape(len(strengths), -1), intercept], axis=1)
         points, iterations = self._minima(points, strengths, scales)
         weights = points[:, : -self.classes].reshape(shape) * scales[..., None]
-        weights = np.einsum("wa,sac->swc", self._axes, weights)
+        weights = np.matmul(self._axes, weights)
         intercept = points[:, -self.classes :] - np.einsum("w,swc->sc", self._mean, weights)
         return Classifiers(weights.astype(np.float32), intercept.astype(np.float32), iterations)
 

@@ -109,7 +109,9 @@ def predictions(
     for start in range(0, len(images), _CHUNK):
         cosines = images[start : start + _CHUNK] @ train.T
         order = np.argsort(-cosines, axis=1, kind="stable")[:, :most]
-        weights = np.exp(np.take_along_axis(cosines, order, axis=1) / temperature)
+        nearest = np.take_along_axis(cosines, order, axis=1)
+        # Relative to the nearest one, whose weight would be infinite at a low temperature.
+        weights = np.exp((nearest - nearest[:, :1]) / temperature)
         for k in neighbors:
             votes = np.zeros((len(cosines), int(train_labels.max()) + 1))
             np.add.at(votes, (np.arange(len(cosines))[:, None], train_labels[order[:, :k]]), weights[:, :k])

@@ -63,7 +63,8 @@ def ranks(
     similarity that is not a number stands behind all others.
 
     The matrix of similarities is computed in blocks and never held: the devices share the queries, and the keys pass by
-    in blocks of `chunk`. If both sides are ordered by their groups, it is computed once, and otherwise twice.
+    in blocks of `chunk`. If both sides are ordered by their groups, only the blocks with positives are computed twice,
+    and otherwise all of them.
 
     Args:
       mesh: the devices.
@@ -76,20 +77,20 @@ def ranks(
     shared, replicated = NamedSharding(mesh, PartitionSpec(None, *sharding.BATCH)), NamedSharding(mesh, PartitionSpec())
     groups = _padded(query_groups.astype(np.int32), rows, -2).reshape(-1, rows)
     blocks = _padded(queries, rows, 0).reshape(-1, rows, queries.shape[1])
-    ours, best = jax.device_put(((blocks, groups), _Best.none(groups.shape, len(keys))), shared)
+    ours, best = sharding.from_host(((blocks, groups), _Best.none(groups.shape, len(keys))), shared)
     starts = range(0, len(keys), columns)
 
     def passing(start: int) -> tuple[jax.Array, jax.Array]:
         part = slice(start, start + columns)
         block = _padded(keys[part], columns, 0), _padded(key_groups[part].astype(np.int32), columns, -1)
-        return jax.device_put(block, replicated)
+        return sharding.from_host(block, replicated)
 
     best_of_keys = []
     for start in starts:
         first, last = _meeting(groups, key_groups[start : start + columns])
         best, found = _find(ours, best, passing(start), start, first, last, replicated)
         best_of_keys.append(found)
-    beaten_by = jax.device_put(np.zeros(groups.shape, np.int32), shared)
+    beaten_by = sharding.from_host(np.zeros(groups.shape, np.int32), shared)
     key_ranks = []
     for start, found in zip(starts, best_of_keys, strict=True):
         beaten_by, counted = _count(ours, best, beaten_by, passing(start), found, start, replicated)

@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ def read(folders: Sequence[pathlib.Path]) -> list[Row]:
     """
     models: dict[str, dict[Column, float | None]] = {}
     for folder in folders:
+        here: dict[str, dict[Column, float | None]] = {}
         files = sorted(_latest(folder).glob("*.json"))
         if not files:
             raise UserError(
@@ -46,9 +48,17 @@ def read(folders: Sequence[pathlib.Path]) -> list[Row]:
             )
         for file in files:
             result = _result(file)
-            figures = models.setdefault(f"{result['model']} {result['pretrained']}", {})
+            figures = here.setdefault(f"{result['model']} {result['pretrained']}", {})
+            language = result.get("language", "en")
+            dataset = result["dataset"] + ("" if language == "en" else f" ({language})")
             for metric, value in result["metrics"].items():
-                figures[Column(result["dataset"], result["task"], metric)] = value
+                known = value is not None and math.isfinite(value)
+                figures[Column(dataset, result["task"], metric)] = value if known else None
+        for model, figures in here.items():
+            before = models.get(model, {})
+            # Runs of one name in different folders are different models.
+            differs = any(before[column] != value for column, value in figures.items() if column in before)
+            models.setdefault(f"{model} in {folder}" if differs else model, {}).update(figures)
     return [Row(model, figures) for model, figures in models.items()]
 
 
@@ -112,21 +122,19 @@ def _first_figures(rows: Sequence[Row], bold: Callable[[str], str]) -> tuple[lis
         for column in row.figures:
             first.setdefault((column.dataset, column.task), column)
     columns = list(first.values())
-    # Of one model, each figure is the best.
-    values = ([value for row in rows if (value := row.figures.get(column)) is not None] for column in columns)
-    best = [max(known, default=None) if len(rows) > 1 else None for known in values]
-
-    def cell(value: float | None, highest: float | None) -> str:
-        if value is None:
-            return "-"
-        # A share is shown as a percentage; CIDEr and ranks are none.
-        text = f"{100 * value:.1f}" if 0 <= value <= 1 else f"{value:.3g}"
-        return bold(text) if value == highest else text
-
-    return columns, [
-        [row.model, *(cell(row.figures.get(column), highest) for column, highest in zip(columns, best, strict=True))]
-        for row in rows
-    ]
+    cells = [[row.model] for row in rows]
+    for column in columns:
+        values = [row.figures.get(column) for row in rows]
+        known = [value for value in values if value is not None]
+        is_rank = column.metric.endswith("rank")
+        # Figures are fractions, but for ranks and CIDEr.
+        is_share = not is_rank and column.metric != "CIDEr" and all(0 <= value <= 1 for value in known)
+        # Of one model alone, each figure would be the best.
+        best = (min if is_rank or column.metric.endswith("error") else max)(known) if known and len(rows) > 1 else None
+        for line, value in zip(cells, values, strict=True):
+            text = "-" if value is None else f"{100 * value:.1f}" if is_share else f"{value:.2f}"
+            line.append(bold(text) if value is not None and value == best else text)
+    return columns, cells
 
 
 def _heading(column: Column) -> str:

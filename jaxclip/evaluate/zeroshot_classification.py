@@ -118,19 +118,23 @@ class Evaluator(evaluate.Evaluator):
         worst = worst_confusions(labels, answers.predicted, answers.confidence, _CONFUSIONS)
         shown = [(cell, embedded.ids[known.rows[row]]) for cell in worst for row in cell.images[:_IMAGES]]
         examples = _examples(encoder, source, shown, prepared.classes)
-        return _of_labels(answers, labels, prepared, worst, examples)
+        # By the margin: probabilities of a sharp model are rounded to 0 and 1.
+        margins = images @ (texts[1] - texts[0]) if len(texts) == 2 else None
+        return _of_labels(answers, labels, margins, prepared, worst, examples)
 
 
 def _scale(encoder: Encoder, variables: Any) -> float:
     """The factor of cosines before a softmax; 1 for a model without one."""
     if not encoder.has("scale_and_bias"):
         return 1.0
-    return float(methods.bind(encoder.method)(variables).scale_and_bias()[0])
+    scale = float(methods.bind(encoder.method)(variables).scale_and_bias()[0])
+    return scale if np.isfinite(scale) else 1.0
 
 
 def _of_labels(
     answers: Answers,
     labels: Int[np.ndarray, "images"],
+    margins: Float[np.ndarray, "images"] | None,
     prompts: Prompts,
     worst: Sequence[Confusion],
     examples: tuple[evaluate.Example, ...],
@@ -138,8 +142,10 @@ def _of_labels(
     classes, right = prompts.classes, answers.ranks == 0
     per_label = {int(label): float(np.mean(right[labels == label])) for label in np.unique(labels)}
     # Two classes of a list may have the same name, and still are two classes.
-    names = np.array(classes)[labels]
-    per_name = {classes[label]: float(np.mean(right[names == classes[label]])) for label in per_label}
+    groups = np.unique(np.array(classes), return_inverse=True)[1][labels]
+    sizes, found = np.bincount(groups), np.bincount(groups, right)
+    of_label = dict(zip(labels.tolist(), groups.tolist(), strict=True))
+    per_name = {classes[label]: float(found[of_label[label]] / sizes[of_label[label]]) for label in per_label}
     accuracy = recalls(answers.ranks, (1, 5))
     metrics: dict[str, float | None] = {
         "acc1": accuracy[1],
@@ -148,9 +154,8 @@ def _of_labels(
         "expected_calibration_error": calibration_error(right, answers.confidence),
     }
     columns = ["top-1", "top-5", "mean per class", "calibration error"]
-    if len(classes) == 2 and len(per_label) == 2:
-        second = np.where(answers.predicted == 1, answers.confidence, 1 - answers.confidence)
-        metrics["roc_auc"] = roc_auc(labels == 1, second)
+    if margins is not None and len(per_label) == 2:
+        metrics["roc_auc"] = roc_auc(labels == 1, margins)
         columns.append("ROC AUC")
     tables = [evaluate.Table("Zero-shot classification", tuple(columns), {"": tuple(metrics.values())}, fractions=True)]
     if worst:

@@ -7,6 +7,7 @@ import pytest
 import sklearn.metrics
 
 from jaxclip.evaluate.classification_metrics import (
+    average_precision,
     calibration_error,
     classified,
     eleven_point_precision,
@@ -88,6 +89,12 @@ def test_what_is_not_a_number_stands_behind_all_others():
     found = classified(np.array([[0.1, 0.2], [np.nan, 1.0]]), classes, np.array([1, 2]))
     assert found.predicted.tolist() == [2, 0] and found.ranks.tolist() == [2, 2]
     assert np.isfinite(found.confidence).all()
+    broken = classified(np.full((3, 2), np.nan), np.eye(2), np.array([0, 0, 1]))
+    assert broken.ranks.tolist() == [1, 1, 1], "an image without any number is no right answer of the first class"
+    relevant, scores = np.array([True, False, True]), np.array([0.9, 0.5, np.nan])
+    for figure in (average_precision, eleven_point_precision, roc_auc):
+        assert figure(relevant, scores) == figure(relevant, np.array([0.9, 0.5, 0.1]))
+        assert np.isfinite(figure(relevant, np.full(3, np.nan)))
 
 
 def test_confusions_are_ordered_by_their_share_of_a_class():

@@ -148,6 +148,7 @@ def test_an_evaluator_is_one_file(median_rank, tmp_path):
         "task": "median_rank",
         "language": "en",
         "data": "shapes:validation",
+        "options": {"first": 10},
         "metrics": {"median_rank": 10.0},
         "summary": "median rank 10.0 of 3",
         "model": "clip",
@@ -262,6 +263,7 @@ def test_a_tasks_own_keys_are_options_of_the_command(monkeypatch, capsys):
         "data": "a/b.tar",
         "prefix": "a photo of ",
     }
+    assert given("--prefix={[]:1}")["prefix"] == "{[]:1}" and given("--prefix=1")["prefix"] == "1"
     probe = given("--task=linear_probe", "--train=t-*.tar", "--shots=4", "--fractions=0.1,0.5", "--seeds=5")
     assert probe == {
         "task": "linear_probe",
@@ -273,7 +275,8 @@ def test_a_tasks_own_keys_are_options_of_the_command(monkeypatch, capsys):
     }
     for options, said in {
         ("--data=x", "--task=linear_probe", "--shot=4"): "--shot=4 is no option; those of linear_probe are --train, ",
-        ("--data=x", "--prefix"): "--prefix is no option; those of zeroshot_retrieval are --prefix, each with =VALUE",
+        ("--data=x", "--prefix"): "--prefix: there is no such option; those of a --task are written --KEY=VALUE",
+        ("--data=x", "train=y"): "train=y: there is no such option; those of a --task are written --KEY=VALUE",
         ("--prefix=a",): "--prefix=a: there is no such option, or it is one of a --task; give --data=SOURCE with it",
     }.items():
         assert main(["weights", *options]) == 2

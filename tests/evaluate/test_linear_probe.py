@@ -116,6 +116,8 @@ def test_classes_without_a_name_are_counted_from_all_labels():
     test, train = drawn(3, 50), drawn(1, 100)
     assert run(test, train).summary.endswith("(5 classes)")
     assert run(test, train, names=tuple("abcdefg")).summary.endswith("(7 classes)")
+    far = [Features(part.rows, part.labels * 500_000_000) for part in (test, train)]
+    assert run(*far).metrics == run(test, train).metrics
 
 
 @pytest.mark.parametrize(

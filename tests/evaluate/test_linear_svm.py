@@ -24,7 +24,7 @@ from jaxclip.data.record import Record
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import EmbeddedSet
 from jaxclip.errors import UserError
-from jaxclip.evaluate import linear_svm
+from jaxclip.evaluate import labels, linear_svm
 from jaxclip.evaluate.labels import FurtherSources
 from jaxclip.evaluate.linear_svm import Evaluator
 
@@ -282,12 +282,12 @@ def test_a_recipe_names_the_two_sources():
 def test_training_images_that_cannot_be_used_are_found_out_before_any_training(monkeypatch):
     with pytest.raises(UserError, match="^train: .*none.tar"):
         Evaluator("data", "none.tar").prepare(NoRecords(), "")
-    monkeypatch.setattr(linear_svm, "open_source", lambda name, root: Colored(20, class_names=("left", "right")))
+    monkeypatch.setattr(labels, "open_source", lambda name, root: Colored(20, class_names=("left", "right")))
     assert Evaluator("data", "train").prepare(NoRecords("left", "right"), "").class_names == ("left", "right")
     assert Evaluator("data", "train").prepare(NoRecords(), "").class_names == ("left", "right")
     with pytest.raises(UserError, match=r"^train: its 2 classes \(left, .* are not the 2 of data \(right, l"):
         Evaluator("data", "train").prepare(NoRecords("right", "left"), "")
-    monkeypatch.setattr(linear_svm, "open_source", lambda name, root: Colored(20, class_names=("left",)))
+    monkeypatch.setattr(labels, "open_source", lambda name, root: Colored(20, class_names=("left",)))
     with pytest.raises(UserError, match="^train: label 1 is outside the 1 classes, in 1$"):
         Evaluator("data", "train").prepare(NoRecords(), "")
 

@@ -42,6 +42,26 @@ def test_one_model_alone_is_not_the_best(folders):
     assert "**" not in table.as_markdown(table.read(folders[:1]))
 
 
+def test_a_low_rank_is_the_best_and_no_percentage(tmp_path):
+    write(tmp_path / "a", "coco", "a", {"median_rank": 1.0}, "median_rank")
+    write(tmp_path / "b", "coco", "b", {"median_rank": 1234.5}, "median_rank")
+    write(tmp_path / "a", "flickr", "a", {"CIDEr": 0.95}, "captioning")
+    write(tmp_path / "b", "flickr", "b", {"CIDEr": float("nan")}, "captioning")
+    assert table.as_markdown(table.read([tmp_path / "a", tmp_path / "b"])).splitlines()[2:] == [
+        "| a run@9 | **1.00** | **0.95** |",
+        "| b run@9 | 1234.50 | - |",
+    ]
+
+
+def test_runs_of_one_name_are_different_models(tmp_path):
+    for folder, value in (("a", 0.5), ("b", 0.6)):
+        write(tmp_path / folder, "cifar10", "clip", {"acc1": value})
+    write(tmp_path / "c", "coco", "clip", {"acc1": 0.1})
+    rows = table.read([tmp_path / name for name in "abc"])
+    assert [row.model for row in rows] == ["clip run@9", f"clip run@9 in {tmp_path / 'b'}"]
+    assert len(rows[0].figures) == 2, "another set of the same model"
+
+
 def test_a_csv_has_every_figure(folders):
     rows = list(csv.reader(table.as_csv(table.read(folders)).splitlines()))
     assert rows == [

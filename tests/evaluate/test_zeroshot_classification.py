@@ -172,6 +172,14 @@ def test_two_classes_have_an_area_under_the_curve():
     assert metrics == {"acc1": 0.75, "acc5": None, "mean_per_class_recall": 0.75, "roc_auc": 1.0}
 
 
+def test_the_area_under_the_curve_is_not_of_rounded_probabilities():
+    """At a scale of 100, margins of 0.5 and 0.6 both have a probability of 1."""
+    images = embedded_set([[0.2, 0.7], [0.1, 0.7], [0.5, 0.4]], labels=[0, 1, 0])
+    encoder = LookUp({"no": [1.0, 0.0], "yes": [0.0, 1.0]}, images)
+    result = Evaluator("data").run(encoder, None, NoRecords(), SkipLog(), Prompts(("no", "yes"), ("{c}",)))
+    assert result.metrics["roc_auc"] == 1
+
+
 def test_images_with_tags_have_an_average_precision():
     """Several or none of each image; a class that no image has does not count."""
     rows = [[1.0, 0.0, 0.0], [0.8, 0.6, 0.0], [0.0, 1.0, 0.0], [0.6, 0.0, 0.8]]
