@@ -378,9 +378,9 @@ def test_a_state_dict_is_converted(torch_files, tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("evil.bin", "more than tensors, posix.system among it"),
-        ("evil.pkl", "more than tensors"),
-        ("whole.bin", "more than tensors"),
+        ("evil.bin", "objects (such as posix.system) that could run code"),
+        ("evil.pkl", "that could run code"),
+        ("whole.bin", "that could run code"),
         ("mixed.bin", "more than dense tensors: 'b'"),
         ("script.pt", "TorchScript archive"),
         ("cut.bin", "cut.bin"),
