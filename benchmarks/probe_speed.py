@@ -74,7 +74,7 @@ def main() -> None:
     start = time.perf_counter()
     ours = fitted(sharding.create(MeshConfig(), jax.devices()), train, validation, classes, refit=True)
     seconds = time.perf_counter() - start
-    print(f"jaxclip: {seconds:.1f} s, strength {ours.strength:.3g}, accuracy {accuracy_of(ours, test):.2%}")
+    print(f"jaxclip: {seconds:.1f} s, strength {ours.strength:.3g}, accuracy {accuracy_of(ours.classifier, test):.2%}")
     start = time.perf_counter()
     strength, machine = searched(train, validation)
     theirs = time.perf_counter() - start

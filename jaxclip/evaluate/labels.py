@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from jaxclip.data.findings import preflight
-from jaxclip.data.record import Record, Source
 from jaxclip.data.skips import SkipLog
-from jaxclip.data.sources import open_source
-from jaxclip.encoder import EmbeddedSet, Encoder
+from jaxclip.encoder import EmbeddedSet
 from jaxclip.errors import UserError
-
-
-class FurtherSources(NamedTuple):
-    """Sources beside the evaluated one, such as the images that a classifier is trained on.
-
-    Attributes:
-      sources: by the key that names each.
-      class_names: of all of them; empty if they are not known.
-    """
-
-    sources: dict[str, Source]
-    class_names: tuple[str, ...]
 
 
 class Labeled(NamedTuple):
@@ -84,79 +68,6 @@ def labeled(embedded: EmbeddedSet, class_names: Sequence[str], skips: SkipLog, w
         reason += "" if skips.total else "label column) or tags"
         raise UserError(f"{where}: {reason}" if where else reason)
     return Labeled(rows, found, single=all(embedded.tags[row] is None for row in rows))
-
-
-def lacks(record: Record, class_names: Sequence[str], tags: bool) -> str:
-    """Why a record has no classes; empty if it has some.
-
-    Args:
-      record: one.
-      class_names: the names of the classes; empty if they are not known.
-      tags: whether tags count as classes, and not a label alone.
-
-    Raises:
-      UserError: a class lies outside the names.
-    """
-    classes = classes_of(record.label, record.tags if tags else None)
-    wrong = outside(classes or (), class_names)
-    if wrong:
-        raise UserError(f"{wrong}, in {record.key}")
-    return ("no class label or tags" if tags else "no class label") if classes is None else ""
-
-
-def open_further(keys: Mapping[str, str], source: Source, root: str, tags: bool) -> FurtherSources:
-    """Opens sources that must have the classes of the evaluated one, and looks at a few of their records.
-
-    Args:
-      keys: the sources by the key that names each, which begins a message.
-      source: the one that is evaluated.
-      root: the folder that relative paths start from.
-      tags: whether tags count as classes, and not a label alone.
-
-    Raises:
-      UserError: one cannot be read or used, or has other classes.
-    """
-    names = tuple(source.class_names)
-    opened: dict[str, Source] = {}
-    for key, where in keys.items():
-        try:
-            opened[key] = open_source(where, root=root)
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from None
-        theirs = tuple(opened[key].class_names)
-        if names and theirs and names != theirs:
-            raise UserError(
-                f"{key}: its {len(theirs)} classes ({', '.join(theirs[:3])}, ...) are not the {len(names)} of data "
-                f"({', '.join(names[:3])}, ...); choose sources with the same classes in the same order"
-            )
-        names = names or theirs
-    for key, one in opened.items():
-        preflight(one, key, lambda record: lacks(record, names, tags))
-    return FurtherSources(opened, names)
-
-
-def labeled_features(
-    encoder: Encoder,
-    variables: Any,
-    source: Source,
-    class_names: Sequence[str],
-    skips: SkipLog,
-    where: str,
-    tags: bool,
-) -> tuple[Float[np.ndarray, "images width"], Labeled]:
-    """The features of the images whose classes are known, float32.
-
-    Raises:
-      UserError: there is no such image, or the features are not finite.
-    """
-    embedded = encoder.source(variables, source, skips, function="features")
-    if not tags:
-        embedded = dataclasses.replace(embedded, tags=[None] * len(embedded.tags))
-    known = labeled(embedded, class_names, skips, where)
-    rows = np.asarray(embedded.outputs[known.rows], np.float32)
-    if not np.isfinite(rows).all():
-        raise UserError(f"{where}: the model's features have numbers that are not finite")
-    return rows, known
 
 
 def unit_rows(rows: Float[np.ndarray, "images width"]) -> Float[np.ndarray, "images width"]:

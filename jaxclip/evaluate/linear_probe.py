@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from jaxclip import evaluate
-from jaxclip.data.record import Record, Source
+from jaxclip.data.record import Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import Encoder, gather
 from jaxclip.errors import UserError
 from jaxclip.evaluate.classification_metrics import Answers, classified
-from jaxclip.evaluate.labels import FurtherSources, labeled_features, lacks, open_further
 from jaxclip.evaluate.logistic_regression import Classifiers, Regression
+from jaxclip.evaluate.on_features import FeatureEvaluator, Further
 from jaxclip.evaluate.ranking import recalls
 
 # Strengths of an eighth of a decade's distance, 48 on either side of 1; every sixteenth is tried first.
@@ -37,7 +37,7 @@ class Features(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluator(evaluate.Evaluator):
+class Evaluator(FeatureEvaluator):
     """How well a linear classifier of frozen features classifies the images of `data`.
 
     As in the paper, features are those before the projection, without augmentation, and the classifier is a logistic
@@ -55,9 +55,6 @@ class Evaluator(evaluate.Evaluator):
       seeds: how many times the images of `shots` and `fractions` are drawn; the accuracy is the mean.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("features",)
-
-    train: str
     validation: str = ""
     shots: tuple[int, ...] = ()
     fractions: tuple[float, ...] = ()
@@ -71,25 +68,12 @@ class Evaluator(evaluate.Evaluator):
         if self.seeds < 1:
             raise UserError(f"seeds={self.seeds} must be at least 1")
 
-    def prepare(self, source: Source, root: str) -> FurtherSources:
-        """The training and validation images.
-
-        Raises:
-          UserError: they cannot be read or used, or have other classes than `data`.
-        """
-        keys = {"train": self.train} | ({"validation": self.validation} if self.validation else {})
-        return open_further(keys, source, root, tags=False)
-
-    def lacks(self, record: Record, prepared: FurtherSources) -> str:
-        """Why a record cannot be evaluated.
-
-        Raises:
-          UserError: its label lies outside the classes of the source.
-        """
-        return lacks(record, prepared.class_names, tags=False)
+    def further(self) -> dict[str, str]:
+        """The sources beside `data` by their keys."""
+        return super().further() | ({"validation": self.validation} if self.validation else {})
 
     def run(
-        self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: FurtherSources
+        self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: Further
     ) -> evaluate.Result:
         """CLIP_benchmark's metrics: `lp_acc1`, `lp_acc5`, `lp_mean_per_class_recall`; acc5 is None below five classes.
 
@@ -100,8 +84,7 @@ class Evaluator(evaluate.Evaluator):
         """
 
         def features(images: Source, where: str) -> Features:
-            names = prepared.class_names
-            rows, known = labeled_features(encoder, variables, images, names, skips, where, tags=False)
+            rows, known = self.features(encoder, variables, images, prepared, skips, where)
             return Features(rows, np.array([label for (label,) in known.classes]))
 
         train, test = features(prepared.sources["train"], "train"), features(source, "data")
@@ -125,14 +108,14 @@ class Evaluator(evaluate.Evaluator):
         whole = fitted(mesh, train, validation, classes, refit=True)
 
         def few(parts: Iterable[np.ndarray]) -> list[float]:
-            return [accuracy_of(fitted(mesh, train.at(rows), validation, classes), test) for rows in parts]
+            return [accuracy_of(fitted(mesh, train.at(rows), validation, classes).classifier, test) for rows in parts]
 
         curves: dict[str, list[float]] = {}
         for shots in self.shots:
             curves[f"{shots}shot"] = few(shots_of(train.labels, shots, seed) for seed in range(self.seeds))
         for share in self.fractions:
             curves[f"{100 * share:g}%"] = few(share_of(len(train.labels), share, seed) for seed in range(self.seeds))
-        return _result(whole, _answers(whole, test), curves, test.labels, classes)
+        return _result(whole, _answers(whole.classifier, test), curves, test.labels, classes)
 
 
 class Probe(NamedTuple):
@@ -171,7 +154,7 @@ def fitted(mesh: Mesh, train: Features, validation: Features, classes: int, refi
             found = regression.fit(np.array([_strength(number) for number in numbers]), start)
             for place, number in enumerate(numbers):
                 one = Classifiers(*(part[place : place + 1] for part in found))
-                tried[number] = accuracy_of(Probe(0.0, 0.0, one), validation), one
+                tried[number] = accuracy_of(one, validation), one
         return max(tried, key=lambda number: (tried[number][0], number))
 
     best = attempt(list(range(-_STEPS, _STEPS + 1, _COARSE)), None)
@@ -201,10 +184,10 @@ def share_of(count: int, share: float, seed: int) -> Int[np.ndarray, "chosen"]:
     return np.sort(np.random.default_rng(seed).permutation(count)[: max(1, round(share * count))])
 
 
-def accuracy_of(probe: Probe, images: Features) -> float:
-    """The share of images whose class a probe says."""
-    weights, intercept = probe.classifier.weights[0], probe.classifier.intercept[0]
-    accuracy = np.mean((images.rows @ weights + intercept).argmax(axis=1) == images.labels)
+def accuracy_of(classifier: Classifiers, images: Features) -> float:
+    """The share of images whose class a single classifier says."""
+    logits = images.rows @ classifier.weights[0] + classifier.intercept[0]
+    accuracy = np.mean(logits.argmax(axis=1) == images.labels)
     # Hosts may round differently, and have to search on in the same way.
     return float(gather(float(accuracy))[0])
 
@@ -213,10 +196,9 @@ def _strength(number: int) -> float:
     return 10.0 ** (number / (_COARSE // 2))
 
 
-def _answers(probe: Probe, images: Features) -> Answers:
-    weights, intercept = probe.classifier.weights[0], probe.classifier.intercept[0]
+def _answers(classifier: Classifiers, images: Features) -> Answers:
     rows = np.concatenate([images.rows, np.ones((len(images.rows), 1), np.float32)], axis=1)
-    return classified(rows, np.concatenate([weights, intercept[None]]).T, images.labels)
+    return classified(rows, np.concatenate([classifier.weights[0], classifier.intercept]).T, images.labels)
 
 
 def _result(

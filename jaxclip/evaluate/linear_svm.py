@@ -14,12 +14,13 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxclip import evaluate
-from jaxclip.data.record import Record, Source
+from jaxclip.data.record import Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import Encoder, gather
 from jaxclip.errors import UserError
 from jaxclip.evaluate.classification_metrics import average_precision
-from jaxclip.evaluate.labels import FurtherSources, labeled_features, lacks, open_further, unit_rows
+from jaxclip.evaluate.labels import unit_rows
+from jaxclip.evaluate.on_features import FeatureEvaluator, Further
 
 COSTS = (0.01, 0.1, 1.0, 10.0)
 FOLDS = 3
@@ -55,7 +56,7 @@ class Classifier(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluator(evaluate.Evaluator):
+class Evaluator(FeatureEvaluator):
     """How well a linear classifier of each class, against all others, ranks the images of `data` by frozen features.
 
     The classes of an image are its tags, several or none, or else its label. As in VirTex's own code (kdexd/virtex,
@@ -70,28 +71,10 @@ class Evaluator(evaluate.Evaluator):
       train: the source of the images that the classifiers are trained on.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("features",)
-
-    train: str
-
-    def prepare(self, source: Source, root: str) -> FurtherSources:
-        """The training images.
-
-        Raises:
-          UserError: they cannot be read or used, or have other classes than `data`.
-        """
-        return open_further({"train": self.train}, source, root, tags=True)
-
-    def lacks(self, record: Record, prepared: FurtherSources) -> str:
-        """Why a record cannot be evaluated.
-
-        Raises:
-          UserError: a class lies outside those of the source.
-        """
-        return lacks(record, prepared.class_names, tags=True)
+    tags: ClassVar[bool] = True
 
     def run(
-        self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: FurtherSources
+        self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: Further
     ) -> evaluate.Result:
         """`mean_average_precision` over the classes that occur in `data`; `acc1`, too, if images have one label each.
 
@@ -103,10 +86,12 @@ class Evaluator(evaluate.Evaluator):
           UserError: no image has a label, or a class of `data` has fewer than three images in `train`, or all but two.
         """
         names = prepared.class_names
-        train, test = (
-            _features(encoder, variables, images, names, skips, where)
-            for where, images in (("train", prepared.sources["train"]), ("data", source))
-        )
+
+        def unit_features(images: Source, where: str) -> Features:
+            rows, known = self.features(encoder, variables, images, prepared, skips, where)
+            return Features(unit_rows(rows.astype(np.float64)), known.classes, known.single)
+
+        train, test = unit_features(prepared.sources["train"], "train"), unit_features(source, "data")
         present = sorted({index for classes in test.classes for index in classes})
         if not present:
             raise UserError("data: no image has a class")
@@ -150,13 +135,6 @@ def _classifiers(train: Features, present: Sequence[int]) -> dict[int, Classifie
         fitted = list(pool.map(lambda index: fit(train.rows, train.have(index)), mine))
     parts = gather([[index, *one] for index, one in zip(mine, fitted, strict=True)])
     return {index: Classifier(*one) for part in parts for index, *one in part}
-
-
-def _features(
-    encoder: Encoder, variables: Any, source: Source, class_names: Sequence[str], skips: SkipLog, where: str
-) -> Features:
-    rows, known = labeled_features(encoder, variables, source, class_names, skips, where, tags=True)
-    return Features(unit_rows(rows.astype(np.float64)), known.classes, known.single)
 
 
 def _title(index: int, class_names: Sequence[str]) -> str:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from jaxclip import evaluate
-from jaxclip.data.record import Record, Source
+from jaxclip.data.record import Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
-from jaxclip.evaluate.labels import FurtherSources, labeled_features, lacks, open_further, unit_rows
+from jaxclip.evaluate.labels import unit_rows
+from jaxclip.evaluate.on_features import FeatureEvaluator, Further
 
 _CHUNK = 512
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluator(evaluate.Evaluator):
+class Evaluator(FeatureEvaluator):
     """How often the training images that are most similar to an image have its class; nothing is learned.
 
     Features have unit length. Each neighbor votes for its class with the weight exp(cosine / temperature).
@@ -30,9 +31,6 @@ class Evaluator(evaluate.Evaluator):
       temperature: of the votes.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("features",)
-
-    train: str
     neighbors: tuple[int, ...] = (20,)
     temperature: float = 0.07
 
@@ -42,24 +40,8 @@ class Evaluator(evaluate.Evaluator):
         if not self.temperature > 0:
             raise UserError(f"temperature={self.temperature} must be above 0")
 
-    def prepare(self, source: Source, root: str) -> FurtherSources:
-        """The training images.
-
-        Raises:
-          UserError: they cannot be read or used, or have other classes than `data`.
-        """
-        return open_further({"train": self.train}, source, root, tags=False)
-
-    def lacks(self, record: Record, prepared: FurtherSources) -> str:
-        """Why a record cannot be evaluated.
-
-        Raises:
-          UserError: its label lies outside the classes of the source.
-        """
-        return lacks(record, prepared.class_names, tags=False)
-
     def run(
-        self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: FurtherSources
+        self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: Further
     ) -> evaluate.Result:
         """`knn_acc1` with the first number of neighbors, and `knn_acc1_5` with five.
 
@@ -68,7 +50,7 @@ class Evaluator(evaluate.Evaluator):
         """
         rows, labels = {}, {}
         for where, images in (("train", prepared.sources["train"]), ("data", source)):
-            found, known = labeled_features(encoder, variables, images, prepared.class_names, skips, where, tags=False)
+            found, known = self.features(encoder, variables, images, prepared, skips, where)
             rows[where], labels[where] = unit_rows(found), np.array([label for (label,) in known.classes])
         predicted = predictions(rows["data"], rows["train"], labels["train"], self.neighbors, self.temperature)
         accuracy = {k: float(np.mean(classes == labels["data"])) for k, classes in predicted.items()}

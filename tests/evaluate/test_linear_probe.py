@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import sklearn.linear_model
+from commands import environment
 from look_up import LookUp, NoRecords, embedded_set, mesh_of
+from paths import TESTS
 
 from jaxclip.data.record import Record
 from jaxclip.data.skips import SkipLog
 from jaxclip.errors import UserError
 from jaxclip.evaluate import linear_probe
-from jaxclip.evaluate.labels import FurtherSources
 from jaxclip.evaluate.linear_probe import Evaluator, Features, fitted, share_of, shots_of
+from jaxclip.evaluate.on_features import Further
 
 CLASSES = 5
 
@@ -42,7 +48,7 @@ class Encoded(LookUp):
 
 def run(test: Features, train: Features, validation: Features | None = None, names=(), **keys):
     further = {"train": Given(train)} | ({} if validation is None else {"validation": Given(validation)})
-    prepared = FurtherSources(further, names)
+    prepared = Further(further, names)
     return Evaluator("data", train="train", **keys).run(Encoded({}), None, Given(test), SkipLog(), prepared)
 
 
@@ -80,7 +86,7 @@ def test_validation_images_are_learned_from_in_the_end(monkeypatch):
 @pytest.mark.parametrize("devices", (1, 8))
 def test_figures_are_shares_of_the_test_images(devices):
     train, test = drawn(1, 200, noise=0.3), drawn(2, 100, noise=0.3)
-    prepared = FurtherSources({"train": Given(train)}, ())
+    prepared = Further({"train": Given(train)}, ())
     result = Evaluator("data", train="train").run(Encoded({}, devices=devices), None, Given(test), SkipLog(), prepared)
     machine = sklearn.linear_model.LogisticRegression(C=1 / result.further["regularizer"], max_iter=1000)
     machine.fit(train.rows.astype(np.float64), train.labels)
@@ -140,7 +146,7 @@ def test_what_cannot_be_learned_is_one_line():
     with pytest.raises(UserError, match=r"train: no image has a class label"):
         unlabeled = Given(drawn(1, 3))
         unlabeled.embedded = embedded_set(np.eye(3))
-        prepared = FurtherSources({"train": unlabeled}, ())
+        prepared = Further({"train": unlabeled}, ())
         Evaluator("data", train="t").run(Encoded({}), None, Given(drawn(1, 9)), SkipLog(), prepared)
     broken = Features(np.full((10, 8), np.nan, np.float32), np.arange(10))
     with pytest.raises(UserError, match="train: the model's features have numbers that are not finite"):
@@ -158,3 +164,28 @@ def test_sources_with_other_classes_are_refused_before_any_training():
     assert lacks(Record(b"", (), "x"), prepared) == "no class label"
     with pytest.raises(UserError, match="label 80 is outside the 80 classes, in x"):
         lacks(Record(b"", (), "x", label=80), prepared)
+
+
+def test_two_processes_fit_the_probe_of_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    joined = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    environments = {"alone": {}} | {str(number): joined | {"JAX_PROCESS_ID": str(number)} for number in range(2)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, TESTS / "helpers" / "probe_process.py", tmp_path / f"{name}.npz"],
+            env=environment(changes, devices=2),
+        )
+        for name, changes in environments.items()
+    ]
+    try:
+        assert [process.wait(120) for process in processes] == [0, 0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    alone, first, second = (dict(np.load(tmp_path / f"{name}.npz")) for name in environments)
+    for found in (first, second):
+        assert found["strength"] == alone["strength"] and found["accuracy"] == alone["accuracy"]
+        np.testing.assert_allclose(found["weights"], alone["weights"], atol=1e-5)
+    np.testing.assert_array_equal(first["weights"], second["weights"])

@@ -24,9 +24,9 @@ from jaxclip.data.record import Record
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import EmbeddedSet
 from jaxclip.errors import UserError
-from jaxclip.evaluate import labels, linear_svm
-from jaxclip.evaluate.labels import FurtherSources
+from jaxclip.evaluate import linear_svm, on_features
 from jaxclip.evaluate.linear_svm import Evaluator
+from jaxclip.evaluate.on_features import Further
 
 TRAIN, TEST = NoRecords(), NoRecords()
 
@@ -46,9 +46,7 @@ class TwoSets(LookUp):
 
 def run(train: EmbeddedSet, test: EmbeddedSet, names: tuple[str, ...] = (), skips=None) -> evaluate.Result:
     encoder = TwoSets(train, test)
-    result = Evaluator("data", "train").run(
-        encoder, None, TEST, skips or SkipLog(), FurtherSources({"train": TRAIN}, names)
-    )
+    result = Evaluator("data", "train").run(encoder, None, TEST, skips or SkipLog(), Further({"train": TRAIN}, names))
     assert encoder.asked == ["features", "features"]
     return result
 
@@ -267,7 +265,7 @@ def test_tags_and_labels_come_along_with_the_features_of_a_source():
     sets = [encoder.source(variables, source, SkipLog(), function="features") for source in (train, test)]
     assert sets[1].tags == [test.record(index).tags for index in range(19)]
     assert encoder.source(variables, Colored(5), SkipLog(), function="features").tags == [None] * 5
-    result = Evaluator("data", "train").run(encoder, variables, test, SkipLog(), FurtherSources({"train": train}, ()))
+    result = Evaluator("data", "train").run(encoder, variables, test, SkipLog(), Further({"train": train}, ()))
     assert result == run(*sets) and result.metrics["mean_average_precision"] > 0.9
 
 
@@ -282,18 +280,18 @@ def test_a_recipe_names_the_two_sources():
 def test_training_images_that_cannot_be_used_are_found_out_before_any_training(monkeypatch):
     with pytest.raises(UserError, match="^train: .*none.tar"):
         Evaluator("data", "none.tar").prepare(NoRecords(), "")
-    monkeypatch.setattr(labels, "open_source", lambda name, root: Colored(20, class_names=("left", "right")))
+    monkeypatch.setattr(on_features, "open_source", lambda name, root: Colored(20, class_names=("left", "right")))
     assert Evaluator("data", "train").prepare(NoRecords("left", "right"), "").class_names == ("left", "right")
     assert Evaluator("data", "train").prepare(NoRecords(), "").class_names == ("left", "right")
     with pytest.raises(UserError, match=r"^train: its 2 classes \(left, .* are not the 2 of data \(right, l"):
         Evaluator("data", "train").prepare(NoRecords("right", "left"), "")
-    monkeypatch.setattr(labels, "open_source", lambda name, root: Colored(20, class_names=("left",)))
+    monkeypatch.setattr(on_features, "open_source", lambda name, root: Colored(20, class_names=("left",)))
     with pytest.raises(UserError, match="^train: label 1 is outside the 1 classes, in 1$"):
         Evaluator("data", "train").prepare(NoRecords(), "")
 
 
 def test_records_without_classes_cannot_be_evaluated():
-    evaluator, prepared = Evaluator("data", "train"), FurtherSources({"train": NoRecords()}, ("a", "b"))
+    evaluator, prepared = Evaluator("data", "train"), Further({"train": NoRecords()}, ("a", "b"))
     assert evaluator.lacks(Record(b"", (), "x"), prepared) == "no class label or tags"
     assert evaluator.lacks(Record(b"", (), "x", label=1), prepared) == ""
     assert evaluator.lacks(Record(b"", (), "x", tags=()), prepared) == ""

@@ -7,7 +7,6 @@ import pytest
 from look_up import mesh_of
 from sklearn.linear_model import LogisticRegression
 
-from jaxclip.evaluate import logistic_regression
 from jaxclip.evaluate.logistic_regression import ITERATIONS, Classifiers, Regression
 
 STRENGTHS = np.array([1e-1, 1e1, 1e3])
@@ -31,8 +30,7 @@ def objective(features, labels, weights, intercept, strength: float) -> float:
 
 @pytest.mark.parametrize("devices", (1, 8))
 @pytest.mark.parametrize("classes", (2, 4))
-def test_the_minimum_is_scikit_learns(devices, classes, monkeypatch):
-    monkeypatch.setattr(logistic_regression, "TOLERANCE", 1e-5)
+def test_the_minimum_is_scikit_learns(devices, classes):
     features, labels = problem(classes=classes)
     found = Regression(mesh_of(devices), features, labels, classes).fit(STRENGTHS)
     assert found.iterations.max() < ITERATIONS

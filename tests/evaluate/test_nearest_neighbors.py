@@ -9,8 +9,9 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from jaxclip.data.skips import SkipLog
 from jaxclip.errors import UserError
-from jaxclip.evaluate.labels import FurtherSources, unit_rows
+from jaxclip.evaluate.labels import unit_rows
 from jaxclip.evaluate.nearest_neighbors import Evaluator, predictions
+from jaxclip.evaluate.on_features import Further
 
 
 def drawn(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +58,7 @@ def test_there_are_no_more_neighbors_than_training_images():
 
 def test_the_first_number_is_the_figure_that_people_quote():
     train, test = drawn(0, 300), drawn(1, 100)
-    prepared = FurtherSources({"train": Given(*train)}, ())
+    prepared = Further({"train": Given(*train)}, ())
     evaluator = Evaluator("data", train="train", neighbors=(20, 1))
     result = evaluator.run(Encoded({}), None, Given(*test), SkipLog(), prepared)
     assert list(result.metrics) == ["knn_acc1", "knn_acc1_20", "knn_acc1_1"]
