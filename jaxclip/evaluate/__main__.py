@@ -11,6 +11,7 @@ import pathlib
 import re
 import sys
 import typing
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jaxclip.errors import UserError
@@ -65,7 +66,7 @@ def _table(arguments: argparse.Namespace, further: list[str]) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, further: list[str]) -> None:
-    from jaxclip import checkpoint, evaluate, methods, model
+    from jaxclip import model
 
     if arguments.path is None:
         raise UserError("give the PATH of a model, such as runs/demo, or --table with folders of results")
@@ -80,6 +81,25 @@ def _evaluate(arguments: argparse.Namespace, further: list[str]) -> None:
         raise UserError(
             "there is no recipe that names evaluations; give --data=SOURCE, and --classes=FILE.json for zero-shot"
         )
+    with _named_as_given(configs if arguments.data else {}):
+        _run(arguments, loaded, configs)
+
+
+@contextlib.contextmanager
+def _named_as_given(asked: Mapping[str, Any]) -> Iterator[None]:
+    """Makes errors name options where they would name the keys of a recipe that the person has not written."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        for name in asked:
+            message = message.replace(f"config.evals.{name}.", "--").replace(f"config.evals.{name}: ", "")
+        raise UserError(message) from None
+
+
+def _run(arguments: argparse.Namespace, loaded: Any, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    from jaxclip import checkpoint, evaluate, methods
+
     evaluators = evaluate.from_config(configs)
     evaluate.check(evaluators, loaded.method)
     root = arguments.root or ""

@@ -242,7 +242,7 @@ def test_the_command_finds_out_what_a_model_cannot_do_before_it_reads_data(only_
     monkeypatch.setattr(model, "load", lambda *_, **__: model.Model(None, params, stats, encoder))
     assert main(["weights", "--data=none.tar"]) == 2
     assert without_phases(capsys.readouterr().err) == (
-        "error: config.evals.none.task=zeroshot_retrieval needs encode_image and encode_text, which method "
+        "error: --task=zeroshot_retrieval needs encode_image and encode_text, which method "
         "only_features does not have (it has features); choose another task or remove it\n"
     )
 
@@ -281,3 +281,16 @@ def test_a_tasks_own_keys_are_options_of_the_command(monkeypatch, capsys):
     }.items():
         assert main(["weights", *options]) == 2
         assert f"error: {said}" in capsys.readouterr().err
+
+
+def test_the_command_names_options_and_no_keys_of_a_recipe(tmp_path, monkeypatch, capsys):
+    method = types.SimpleNamespace(task="zeroshot_retrieval")
+    monkeypatch.setattr(model, "load", lambda *_, **__: types.SimpleNamespace(method=method, config=None))
+    monkeypatch.setattr(evaluate, "check", lambda *_: None)
+    for options, said in {
+        (): "--train is missing",
+        ("--train=shapes", "--neighbors=many"): "--neighbors[0]='many' must be a whole number, not text",
+        ("--train=none.tar",): "--train: none.tar does not exist or is not a file; check the path",
+    }.items():
+        assert main(["weights", "--data=shapes:seen", "--task=nearest_neighbors", *options]) == 2
+        assert without_phases(capsys.readouterr().err) == f"error: {said}\n"
