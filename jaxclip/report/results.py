@@ -53,7 +53,7 @@ def _joined(group: Sequence[tuple[EvaluationRecord, Table]]) -> str:
     )
 
 
-def _cell(value: float | str | None, fractions: bool) -> str:
+def _cell(value: float | int | str | None, fractions: bool) -> str:
     if value is None or isinstance(value, str):
         return f"<td>{'—' if value is None else escape(value)}</td>"
     if not fractions:

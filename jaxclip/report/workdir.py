@@ -178,8 +178,9 @@ def _table(content: Any) -> Table | None:
     return Table(str(content.get("title", "")), columns, rows, content.get("fractions") is True)
 
 
-def _cell(value: Any) -> float | str | None:
-    if value is None or isinstance(value, str):
+def _cell(value: Any) -> float | int | str | None:
+    # Counts stay whole numbers, which are not drawn.
+    if value is None or isinstance(value, str) or type(value) is int:
         return value
     number = _number(value)
     return number if math.isfinite(number) else None

@@ -229,3 +229,13 @@ def test_a_gallery_whose_parts_differ_in_length_is_refused():
     gallery = make_gallery(4)
     with pytest.raises(ValueError, match="3 captions"):
         Gallery(gallery.images, gallery.captions[:3], gallery.similarity)
+
+
+def test_counts_are_in_the_table_and_are_not_drawn(tmp_path):
+    for step, images in ((10, 5), (20, 3)):
+        rows = {"cat → dog": ["12.5%", images], "dog → cat": [0.25 * images, images]}
+        table = {"title": "Confusions", "columns": ["share", "images"], "rows": rows}
+        write_evaluation(tmp_path, step, "pets", {}, tables=[table])
+    page = page_of(tmp_path)
+    assert "pets cat → dog 12.5% 3 20" in page.text
+    assert "Confusions, dog → cat: pets" in page.text and "Confusions, cat → dog" not in page.text
