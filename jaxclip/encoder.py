@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,11 +17,11 @@ from jaxtyping import Float, UInt8
 from jaxclip import sharding
 from jaxclip.context import Context
 from jaxclip.data.loader import examples
-from jaxclip.data.record import Source, caption_lines, image_digest
+from jaxclip.data.record import Record, Source, caption_lines, image_digest
 from jaxclip.data.skips import SkipLog
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
-from jaxclip.inputs import first_image, first_text
+from jaxclip.inputs import Image, first_image, first_text
 from jaxclip.methods import Method, bind
 from jaxclip.step import compute_dtype
 from jaxclip.towers.rngs import Rngs
@@ -46,6 +46,22 @@ class EmbeddedSet:
     tags: list[tuple[int, ...] | None]
     captions: list[list[str]]
     digests: list[str]
+
+
+class Batch(NamedTuple):
+    """One process's share of a batch of images.
+
+    Attributes:
+      images: prepared, zeros where one is missing or cannot be read.
+      rows: of the images that were read, in `images`.
+      positions: theirs among the ids that were asked for.
+      records: what was read.
+    """
+
+    images: UInt8[np.ndarray, "share size size 3"]
+    rows: list[int]
+    positions: list[int]
+    records: list[Record]
 
 
 class Encoder:
@@ -73,7 +89,7 @@ class Encoder:
         self._bind = bind(method)
         self._ctx = Context(mesh=mesh, dtype=compute_dtype(precision, mesh.devices.flat[0].platform))
         self._rows = sharding.batch_sharding(mesh)
-        self._jitted: dict[tuple[str, tuple], Callable[..., Any]] = {}
+        self._jitted: dict[tuple[str | tuple[str, ...], tuple], Callable[..., Any]] = {}
 
     def has(self, *names: str) -> bool:
         """Whether the model has these functions; nothing is computed."""
@@ -127,7 +143,7 @@ class Encoder:
         source: Source,
         skips: SkipLog,
         ids: Sequence[int] | None = None,
-        function: str = "encode_image",
+        function: str | tuple[str, ...] = "encode_image",
         **options: Any,
     ) -> EmbeddedSet:
         """A function of a source's images, each process reading its share of every batch.
@@ -137,35 +153,22 @@ class Encoder:
           source: of the images.
           skips: where records that cannot be read are counted.
           ids: of the records; all of them by default.
-          function: the name of a function of the model that takes a batch of images, such as `features`.
+          function: the name of a function of the model that takes a batch of images, such as `features`; several names
+            for a dict with what each gives, in one pass.
           **options: the function's own keywords.
 
         Raises:
           UserError: the method has no images.
         """
-        if self.image is None:
-            raise UserError(f"method {method_name(self.method)} has no images")
+        self._image_input()
         ids = range(len(source)) if ids is None else ids
-        process, processes = jax.process_index(), jax.process_count()
-        share = self.batch_size // processes
-        mine = [
-            ids[start + process * share : min(start + (process + 1) * share, start + self.batch_size)]
-            for start in range(0, len(ids), self.batch_size)
-        ]
-        stream = examples(source, [i for rows in mine for i in rows], self.image.size, self.image.pixels, skips)
         found: list[tuple[int, int | None, tuple[int, ...] | None, list[str], str]] = []
         outputs = []
-        for number, rows in enumerate(mine):
-            images = np.zeros((share, *(self.image.size,) * 2, 3), np.uint8)
-            for row in range(len(rows)):
-                _, image, record = next(stream)
-                if image is not None and record is not None:
-                    images[row] = image
-                    position = number * self.batch_size + process * share + row
-                    captions, digest = caption_lines(record.captions), image_digest(record.image)
-                    found.append((position, record.label, record.tags, captions, digest))
-            batch = jax.make_array_from_process_local_data(self._rows, images)
-            outputs.append(jax.tree.map(np.asarray, self._function(function, options)(variables, batch)))
+        for batch in self.batches(source, skips, ids):
+            for position, record in zip(batch.positions, batch.records, strict=True):
+                captions, digest = caption_lines(record.captions), image_digest(record.image)
+                found.append((position, record.label, record.tags, captions, digest))
+            outputs.append(self.of_batch(function, variables, batch.images, **options))
         found = sorted(entry for part in gather(found) for entry in part)
         positions = [position for position, *_ in found]
         return EmbeddedSet(
@@ -177,13 +180,64 @@ class Encoder:
             digests=[digest for *_, digest in found],
         )
 
-    def _function(self, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+    def batches(self, source: Source, skips: SkipLog, ids: Sequence[int]) -> Iterator[Batch]:
+        """Batches of prepared images, each process with its share of every one; all have the same number.
+
+        Args:
+          source: of the images.
+          skips: where records that cannot be read are counted.
+          ids: of the records.
+
+        Raises:
+          UserError: the method has no images.
+        """
+        wanted = self._image_input()
+        process, share = jax.process_index(), self.batch_size // jax.process_count()
+        mine = [
+            ids[start + process * share : min(start + (process + 1) * share, start + self.batch_size)]
+            for start in range(0, len(ids), self.batch_size)
+        ]
+        stream = examples(source, [i for rows in mine for i in rows], wanted.size, wanted.pixels, skips)
+        for number, rows in enumerate(mine):
+            batch = Batch(np.zeros((share, wanted.size, wanted.size, 3), np.uint8), [], [], [])
+            for row in range(len(rows)):
+                _, image, record = next(stream)
+                if image is not None and record is not None:
+                    batch.images[row] = image
+                    batch.rows.append(row)
+                    batch.positions.append(number * self.batch_size + process * share + row)
+                    batch.records.append(record)
+            yield batch
+
+    def of_batch(self, function: str | tuple[str, ...], variables: Any, images: np.ndarray, **options: Any) -> Any:
+        """A function of the model, or a dict of several, for one batch: NumPy arrays [batch_size, ...].
+
+        Args:
+          function: its name, or several names.
+          variables: of the model.
+          images: this process's share of the batch.
+          **options: the function's own keywords.
+        """
+        rows = jax.make_array_from_process_local_data(self._rows, images)
+        return jax.tree.map(np.asarray, self._function(function, options)(variables, rows))
+
+    def _image_input(self) -> Image:
+        """The images that the model takes; raises UserError if it takes none."""
+        if self.image is None:
+            raise UserError(f"method {method_name(self.method)} has no images")
+        return self.image
+
+    def _function(self, name: str | tuple[str, ...], options: Mapping[str, Any]) -> Callable[..., Any]:
         """(variables, *rows) -> the result of a function of the model on every device, jitted."""
         key = name, tuple(sorted(options.items()))
         if key not in self._jitted:
 
             def apply(variables: Any, *rows: jax.Array) -> Any:
-                return getattr(self._bind(variables), name)(*rows, self._ctx, **options)
+                model = self._bind(variables)
+                if isinstance(name, str):
+                    return getattr(model, name)(*rows, self._ctx, **options)
+                # What they have in common, such as the tower, is compiled to be computed once.
+                return {one: getattr(model, one)(*rows, self._ctx, **options) for one in name}
 
             replicated = NamedSharding(self.mesh, PartitionSpec())
             self._jitted[key] = jax.jit(apply, out_shardings=replicated)
