@@ -7,14 +7,16 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import tqdm
 
 # Work that takes longer than this is named while it goes on.
 _SHOWN_AFTER = 2.0  # seconds
 _LINE_EVERY = 10.0
+
+T = TypeVar("T")
 
 
 class Progress:
@@ -101,6 +103,27 @@ def phase(what: str, *, enabled: bool = True) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def counted(items: Iterable[T], total: int, each: int, unit: str) -> Iterator[T]:
+    """The items, with how many units of them are done and the time left: a bar on a terminal, otherwise lines.
+
+    Args:
+      items: such as batches.
+      total: the number of units in all of them.
+      each: the number of units in one.
+      unit: such as "images".
+    """
+    began = said = time.monotonic()
+    terminal = sys.stderr.isatty()
+    with tqdm.tqdm(total=total, unit=f" {unit}", leave=False, dynamic_ncols=True, disable=not terminal) as bar:
+        for number, item in enumerate(items):
+            yield item
+            done, now = min((number + 1) * each, total), time.monotonic()
+            bar.update(done - bar.n)
+            if not terminal and now - said >= _LINE_EVERY and done < total:
+                said, left = now, (now - began) / done * (total - done)
+                print(f"{done:,} of {total:,} {unit}, {duration(left)} left", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

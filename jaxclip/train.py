@@ -312,9 +312,12 @@ class _Trainer:
             self.monitor.write(step, figures)
         measured: dict[str, float | None] = dict(figures)
         names = {"model": f"{self.config.method['name']}", "pretrained": f"{run.workdir.name}@{step}"}
+        variables = self.state.variables
+        encoder = evaluate.SharedEncoder(run.encoder, variables, evaluate.needed(run.evaluations))
         for evaluation in run.evaluations:
             with self.monitor.paused(f"evaluating step {step}: {evaluation.name}"):
-                (result,) = evaluate.run_all([evaluation], run.encoder, self.state.variables, self._evals(step), names)
+                place = self._evals(step) / f"{evaluation.name}.json"
+                result = evaluate.run(evaluation, encoder, variables, place, names)
             self.monitor.say(f"step {step}: {evaluate.summary(result)}")
             self.monitor.write_evaluations(step, [result])
             measured |= {f"{result['dataset']}/{name}": value for name, value in result["metrics"].items()}

@@ -14,13 +14,14 @@ import importlib.util
 import pkgutil
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxclip.encoder import lacking
 from jaxclip.errors import UserError
-from jaxclip.evaluate.evaluation import Evaluation, run_all, summary
+from jaxclip.evaluate.evaluation import Evaluation, run, summary
 from jaxclip.evaluate.evaluator import Evaluator, Example, Result, Table, task_of
+from jaxclip.evaluate.shared import SharedEncoder, weights_digest
 from jaxclip.methods import Method
 from jaxclip.parsing import parse
 
@@ -29,12 +30,15 @@ __all__ = [
     "Evaluator",
     "Example",
     "Result",
+    "SharedEncoder",
     "Table",
     "check",
     "from_config",
     "keys",
-    "run_all",
+    "needed",
+    "run",
     "summary",
+    "weights_digest",
 ]
 
 
@@ -68,6 +72,11 @@ def keys(task: str) -> dict[str, Any] | None:
         return None
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.name != "data"}
+
+
+def needed(evaluations: Iterable[Evaluation]) -> set[str]:
+    """The functions of the model that evaluations ask for."""
+    return {name for evaluation in evaluations for name in evaluation.evaluator.needs}
 
 
 def check(evaluators: Mapping[str, Evaluator], method: Method) -> None:

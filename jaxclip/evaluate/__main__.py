@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import contextlib
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
 import sys
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from jaxclip.errors import UserError
-from jaxclip.evaluate import Evaluation, table
+from jaxclip.evaluate import Evaluation, asked, suites, table
+from jaxclip.evaluate.asked import Asked
 from jaxclip.exit_status import run_command
 from jaxclip.paths import local
 from jaxclip.progress import phase
@@ -41,6 +40,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--classes", help="JSON list or .txt of class names: zero-shot classification on --data")
     parser.add_argument("--template", action="append", help="a phrase with {c} for the class; may be given again")
     parser.add_argument("--name", help="name of the result (default: that of --data)")
+    parser.add_argument(
+        "--suite",
+        help=f"data sets to evaluate on, below the folder --data: {', '.join(suites.known())}, or a FILE.toml",
+    )
+    parser.add_argument(
+        "--tasks", help="of --suite, such as zeroshot_classification,linear_probe (default: the suite's)"
+    )
+    parser.add_argument(
+        "--keep-embeddings", action="store_true", help="keep what images give in the cache, for evaluations to come"
+    )
     parser.add_argument("--root", help="the folder that relative paths start from (default: the recipe's)")
     parser.add_argument(
         "--output", help="folder for the results (default: evals/STEP in the workdir, or evals/NAME here)"
@@ -57,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 def _table(arguments: argparse.Namespace, further: list[str]) -> None:
     if further:
         raise UserError(f"{further[0]} is no option of --table")
-    for key in ("path", "step", "data", "task", "classes", "template", "name", "root", "output"):
+    for key in ("path", "step", "data", "task", "classes", "template", "name", "root", "output", "suite", "tasks"):
         if getattr(arguments, key) is not None:
             flag = "PATH" if key == "path" else f"--{key}"
             raise UserError(f"{flag} is for an evaluation, and not for --table")
@@ -73,42 +82,51 @@ def _evaluate(arguments: argparse.Namespace, further: list[str]) -> None:
     wrong = next((item for item in further if not re.fullmatch(r"--\w+=.*", item, re.DOTALL)), None)
     if wrong is not None:
         raise UserError(f"{wrong}: there is no such option; those of a --task are written --KEY=VALUE")
-    answers = dataclasses.asdict(from_flags(arguments))
-    loaded = model.load(arguments.path, step=arguments.step, batch_size=256, **answers)
+    if arguments.tasks and not arguments.suite:
+        raise UserError("--tasks is for a --suite; give --task for one data set")
+    jobs, broken = _of_suite(arguments, further) if arguments.suite else ([], 0)
+    loaded = model.load(
+        arguments.path, step=arguments.step, batch_size=256, **dataclasses.asdict(from_flags(arguments))
+    )
     task = loaded.method.task
-    configs = _asked(arguments, further, task) or (loaded.config.evaluations(task) if loaded.config else {})
-    if not configs:
-        raise UserError(
-            "there is no recipe that names evaluations; give --data=SOURCE, and --classes=FILE.json for zero-shot"
-        )
-    with _named_as_given(configs if arguments.data else {}):
-        _run(arguments, loaded, configs)
+    if not jobs and arguments.data:
+        jobs = asked.on_data(arguments, further, task)
+    elif not jobs:
+        jobs = asked.of_recipe(arguments, further, loaded.config.evaluations(task) if loaded.config else {})
+    failed = broken + _run(arguments, loaded, jobs)
+    if failed:
+        raise UserError(f"{failed} of {broken + len(jobs)} evaluations failed")
 
 
-@contextlib.contextmanager
-def _named_as_given(asked: Mapping[str, Any]) -> Iterator[None]:
-    """Makes errors name options where they would name the keys of a recipe that the person has not written."""
-    try:
-        yield
-    except UserError as error:
-        message = str(error)
-        for name in asked:
-            message = message.replace(f"config.evals.{name}.", "--").replace(f"config.evals.{name}: ", "")
-        raise UserError(message) from None
+def _of_suite(arguments: argparse.Namespace, further: list[str]) -> tuple[list[Asked], int]:
+    """The evaluations of --suite, and how many of its data sets are broken; says what is missing."""
+    found = asked.on_suite(arguments, further)
+    for name, one in found.missing.items():
+        print(f"{name} is not here: {' and '.join(one.data)}", file=sys.stderr)
+    if found.missing:
+        print("docs/evaluation.md says how to get them; the others are evaluated", file=sys.stderr)
+    for name, reason in found.broken.items():
+        print(f"error: {name}: {reason}", file=sys.stderr)
+    if not found.asked:
+        raise UserError(f"--suite={arguments.suite}: nothing to evaluate below {arguments.data or 'this folder'}")
+    return found.asked, len(found.broken)
 
 
-def _run(arguments: argparse.Namespace, loaded: Any, configs: Mapping[str, Mapping[str, Any]]) -> None:
+def _run(arguments: argparse.Namespace, loaded: Any, jobs: Sequence[Asked]) -> int:
+    """Runs evaluations; returns how many of a suite failed."""
     from jaxclip import checkpoint, evaluate, methods
+    from jaxclip.data.storage import cache_folder
 
-    evaluators = evaluate.from_config(configs)
-    evaluate.check(evaluators, loaded.method)
-    root = arguments.root or ""
-    if arguments.root is None and loaded.config and not arguments.data:
+    own = not (arguments.data or arguments.suite)
+    try:
+        evaluators = evaluate.from_config({job.file: job.config for job in jobs})
+        evaluate.check(evaluators, loaded.method)
+    except UserError as error:
+        raise UserError(_said(error, jobs, own)) from None
+    root = arguments.root or (arguments.data if arguments.suite else "") or ""
+    if own and arguments.root is None and loaded.config:
         root = loaded.config.data.root
-    where = "--data" if arguments.data else ""
-    with phase("opening the data"):
-        evaluations = [evaluate.Evaluation(name, evaluator, root, where) for name, evaluator in evaluators.items()]
-    encoder, variables = loaded.evaluation_parts()
+    where = "" if own else "--data"
     path = local(arguments.path, "PATH")
     output, pretrained = _names(path, checkpoint.find(path, arguments.step))
     output = local(arguments.output, "--output") if arguments.output else output
@@ -116,78 +134,88 @@ def _run(arguments: argparse.Namespace, loaded: Any, configs: Mapping[str, Mappi
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output={output}: {error.strerror}; name a folder that can be written") from None
-    for evaluation in evaluations:
-        _check_free(output / f"{evaluation.name}.json", evaluation)
-    names = {"model": methods.to_config(loaded.method)["name"], "pretrained": pretrained}
-    for number, evaluation in enumerate(evaluations, 1):
-        with phase(f"evaluating {number} of {len(evaluations)}: {evaluation.name}"):
-            (result,) = evaluate.run_all([evaluation], encoder, variables, output, names)
-        print(evaluate.summary(result), flush=True)
-    for evaluation in evaluations:
-        if evaluation.skips.total:
-            print(f"{evaluation.name}: skipped {evaluation.skips.total} records: {evaluation.skips}", file=sys.stderr)
+    failed = 0
+
+    def spared(error: UserError, job: Asked) -> int:
+        """Says why an evaluation of a suite failed, of which the rest goes on; alone, it is the end."""
+        said = _said(error, [job], own)
+        if not arguments.suite:
+            raise UserError(said) from None
+        print(f"error: {job.file}: {said}", file=sys.stderr)
+        return 1
+
+    opened: list[tuple[Asked, Evaluation]] = []
+    with phase("opening the data"):
+        for job in jobs:
+            try:
+                evaluation = Evaluation(job.name, evaluators[job.file], root, where, job.metric)
+                _check_free(output / f"{job.file}.json", evaluation)
+            except UserError as error:
+                failed += spared(error, job)
+            else:
+                opened.append((job, evaluation))
+    encoder, variables = loaded.evaluation_parts()
+    kept = cache_folder("embeddings") if arguments.keep_embeddings else None
+    weights, kind = evaluate.weights_digest(variables), methods.to_config(loaded.method)["name"]
+    names = {"model": kind, "pretrained": pretrained, "weights": weights}
+    numbers = itertools.count(1)
+    # What images give is held for the tasks of one data set, and not for those of all.
+    for _, group in itertools.groupby(opened, lambda pair: pair[0].name if arguments.suite else ""):
+        tasks = list(group)
+        shared = evaluate.SharedEncoder(encoder, variables, evaluate.needed([one for _, one in tasks]), kept, True)
+        for job, evaluation in tasks:
+            place, number = output / f"{job.file}.json", next(numbers)
+            result = _measured(place, evaluation, weights) if arguments.suite else None
+            try:
+                if result is None:
+                    with phase(f"evaluating {number} of {len(opened)}: {job.file}"):
+                        result = evaluate.run(evaluation, shared, variables, place, names)
+                print(evaluate.summary(result), flush=True)
+            except UserError as error:
+                failed += spared(error, job)
+            if evaluation.skips.total:
+                print(f"{job.file}: skipped {evaluation.skips.total} records: {evaluation.skips}", file=sys.stderr)
     print(f"results: {output.absolute()}")
+    return failed
 
 
-def _asked(arguments: argparse.Namespace, further: list[str], task: str) -> dict[str, dict[str, Any]]:
-    """The evaluation that the command line asks for, as a recipe writes it; empty for those of the recipe itself."""
-    from jaxclip import evaluate
-
-    keys = {"classes": arguments.classes, "templates": tuple(arguments.template or ())}
-    given = {key: value for key, value in keys.items() if value}
-    if not arguments.data:
-        if given or arguments.task or arguments.name:
-            raise UserError(
-                "--task, --classes, --template and --name are for other data than the recipe's; give --data=SOURCE"
-            )
-        if further:
-            raise UserError(
-                f"{further[0]}: there is no such option, or it is one of a --task; give --data=SOURCE with it"
-            )
-        return {}
-    if arguments.name and not evaluate.SAFE_NAME.fullmatch(arguments.name):
-        raise UserError(f"--name={arguments.name!r} must be letters, digits and . _ -: it names the file of the result")
-    stem = pathlib.Path(arguments.data).name.split(".")[0]
-    name = arguments.name or re.sub(r"[^\w-]+", "_", stem).strip("_") or "data"
-    task = arguments.task or ("zeroshot_classification" if given else task)
-    if not task:
-        raise UserError("the model's method has no evaluation of its own; give --task=NAME, a file of jaxclip/evaluate")
-    return {name: {"task": task, "data": arguments.data} | given | _keys(further, task)}
-
-
-def _keys(further: list[str], task: str) -> dict[str, Any]:
-    """A task's own keys, given as --KEY=VALUE."""
-    from jaxclip import evaluate
-
-    keys, found = evaluate.keys(task), dict[str, Any]()
-    if keys is None:  # which is said where the task is looked for
-        return {}
-    for argument in further:
-        name, _, value = argument.removeprefix("--").partition("=")
-        if name not in keys:
-            known = ", ".join(f"--{key}" for key in keys) or "none of its own"
-            raise UserError(f"{argument} is no option; those of {task} are {known}, each with =VALUE")
-        found[name] = value
-        if keys[name] is not str:
-            with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-                found[name] = ast.literal_eval(value)
-            if typing.get_origin(keys[name]) is tuple and not isinstance(found[name], tuple):
-                found[name] = (found[name],)
-    return found
+def _said(error: UserError, jobs: Sequence[Asked], own: bool) -> str:
+    """A message that names options where it would name the keys of a recipe that the person has not written."""
+    message = str(error)
+    for job in () if own else jobs:
+        for name in (job.name, job.file):
+            message = message.replace(f"config.evals.{name}.", "--").replace(f"config.evals.{name}: ", "")
+    return message
 
 
 def _check_free(place: pathlib.Path, evaluation: Evaluation) -> None:
     """Raises UserError if a file holds the result of another evaluation, which would be lost."""
-    try:
-        held = json.loads(place.read_text())
-        before = held["task"], held["data"], held.get("options", evaluation.options)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    held = _held(place)
+    if held is None:
         return
+    before = held["task"], held["data"], held.get("options", evaluation.options)
     if before != (evaluation.task, evaluation.evaluator.data, evaluation.options):
         changed = "" if before[:2] != (evaluation.task, evaluation.evaluator.data) else " with other options"
         raise UserError(
             f"{place} is the result of {before[0]} on {before[1]}{changed}; give another --name or --output"
         )
+
+
+def _measured(place: pathlib.Path, evaluation: Evaluation, weights: str) -> dict[str, Any] | None:
+    """The result of the very evaluation of the very weights, if a suite that was stopped had come so far."""
+    held = _held(place)
+    if held is None or held.get("weights") != weights or held.get("options") != evaluation.options:
+        return None
+    return held if isinstance(held.get("summary"), str) else None
+
+
+def _held(place: pathlib.Path) -> dict[str, Any] | None:
+    """What the file of a result holds; None if there is none, or no result in it."""
+    try:
+        held = json.loads(place.read_text())
+    except (OSError, ValueError):
+        return None
+    return held if isinstance(held, dict) and {"task", "data", "dataset"} <= held.keys() else None
 
 
 def _names(path: pathlib.Path, checkpoint: pathlib.Path | None) -> tuple[pathlib.Path, str]:

@@ -7,10 +7,11 @@ import io
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from PIL import Image
 
 from jaxclip.data.findings import preflight
@@ -31,6 +32,7 @@ class Evaluation:
       evaluator: what is measured.
       root: the folder that relative paths start from.
       where: the key that the data are from, for messages; config.evals.NAME.data by default.
+      metric: the figure that is quoted, the first of the metrics by default; of several names, their mean.
 
     Attributes:
       task: the evaluator's name, such as zeroshot_retrieval.
@@ -40,9 +42,10 @@ class Evaluation:
       UserError: the data, or something else that the evaluator needs, does not exist.
     """
 
-    def __init__(self, name: str, evaluator: Evaluator, root: str = "", where: str = ""):
+    def __init__(self, name: str, evaluator: Evaluator, root: str = "", where: str = "", metric: tuple[str, ...] = ()):
         self.name = name
         self.evaluator = evaluator
+        self.metric = metric
         self.task = task_of(evaluator)
         self.skips = SkipLog()
         where = where or f"config.evals.{name}.data"
@@ -67,7 +70,7 @@ class Evaluation:
         except UserError as error:
             raise UserError(f"config.evals.{self.name}: {error}") from None
         keys = {"dataset": self.name, "task": self.task, "language": "en", "data": self.evaluator.data}
-        return keys | {"options": self.options} | to_json(result)
+        return keys | {"options": self.options} | _quoted(to_json(result), self.metric)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -75,34 +78,31 @@ class Evaluation:
         return {key: value for key, value in json.loads(json.dumps(to_dict(self.evaluator))).items() if key != "data"}
 
 
-def run_all(
-    evaluations: Sequence[Evaluation], encoder: Encoder, variables: Any, folder: pathlib.Path, model: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """Runs evaluations one after the other and writes a JSON file of each into `folder`.
+def run(
+    evaluation: Evaluation, encoder: Encoder, variables: Any, place: pathlib.Path, model: Mapping[str, str]
+) -> dict[str, Any]:
+    """Runs an evaluation and writes its result.
 
     Args:
-      evaluations: what to run.
+      evaluation: what to run.
       encoder: of the method.
       variables: of the model.
-      folder: created if it does not exist; only the first process writes.
-      model: the keys `model` and `pretrained` of the results.
+      place: the JSON file; only the first process writes it, and its folder if it does not exist.
+      model: the keys `model` and `pretrained` of the result.
 
     Returns:
-      What the files hold.
+      What the file holds.
     """
-    results = []
-    for evaluation in evaluations:
-        result = evaluation.run(encoder, variables) | dict(model)
-        results.append(result)
-        if jax.process_index() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(folder / f"{evaluation.name}.json") as file:
-                file.write((json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
-    return results
+    result = evaluation.run(encoder, variables) | dict(model)
+    if jax.process_index() == 0:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(place) as file:
+            file.write((json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
+    return result
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """The line that people quote of a result that `run_all` gave."""
+    """The line that people quote of a result that `run` gave."""
     return f"{result['dataset']}: {result['summary']}"
 
 
@@ -115,6 +115,19 @@ def to_json(result: Result) -> dict[str, Any]:
         content["tables"] = [_finite(to_dict(table)) for table in result.tables]
     if result.examples:
         content["examples"] = [_example(example) for example in result.examples]
+    return content
+
+
+def _quoted(content: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """A result with a figure before the others, the mean of those named, which probes have with the prefix lp_."""
+    metrics = content["metrics"]
+    for found in (names, tuple(f"lp_{name}" for name in names)):
+        values = [metrics.get(name) for name in found]
+        if not found or None in values or (len(found) == 1 and next(iter(metrics)) == found[0]):
+            continue
+        name, value = f"mean of {' and '.join(found)}" if len(found) > 1 else found[0], float(np.mean(values))
+        content["metrics"] = {name: value} | metrics
+        content["summary"] += f", {name} {value:.1%}"
     return content
 
 

@@ -141,7 +141,7 @@ def test_an_evaluator_is_one_file(median_rank, tmp_path):
     # Captions a and b find their images first, c finds its own behind both others.
     table = {"a": [1.0, 0.1, 0.0], "b": [0.1, 1.0, 0.0], "c": [0.5, 0.5, 0.1]}
     encoder = LookUp(table, embedded_set(np.eye(3), captions=[["a"], ["b"], ["c"]]))
-    (result,) = evaluate.run_all([evaluation], encoder, None, tmp_path, {"model": "clip", "pretrained": "run@1"})
+    result = evaluate.run(evaluation, encoder, None, tmp_path / "x.json", {"model": "clip", "pretrained": "run@1"})
     assert evaluate.summary(result) == "x: median rank 10.0 of 3"
     assert json.loads((tmp_path / "x.json").read_text()) == {
         "dataset": "x",
