@@ -20,7 +20,7 @@ from typing import Any
 from jaxclip.encoder import lacking
 from jaxclip.errors import UserError
 from jaxclip.evaluate.evaluation import Evaluation, run, summary
-from jaxclip.evaluate.evaluator import Evaluator, Example, Result, Table, task_of
+from jaxclip.evaluate.evaluator import Evaluator, Example, Result, Table, examples_digest, task_of
 from jaxclip.evaluate.shared import SharedEncoder, weights_digest
 from jaxclip.methods import Method
 from jaxclip.parsing import parse
@@ -33,6 +33,7 @@ __all__ = [
     "SharedEncoder",
     "Table",
     "check",
+    "examples_digest",
     "from_config",
     "keys",
     "needed",

@@ -115,6 +115,11 @@ def to_json(result: Result) -> dict[str, Any]:
         content["tables"] = [_finite(to_dict(table)) for table in result.tables]
     if result.examples:
         content["examples"] = [_example(example) for example in result.examples]
+    if result.outcomes:
+        content["outcomes"] = {
+            name: "".join("1" if one else "0" for one in right) for name, right in result.outcomes.items()
+        }
+        content["outcomes_of"] = result.outcomes_of
     return content
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 from jaxclip.data.record import Record, Source
 from jaxclip.data.skips import SkipLog
@@ -60,6 +62,10 @@ class Result:
       tables: for the report; by default one table of the metrics.
       examples: images for the report, a few dozen at most.
       further: other keys of the JSON file, such as CLIP_benchmark's `classnames`; JSON values.
+      outcomes: by the names of metrics that are shares of examples, whether each example was right; the metric is their
+        mean. Intervals of the metric come from them.
+      outcomes_of: of which examples these are, and in which order; see `examples_digest`. Results with the same one are
+        compared example by example.
     """
 
     metrics: Mapping[str, float | None]
@@ -68,6 +74,8 @@ class Result:
     tables: tuple[Table, ...] = ()
     examples: tuple[Example, ...] = ()
     further: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    outcomes: Mapping[str, Bool[np.ndarray, "_"]] = dataclasses.field(default_factory=dict)
+    outcomes_of: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,3 +134,13 @@ class Evaluator:
 def task_of(evaluator: Evaluator) -> str:
     """The `task` that names an evaluator in a config: its module's name."""
     return type(evaluator).__module__.rpartition(".")[2]
+
+
+def examples_digest(examples: Sequence[Any]) -> str:
+    """What two sets of examples have in common only if they hold the same ones in the same order.
+
+    Args:
+      examples: of each a JSON value that says which one it is, such as its image's digest and its label; never what a
+        model made of it.
+    """
+    return hashlib.blake2b(json.dumps(list(examples)).encode(), digest_size=12).hexdigest()

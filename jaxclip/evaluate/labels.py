@@ -11,6 +11,7 @@ from jaxtyping import Float
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import EmbeddedSet
 from jaxclip.errors import UserError
+from jaxclip.evaluate.evaluator import examples_digest
 
 
 class Labeled(NamedTuple):
@@ -20,11 +21,18 @@ class Labeled(NamedTuple):
       rows: of the embedded set.
       classes: the indices of each image's classes.
       single: whether these are labels, of which each image has one.
+      digests: of the images.
     """
 
     rows: list[int]
     classes: list[tuple[int, ...]]
     single: bool
+    digests: list[str]
+
+    @property
+    def examples(self) -> str:
+        """The digest of the images with their classes; see `jaxclip.evaluate.examples_digest`."""
+        return examples_digest([*zip(self.digests, self.classes, strict=True)])
 
 
 def classes_of(label: int | None, tags: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -67,7 +75,8 @@ def labeled(embedded: EmbeddedSet, class_names: Sequence[str], skips: SkipLog, w
         reason = f"no record can be used: {skips}" if skips.total else "no image has a class label (a .cls member, a "
         reason += "" if skips.total else "label column) or tags"
         raise UserError(f"{where}: {reason}" if where else reason)
-    return Labeled(rows, found, single=all(embedded.tags[row] is None for row in rows))
+    single = all(embedded.tags[row] is None for row in rows)
+    return Labeled(rows, found, single, [embedded.digests[row] for row in rows])
 
 
 def unit_rows(rows: Float[np.ndarray, "images width"]) -> Float[np.ndarray, "images width"]:

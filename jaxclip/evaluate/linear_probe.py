@@ -16,6 +16,7 @@ from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import Encoder, gather
 from jaxclip.errors import UserError
 from jaxclip.evaluate.classification_metrics import Answers, classified
+from jaxclip.evaluate.labels import Labeled
 from jaxclip.evaluate.logistic_regression import Classifiers, Regression
 from jaxclip.evaluate.on_features import FeatureEvaluator, Further
 from jaxclip.evaluate.ranking import recalls
@@ -83,13 +84,14 @@ class Evaluator(FeatureEvaluator):
           UserError: no image has a label, or all images that are learned from have the same one.
         """
 
-        def features(images: Source, where: str) -> Features:
+        def features(images: Source, where: str) -> tuple[Features, Labeled]:
             rows, known = self.features(encoder, variables, images, prepared, skips, where)
-            return Features(rows, np.array([label for (label,) in known.classes]))
+            return Features(rows, np.array([label for (label,) in known.classes])), known
 
-        train, test = features(prepared.sources["train"], "train"), features(source, "data")
+        train, _ = features(prepared.sources["train"], "train")
+        test, tested = features(source, "data")
         if "validation" in prepared.sources:
-            validation = features(prepared.sources["validation"], "validation")
+            validation, _ = features(prepared.sources["validation"], "validation")
         else:
             order = np.random.default_rng(0).permutation(len(train.rows))
             count = max(1, round(_HELD_OUT * len(order)))
@@ -115,7 +117,8 @@ class Evaluator(FeatureEvaluator):
             curves[f"{shots}shot"] = few(shots_of(train.labels, shots, seed) for seed in range(self.seeds))
         for share in self.fractions:
             curves[f"{100 * share:g}%"] = few(share_of(len(train.labels), share, seed) for seed in range(self.seeds))
-        return _result(whole, _answers(whole.classifier, test), curves, test.labels, classes)
+        answers = _answers(whole.classifier, test)
+        return _result(whole, answers, curves, test.labels, classes, tested.examples)
 
 
 class Probe(NamedTuple):
@@ -202,7 +205,12 @@ def _answers(classifier: Classifiers, images: Features) -> Answers:
 
 
 def _result(
-    probe: Probe, answers: Answers, curves: dict[str, list[float]], labels: Int[np.ndarray, "images"], classes: int
+    probe: Probe,
+    answers: Answers,
+    curves: dict[str, list[float]],
+    labels: Int[np.ndarray, "images"],
+    classes: int,
+    examples: str,
 ) -> evaluate.Result:
     accuracy, right = recalls(answers.ranks, (1, 5)), answers.ranks == 0
     metrics: dict[str, float | None] = {
@@ -228,4 +236,6 @@ def _result(
         headline=(f"{accuracy[1]:.1%}", f"linear probe top-1\n{classes} classes"),
         tables=tuple(tables),
         further={"regularizer": probe.strength, "validation_acc1": probe.accuracy, "fewer_images": curves},
+        outcomes={f"lp_acc{k}": answers.ranks < k for k in (1, 5) if classes >= k},
+        outcomes_of=examples,
     )

@@ -53,7 +53,8 @@ class Evaluator(FeatureEvaluator):
             found, known = self.features(encoder, variables, images, prepared, skips, where)
             rows[where], labels[where] = unit_rows(found), np.array([label for (label,) in known.classes])
         predicted = predictions(rows["data"], rows["train"], labels["train"], self.neighbors, self.temperature)
-        accuracy = {k: float(np.mean(classes == labels["data"])) for k, classes in predicted.items()}
+        right = {k: classes == labels["data"] for k, classes in predicted.items()}
+        accuracy = {k: float(np.mean(outcomes)) for k, outcomes in right.items()}
         first = self.neighbors[0]
         return evaluate.Result(
             metrics={"knn_acc1": accuracy[first]} | {f"knn_acc1_{k}": value for k, value in accuracy.items()},
@@ -67,6 +68,8 @@ class Evaluator(FeatureEvaluator):
                     fractions=True,
                 ),
             ),
+            outcomes={"knn_acc1": right[first]} | {f"knn_acc1_{k}": outcomes for k, outcomes in right.items()},
+            outcomes_of=known.examples,
         )
 
 

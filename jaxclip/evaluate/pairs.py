@@ -13,6 +13,7 @@ from jaxclip.data.record import Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import EmbeddedSet, Encoder
 from jaxclip.errors import UserError
+from jaxclip.evaluate.evaluator import examples_digest
 from jaxclip.evaluate.ranking import Ranks, ranks
 
 
@@ -24,11 +25,13 @@ class Pairs:
       images: unit embeddings of the images.
       texts: unit embeddings of the captions.
       owners: for each caption, the row of its image.
+      examples: the digest of the images with their captions; see `jaxclip.evaluate.examples_digest`.
     """
 
     images: Float[np.ndarray, "images width"]
     texts: Float[np.ndarray, "captions width"]
     owners: Int[np.ndarray, "captions"]
+    examples: str
 
     def ranks(self, mesh: Mesh) -> Ranks:
         """As queries, of each image the rank of the best of its captions; as keys, of each caption its image's."""
@@ -51,7 +54,8 @@ def embedded_pairs(encoder: Encoder, variables: Any, source: Source, skips: Skip
         raise UserError(f"no record can be used: {skips}" if skips.total else "no image has a caption to retrieve")
     owners = np.array([index for index, lines in enumerate(captions.values()) for _ in lines])
     texts = encoder.texts(variables, [prefix + line for lines in captions.values() for line in lines])
-    return Pairs(embedded.outputs[[*captions]], texts, owners)
+    examples = examples_digest([(embedded.digests[row], lines) for row, lines in captions.items()])
+    return Pairs(embedded.outputs[[*captions]], texts, owners, examples)
 
 
 def captions_of_images(embedded: EmbeddedSet) -> dict[int, list[str]]:

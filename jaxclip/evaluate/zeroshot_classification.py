@@ -120,7 +120,8 @@ class Evaluator(evaluate.Evaluator):
         examples = _examples(encoder, source, shown, prepared.classes)
         # By the margin: probabilities of a sharp model are rounded to 0 and 1.
         margins = images @ (texts[1] - texts[0]) if len(texts) == 2 else None
-        return _of_labels(answers, labels, margins, prepared, worst, examples)
+        result = _of_labels(answers, labels, margins, prepared, worst, examples)
+        return dataclasses.replace(result, outcomes_of=known.examples)
 
 
 def _scale(encoder: Encoder, variables: Any) -> float:
@@ -172,6 +173,7 @@ def _of_labels(
         tables=tuple(tables),
         examples=examples,
         further={"per_class_recall": per_name} | _prompts(prompts),
+        outcomes={f"acc{k}": answers.ranks < k for k in (1, 5) if len(classes) >= k},
     )
 
 

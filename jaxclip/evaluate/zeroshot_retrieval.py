@@ -46,10 +46,10 @@ class Evaluator(evaluate.Evaluator):
         """
         pairs = embedded_pairs(encoder, variables, source, skips, self.prefix)
         of_images, of_captions = pairs.ranks(encoder.mesh)
-        return _result({"image_retrieval": of_captions, "text_retrieval": of_images})
+        return _result({"image_retrieval": of_captions, "text_retrieval": of_images}, pairs.examples)
 
 
-def _result(ranks: dict[str, Int[np.ndarray, "queries"]]) -> evaluate.Result:
+def _result(ranks: dict[str, Int[np.ndarray, "queries"]], examples: str) -> evaluate.Result:
     recall = {name: recalls(values, KS) for name, values in ranks.items()}
     middle = {name: (float(np.median(values)) + 1, float(np.mean(values)) + 1) for name, values in ranks.items()}
     metrics = {f"{name}_recall@{k}": value for name, values in recall.items() for k, value in values.items()}
@@ -79,4 +79,6 @@ def _result(ranks: dict[str, Int[np.ndarray, "queries"]]) -> evaluate.Result:
                 {words: middle[name] for name, words in DIRECTIONS.items()},
             ),
         ),
+        outcomes={f"{name}_recall@{k}": values < k for name, values in ranks.items() for k in KS},
+        outcomes_of=examples,
     )
