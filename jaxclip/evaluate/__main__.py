@@ -58,6 +58,9 @@ def main(argv: list[str] | None = None) -> int:
         "--table", nargs="+", metavar="DIR", help="no evaluation, but a table of the results in workdirs or folders"
     )
     parser.add_argument("--form", choices=table.FORMS, default="markdown", help="of --table (default: markdown)")
+    parser.add_argument(
+        "--intervals", action="store_true", help="of --table: 95%% intervals, and the differences to the first model"
+    )
     add_flags(parser)
     arguments, further = parser.parse_known_args(argv)
     return run_command(lambda _: _table(arguments, further) if arguments.table else _evaluate(arguments, further))
@@ -70,7 +73,7 @@ def _table(arguments: argparse.Namespace, further: list[str]) -> None:
         if getattr(arguments, key) is not None:
             flag = "PATH" if key == "path" else f"--{key}"
             raise UserError(f"{flag} is for an evaluation, and not for --table")
-    rows = table.read([local(folder, "--table") for folder in arguments.table])
+    rows = table.read([local(folder, "--table") for folder in arguments.table], arguments.intervals)
     print(table.FORMS[arguments.form](rows), end="")
 
 
@@ -79,6 +82,8 @@ def _evaluate(arguments: argparse.Namespace, further: list[str]) -> None:
 
     if arguments.path is None:
         raise UserError("give the PATH of a model, such as runs/demo, or --table with folders of results")
+    if arguments.intervals:
+        raise UserError("--intervals is for --table, and not for an evaluation")
     wrong = next((item for item in further if not re.fullmatch(r"--\w+=.*", item, re.DOTALL)), None)
     if wrong is not None:
         raise UserError(f"{wrong}: there is no such option; those of a --task are written --KEY=VALUE")

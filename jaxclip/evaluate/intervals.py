@@ -18,10 +18,41 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether a difference is unlikely to be one of the chosen examples alone."""
-        return self.low > 0 or self.high < 0
+
+class Outcomes(NamedTuple):
+    """What a share is the mean of.
+
+    Attributes:
+      right: whether each example was right; at least one.
+      examples: the digest of the examples; see `jaxclip.evaluate.examples_digest`. Empty if it is not known.
+    """
+
+    right: Bool[np.ndarray, "examples"]
+    examples: str
+
+
+class Spread(NamedTuple):
+    """The interval of a share, and its difference to that of a baseline with its interval; None if they are not paired.
+
+    Attributes:
+      low, high: the bounds of the share.
+      difference: how much larger the share is than the baseline's.
+      difference_low, difference_high: the bounds of the difference.
+    """
+
+    low: float
+    high: float
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+
+
+def spread(own: Outcomes, baseline: Outcomes | None) -> Spread:
+    """The intervals of a share, paired with a baseline if both are known to be over the same examples."""
+    if baseline is None or not own.examples or own.examples != baseline.examples:
+        return Spread(*of_mean(own.right))
+    difference = float(np.sum(own.right) - np.sum(baseline.right)) / len(own.right)
+    return Spread(*of_mean(own.right), difference, *of_difference(own.right, baseline.right))
 
 
 def of_mean(right: Bool[np.ndarray, "examples"]) -> Interval:

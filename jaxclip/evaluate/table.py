@@ -8,10 +8,14 @@ import io
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxclip.errors import UserError
+from jaxclip.evaluate.intervals import Outcomes, Spread, spread
 
 
 class Column(NamedTuple):
@@ -23,24 +27,34 @@ class Column(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The figures of one model; those that do not exist are None."""
+    """The figures of one model; those that do not exist are None.
+
+    Attributes:
+      model: its name.
+      figures: by what they are of.
+      outcomes: of the figures that are shown with intervals; the first row is the baseline of the others.
+    """
 
     model: str
-    figures: Mapping[Column, float | None]
+    figures: dict[Column, float | None]
+    outcomes: dict[Column, Outcomes]
 
 
-def read(folders: Sequence[pathlib.Path]) -> list[Row]:
+def read(folders: Sequence[pathlib.Path], intervals: bool = False) -> list[Row]:
     """The results in folders, in CLIP_benchmark's JSON form, ours or another program's.
 
     Args:
       folders: each a run's workdir, of which the last evaluation is taken, or a folder of JSON files.
+      intervals: whether the outcomes of the examples are read, too, where results have them.
 
     Raises:
-      UserError: a folder has no results, or a file is none.
+      UserError: a folder has no results, or a file is none; its outcomes are no strings of 0 and 1, or of another
+        length than others over the same examples.
     """
-    models: dict[str, dict[Column, float | None]] = {}
+    models: dict[str, Row] = {}
+    lengths: dict[tuple[str, str], tuple[int, pathlib.Path]] = {}
     for folder in folders:
-        here: dict[str, dict[Column, float | None]] = {}
+        here: dict[str, Row] = {}
         files = sorted(_latest(folder).glob("*.json"))
         if not files:
             raise UserError(
@@ -48,28 +62,42 @@ def read(folders: Sequence[pathlib.Path]) -> list[Row]:
             )
         for file in files:
             result = _result(file)
-            figures = here.setdefault(f"{result['model']} {result['pretrained']}", {})
+            model = f"{result['model']} {result['pretrained']}"
+            row = here.setdefault(model, Row(model, {}, {}))
             language = result.get("language", "en")
             dataset = result["dataset"] + ("" if language == "en" else f" ({language})")
+            outcomes = _outcomes(result, file, lengths) if intervals else {}
             for metric, value in result["metrics"].items():
+                column = Column(dataset, result["task"], metric)
                 known = value is not None and math.isfinite(value)
-                figures[Column(dataset, result["task"], metric)] = value if known else None
-        for model, figures in here.items():
-            before = models.get(model, {})
+                row.figures[column] = value if known else None
+                if known and metric in outcomes:
+                    row.outcomes[column] = outcomes[metric]
+        for model, row in here.items():
+            before = models[model].figures if model in models else {}
             # Runs of one name in different folders are different models.
-            differs = any(before[column] != value for column, value in figures.items() if column in before)
-            models.setdefault(f"{model} in {folder}" if differs else model, {}).update(figures)
-    return [Row(model, figures) for model, figures in models.items()]
+            differs = any(before[column] != value for column, value in row.figures.items() if column in before)
+            name = f"{model} in {folder}" if differs else model
+            whole = models.setdefault(name, Row(name, {}, {}))
+            whole.figures.update(row.figures)
+            whole.outcomes.update(row.outcomes)
+    return list(models.values())
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """Every figure, with all its digits."""
+    """Every figure, with all its digits; after it the parts of its `Spread`, such as NAME/low."""
     columns = list(dict.fromkeys(column for row in rows for column in row.figures))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["model", *(f"{column.dataset}/{column.task}/{column.metric}" for column in columns)])
-    for row in rows:
-        writer.writerow([row.model, *(row.figures.get(column) for column in columns)])
+    heading = ["model"]
+    lines: list[list[str | float | None]] = [[row.model] for row in rows]
+    for column in columns:
+        name, spreads = f"{column.dataset}/{column.task}/{column.metric}", _spreads(rows, column)
+        parts = [part for part in Spread._fields if any(getattr(one, part, None) is not None for one in spreads)]
+        heading += [name, *(f"{name}/{part}" for part in parts)]
+        for line, row, one in zip(lines, rows, spreads, strict=True):
+            line += [row.figures.get(column), *(getattr(one, part, None) for part in parts)]
+    writer.writerows([heading, *lines])
     return file.getvalue()
 
 
@@ -84,7 +112,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
 def as_html(rows: Sequence[Row]) -> str:
     """The same as a table element."""
     columns, cells = _first_figures(
-        [Row(html.escape(row.model), row.figures) for row in rows], lambda text: f"<b>{text}</b>"
+        [row._replace(model=html.escape(row.model)) for row in rows], lambda text: f"<b>{text}</b>"
     )
     heading = "".join(f"<th>{html.escape(text)}</th>" for text in ["model", *map(_heading, columns)])
     lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>\n" for line in cells)
@@ -115,6 +143,31 @@ def _result(file: pathlib.Path) -> dict[str, Any]:
     return result
 
 
+def _outcomes(
+    result: Mapping[str, Any], file: pathlib.Path, lengths: dict[tuple[str, str], tuple[int, pathlib.Path]]
+) -> dict[str, Outcomes]:
+    """The outcomes by metric; `lengths` are those of all files so far, by metric and examples."""
+    texts, examples = result.get("outcomes", {}), result.get("outcomes_of", "")
+    if not isinstance(texts, dict) or not isinstance(examples, str):
+        raise UserError(f"--table: {file} has outcomes without metrics, or outcomes_of that is no text")
+    for metric, text in texts.items():
+        if not isinstance(text, str) or not re.fullmatch("[01]+", text):
+            raise UserError(f"--table: {file} has outcomes of {metric} that are no string of 0 and 1")
+        length, other = lengths.setdefault((metric, examples), (len(text), file))
+        if examples and length != len(text):
+            raise UserError(
+                f"--table: {file} has {len(text)} outcomes of {metric}, and {other} {length} over the same examples; "
+                "evaluate both again"
+            )
+    return {metric: Outcomes(np.array([*text]) == "1", examples) for metric, text in texts.items()}
+
+
+def _spreads(rows: Sequence[Row], column: Column) -> list[Spread | None]:
+    """The intervals of a figure of each row, and the difference to the first row."""
+    baseline, *others = (row.outcomes.get(column) for row in rows)
+    return [spread(baseline, None) if baseline else None, *(spread(one, baseline) if one else None for one in others)]
+
+
 def _first_figures(rows: Sequence[Row], bold: Callable[[str], str]) -> tuple[list[Column], list[list[str]]]:
     """The first figure of each evaluation of each row as text, and what they are of."""
     first: dict[tuple[str, str], Column] = {}
@@ -131,11 +184,22 @@ def _first_figures(rows: Sequence[Row], bold: Callable[[str], str]) -> tuple[lis
         is_share = not is_rank and column.metric != "CIDEr" and all(0 <= value <= 1 for value in known)
         # Of one model alone, each figure would be the best.
         best = (min if is_rank or column.metric.endswith("error") else max)(known) if known and len(rows) > 1 else None
-        for line, value in zip(cells, values, strict=True):
+        for line, value, around in zip(cells, values, _spreads(rows, column), strict=True):
             text = "-" if value is None else f"{100 * value:.1f}" if is_share else f"{value:.2f}"
-            line.append(bold(text) if value is not None and value == best else text)
+            text = bold(text) if value is not None and value == best else text
+            line.append(text + (_percentages(around) if around and is_share else ""))
     return columns, cells
 
 
 def _heading(column: Column) -> str:
     return f"{column.dataset} {column.metric}"
+
+
+def _percentages(around: Spread) -> str:
+    """The intervals as they follow a percentage: " [62.1, 64.3]; +1.3 [0.2, 2.4] ≠ 0"."""
+    low, high, *paired = (100 * value for value in around if value is not None)
+    text = f" [{low:.1f}, {high:.1f}]"
+    if paired:
+        difference, low, high = paired
+        text += f"; {difference:+.1f} [{low:.1f}, {high:.1f}]" + (" ≠ 0" if low > 0 or high < 0 else "")
+    return text

@@ -57,7 +57,7 @@ def test_a_difference_turns_around_with_the_models():
     forward, back = intervals.of_difference(first, second), intervals.of_difference(second, first)
     # Other draws: two apart in 2,000 examples, where the interval is 120 wide.
     assert forward == pytest.approx((-back.high, -back.low), abs=2.01 / 2000)
-    assert forward.excludes_zero and back.excludes_zero
+    assert forward.low > 0 > back.high
 
 
 def test_models_that_agree_are_compared_more_sharply_than_by_their_own_intervals():
@@ -66,14 +66,13 @@ def test_models_that_agree_are_compared_more_sharply_than_by_their_own_intervals
     second = first.copy()
     second[np.flatnonzero(~first)[:12]] = True
     difference = intervals.of_difference(second, first)
-    assert intervals.of_mean(first).high > second.mean() and difference.excludes_zero
+    assert intervals.of_mean(first).high > second.mean() and difference.low > 0
     assert difference.low < 0.012 < difference.high
 
 
-def test_no_difference_does_not_exclude_zero():
+def test_there_is_no_spread_where_all_examples_are_alike():
     first = outcomes(100, 0.5, 0)
     assert intervals.of_difference(first, first) == (0, 0)
-    assert not intervals.of_difference(first, first).excludes_zero
     assert intervals.of_mean(np.ones(9, bool)) == (1, 1)
 
 
@@ -87,6 +86,17 @@ def test_a_difference_of_a_few_examples_excludes_zero_from_four_on():
     """Where McNemar's exact test asks for six, as the docstring says."""
     for count in range(1, 8):
         better = np.arange(400) < count
-        assert intervals.of_difference(better, np.zeros(400, bool)).excludes_zero == (count >= 4)
+        assert (intervals.of_difference(better, np.zeros(400, bool)).low > 0) == (count >= 4)
         exact = scipy.stats.binomtest(count, count).pvalue
         assert (exact < 0.05) == (count >= 6)
+
+
+def test_only_results_known_to_be_over_the_same_examples_are_paired():
+    first, second = outcomes(100, 0.5, 0), outcomes(100, 0.7, 1)
+    paired = intervals.spread(intervals.Outcomes(second, "a"), intervals.Outcomes(first, "a"))
+    difference = (second.sum() - first.sum()) / 100
+    assert paired == (*intervals.of_mean(second), difference, *intervals.of_difference(second, first))
+    alone = (*intervals.of_mean(second), None, None, None)
+    for own, other in (("a", "b"), ("", "")):
+        assert intervals.spread(intervals.Outcomes(second, own), intervals.Outcomes(first, other)) == alone
+    assert intervals.spread(intervals.Outcomes(second, "a"), None) == alone
