@@ -90,6 +90,11 @@ class Shapes:
         """The records of `ids`, with images as uint8 pixels. No record is ever skipped."""
         return [self._record(int(i)) for i in ids]
 
+    def negatives(self, i: int) -> tuple[str, dict[str, str]]:
+        """A caption of record `i`, and captions that are false of it by kind, those of `swapped_scenes`."""
+        scene = sample_scene(self.split, i)
+        return describe_fully(scene)[1], {kind: describe_fully(one)[1] for kind, one in swapped_scenes(scene).items()}
+
     def _record(self, i: int) -> Record:
         scene = sample_scene(self.split, i)
         label = CLASS_NAMES.index(scene.figures[0].name) if len(scene.figures) == 1 else None
@@ -227,6 +232,30 @@ def describe_fully(scene: Scene) -> tuple[str, ...]:
         f"{sized} {_to_the(forward)} {other} on a {behind}",
         f"a {behind} with {other} {_to_the(back)} {sized}",
     )
+
+
+def swapped_scenes(scene: Scene) -> dict[str, Scene]:
+    """Scenes that differ from one of two objects in what belongs to what; none of one object.
+
+    `swap_color`, `swap_size`: the objects have each other's color or size. The colors of equal shapes stay, because
+      they would trade places, and so do those that would give a held-out class, which a model could tell by its rarity.
+    `swap_obj`, `replace_rel`: the objects have traded places. Described from the same place on, the caption has them
+      swapped; described from the same object on, it has the opposite relation.
+    """
+    if len(scene.figures) == 1:
+        return {}
+    first, second = scene.figures
+    swapped: dict[str, tuple[Figure, Figure]] = {}
+    recolored = dataclasses.replace(first, color=second.color), dataclasses.replace(second, color=first.color)
+    trained_on = all(CLASS_NAMES.index(figure.name) in TRAINED_ON for figure in recolored)
+    if first.color != second.color and first.shape != second.shape and trained_on:
+        swapped["swap_color"] = recolored
+    if first.size != second.size:
+        resized = dataclasses.replace(first, size=second.size), dataclasses.replace(second, size=first.size)
+        swapped["swap_size"] = resized
+    moved = dataclasses.replace(first, x=second.x, y=second.y), dataclasses.replace(second, x=first.x, y=first.y)
+    swapped |= {"swap_obj": moved[::-1], "replace_rel": moved}
+    return {kind: Scene(figures, scene.background) for kind, figures in swapped.items()}
 
 
 def _a(name: str) -> str:
