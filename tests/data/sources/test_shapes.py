@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import math
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from jaxclip.data.sources.shapes import (
     relation,
     render,
     sample_scene,
+    swapped_scenes,
 )
 from jaxclip.data.sources.shapes_drawing import COLORS, PATTERNS, SHAPES, TONES, Background, Figure, Scene
 from jaxclip.errors import UserError
@@ -284,3 +286,44 @@ def test_validation_captions_tell_its_scenes_apart():
     for position in range(4):
         captions = collections.Counter(describe_fully(scene)[position] for scene in sample)
         assert sum(count for count in captions.values() if count > 1) < 50
+
+
+def claims(caption):
+    """What a caption of the form "a picture of a small red circle left of a large blue square" says."""
+    one = r"(\w+) (\w+) (\w+)"
+    found = re.fullmatch(rf"a picture of a {one} (left of|right of|above|below) a {one}", caption).groups()
+    return found[:3], found[3], found[4:]
+
+
+def test_swapped_captions_are_false_and_differ_in_one_thing():
+    opposite = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+    kinds = collections.Counter()
+    for i in range(300):
+        scene = sample_scene("validation", i)
+        caption, negatives = Shapes("validation").negatives(i)
+        one, place, other = claims(caption)
+        assert one == (scene.figures[0].size, scene.figures[0].color, scene.figures[0].shape)
+        assert caption in describe_fully(scene)
+        kinds.update(negatives)
+        expected = {"swap_obj": (other, place, one), "replace_rel": (one, opposite[place], other)}
+        if one[0] != other[0]:
+            expected["swap_size"] = ((other[0], *one[1:]), place, (one[0], *other[1:]))
+        recolored = (one[0], other[1], one[2]), place, (other[0], one[1], other[2])
+        if "swap_color" in negatives:
+            assert one[1] != other[1] and one[2] != other[2]
+            expected["swap_color"] = recolored
+        else:
+            held_out = {f"{color} {shape}" for _, color, shape in (recolored[0], recolored[2])} & {
+                CLASS_NAMES[index] for index in HELD_OUT
+            }
+            assert one[1] == other[1] or one[2] == other[2] or held_out
+        assert {kind: claims(text) for kind, text in negatives.items()} == expected
+        true = {(one, place, other), (other, opposite[place], one)}
+        assert true.isdisjoint(map(claims, negatives.values()))
+    assert len(kinds) == 4
+
+
+def test_scenes_of_one_object_have_nothing_to_swap():
+    assert swapped_scenes(sample_scene("seen", 0)) == {}
+    caption, negatives = Shapes("seen").negatives(0)
+    assert caption in describe_fully(sample_scene("seen", 0)) and negatives == {}
