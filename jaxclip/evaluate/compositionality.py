@@ -65,8 +65,8 @@ class Evaluator(evaluate.Evaluator):
         """The metrics as fractions of the instances, by CLIP_benchmark's names where it has them.
 
         `text_acc`: each image is more similar to its caption than to the other; Winoground's text score.
-        `image_acc`: each caption is more similar to its image than to the other; Winoground's image score. None is
-          given for one image.
+        `image_acc`: each caption is more similar to its image than to the other; Winoground's image score. Of one
+          image it would always be 1, as CLIP_benchmark has it, and is left out.
         `acc`: both, Winoground's group score; of one image it is `text_acc`.
         `acc_KIND`, `acc_add`, `acc_replace`, `acc_swap`: of each kind, and means over those of each of `FORMS`.
         `mean_per_kind_acc`: the mean over the kinds.
@@ -124,37 +124,42 @@ def _result(
     tied: float,
     shown: tuple[evaluate.Example, ...],
 ) -> evaluate.Result:
-    metrics: dict[str, float | None] = {name: float(right.mean()) for name, right in correct.items()}
+    kinds = {kind: [one.kind == kind for one in instances] for kind in sorted({one.kind for one in instances})}
+    of_kinds = _of_kinds({kind: float(correct["acc"][rows].mean()) for kind, rows in kinds.items()})
+    metrics = {name: float(right.mean()) for name, right in correct.items()} | of_kinds | {"tied": tied}
     figures, count = {name: f"{metrics[name]:.1%}" for name in correct}, f"{len(instances):,}"
-    titles = {"acc": "group", "text_acc": "text", "image_acc": "image"}
-    said = ", ".join(f"{title} {figures.get(name)}" for name, title in titles.items()) + f" of {count} instances"
-    headline = figures["acc"], "images and captions matched\nchance 16.7%"
-    by_kind = {kind: [one.kind == kind for one in instances] for kind in sorted({one.kind for one in instances})}
-    forms: dict[str, float] = {}
-    if len(by_kind) > 1:
-        of_kind = {kind: float(correct["acc"][rows].mean()) for kind, rows in by_kind.items()}
-        for form in FORMS:
-            values = [value for kind, value in of_kind.items() if kind.startswith(f"{form}_")]
-            forms |= {form: float(np.mean(values))} if values else {}
-        metrics["mean_per_kind_acc"] = float(np.mean(list(of_kind.values())))
-        metrics |= {f"acc_{name}": value for name, value in (forms | of_kind).items() if name}
-    if "image_acc" not in correct:
+    if "image_acc" in correct:
+        titles = {"acc": "group", "text_acc": "text", "image_acc": "image"}
+        said = ", ".join(f"{title} {figures[name]}" for name, title in titles.items()) + f" of {count} instances"
+        headline = figures["acc"], "images and captions matched\nchance 16.7%"
+    else:
         titles = {"acc": "accuracy"}
-        of_forms = ", ".join(f"{form} {value:.1%}" for form, value in forms.items())
-        said = f"caption above its negative in {figures['acc']} of {count} pairs" + (f" ({of_forms})" * bool(forms))
+        said = f"caption above its negative in {figures['acc']} of {count} pairs"
+        forms = [f"{form} {metrics[f'acc_{form}']:.1%}" for form in FORMS if f"acc_{form}" in metrics]
+        said += f" ({', '.join(forms)})" if forms else ""
         headline = figures["acc"], "caption above its negative\nchance 50%"
-    said += f", {tied:.1%} equal" * bool(tied)
-    metrics["tied"] = tied
+    said += f", {tied:.1%} equal" if tied else ""
     cells = tuple(metrics[name] for name in titles)
     tables = [evaluate.Table("Compositionality", tuple(titles.values()), {"": cells}, fractions=True)]
-    if len(by_kind) > 1:
+    if len(kinds) > 1:
         # As text, since numbers would be drawn over the steps, in a chart for each kind.
         lines: dict[str, tuple[float | int | str | None, ...]] = {
             kind or "unknown": (*(f"{correct[name][rows].mean():.1%}" for name in titles), sum(rows))
-            for kind, rows in by_kind.items()
+            for kind, rows in kinds.items()
         }
         tables.append(evaluate.Table("Compositionality by kind", (*titles.values(), "instances"), lines))
     return evaluate.Result(metrics=metrics, summary=said, headline=headline, tables=tuple(tables), examples=shown)
+
+
+def _of_kinds(accuracy: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of several kinds and forms, by the accuracy of each kind; none of one."""
+    if len(accuracy) == 1:
+        return {}
+    metrics = {"mean_per_kind_acc": float(np.mean(list(accuracy.values())))}
+    for form in FORMS:
+        values = [value for kind, value in accuracy.items() if kind.startswith(f"{form}_")]
+        metrics |= {f"acc_{form}": float(np.mean(values))} if values else {}
+    return metrics | {f"acc_{kind}": value for kind, value in accuracy.items() if kind}
 
 
 def _chosen(right: Bool[np.ndarray, "instances"], count: int) -> list[int]:
@@ -180,9 +185,9 @@ def _examples(
     texts, numbers = [], []
     for one, similarities, right in shown:
         for own, name in enumerate(one.images):
-            mark = ("✓" if right else "✗") + f" {one.kind}" * bool(one.kind)
-            said = [f"{one.captions[i]} ({similarities[own, i]:.3f})" for i in (own, 1 - own)]
-            texts.append(f"{mark}: {said[0]} — not: {said[1]}")
+            mark = " ".join(filter(None, ("✓" if right else "✗", one.kind)))
+            true, false = (f"{one.captions[i]} ({similarities[own, i]:.3f})" for i in (own, 1 - own))
+            texts.append(f"{mark}: {true} — not: {false}")
             numbers.append(ids[name])
     read = examples(source, numbers, encoder.image.size, encoder.image.pixels, SkipLog())
     return tuple(
