@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,8 +14,6 @@ from jaxclip.config import check_templates
 from jaxclip.data.loader import examples
 from jaxclip.data.record import Record, Source
 from jaxclip.data.skips import SkipLog
-from jaxclip.data.sources import benchmark_folder
-from jaxclip.data.storage import resolve
 from jaxclip.encoder import Encoder, class_embeddings
 from jaxclip.errors import UserError
 from jaxclip.evaluate.classification_metrics import (
@@ -31,17 +27,11 @@ from jaxclip.evaluate.classification_metrics import (
     worst_confusions,
 )
 from jaxclip.evaluate.labels import classes_of, labeled, outside
+from jaxclip.evaluate.prompts.choice import Prompts, choose
 from jaxclip.evaluate.ranking import recalls
 
 _CONFUSIONS = 8  # shown in the report, with as many images of each
 _IMAGES = 3
-
-
-class Prompts(NamedTuple):
-    """The names of the classes, and the phrases with a `{c}` that each is put into."""
-
-    classes: tuple[str, ...]
-    templates: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +39,20 @@ class Evaluator(evaluate.Evaluator):
     """Accuracy over the images of a data set that have a label each, or average precision if they have tags.
 
     Attributes:
-      classes: a file of the class names in the order of the labels, a JSON list or, if it ends in .txt, one a line;
-        empty if the source knows them.
-      templates: phrases with a `{c}` whose embeddings are averaged per class; empty for those of a folder in
-        CLIP_benchmark's form, and "a photo of a {c}." for other data.
+      classes: a file of the class names in the order of the labels, a JSON list or, if it ends in .txt, one a line; or,
+        unless there is such a file, the name of a list of `jaxclip.evaluate.prompts`, such as imagenet; empty for those
+        of `prompts`, or else of the source. A list goes by the source's own labels where it knows them, such as the
+        synset ids of TFDS's ImageNet.
+      templates: phrases with a `{c}` whose embeddings are averaged per class; empty for those of `prompts`, the list
+        that `classes` names, or a folder in CLIP_benchmark's form, the first of these that has any, and for
+        "a photo of a {c}." without any.
+      prompts: a published file of class names and phrases, see `prompts.read_prompts`: PATH, or PATH:NAME if it has
+        several data sets.
     """
 
     classes: str = ""
     templates: tuple[str, ...] = ()
+    prompts: str = ""
 
     def __post_init__(self):
         check_templates("templates", self.templates)
@@ -65,19 +61,10 @@ class Evaluator(evaluate.Evaluator):
         """The names of the classes, and the phrases.
 
         Raises:
-          UserError: the source does not know the names, or the file does not hold them; a phrase of the data has no
-            place for a name.
+          UserError: the source does not know the names, or a file or list does not hold them; a phrase has no place
+            for a name.
         """
-        classes = _class_names(resolve(self.classes, root)) if self.classes else tuple(source.class_names)
-        if not classes:
-            raise UserError(
-                f"classes is missing: {self.data} does not say its class names; give a FILE.json, or a FILE.txt of one "
-                "a line"
-            )
-        own = benchmark_folder.find(resolve(self.data.removeprefix("folder:"), root))
-        templates = self.templates or (own.templates if own else ())
-        check_templates("templates", templates)
-        return Prompts(classes, templates or ("a photo of a {c}.",))
+        return choose(self.data, source.class_names, root, self.classes, self.templates, self.prompts)
 
     def lacks(self, record: Record, prepared: Prompts) -> str:
         """Why a record cannot be evaluated.
@@ -202,8 +189,12 @@ def _of_tags(
     )
 
 
-def _prompts(prompts: Prompts) -> dict[str, list[str]]:
-    return {"classnames": list(prompts.classes), "templates": list(prompts.templates)}
+def _prompts(prompts: Prompts) -> dict[str, Any]:
+    return {
+        "classnames": list(prompts.classes),
+        "templates": list(prompts.templates),
+        "prompts_source": {"classes": prompts.classes_source, "templates": prompts.templates_source},
+    }
 
 
 def _examples(
@@ -218,20 +209,3 @@ def _examples(
         for (cell, _), (_, image, _) in zip(shown, read, strict=True)
         if image is not None
     )
-
-
-def _class_names(path: str) -> tuple[str, ...]:
-    try:
-        text = pathlib.Path(path).read_text(encoding="utf-8-sig")
-        classes = text.strip().splitlines() if path.endswith(".txt") else json.loads(text)
-    except FileNotFoundError:
-        raise UserError(f"classes: no file {path}; it holds a JSON list of the class names") from None
-    except OSError as error:
-        raise UserError(f"classes: {path} cannot be read: {error.strerror}; give a FILE.json or a FILE.txt") from None
-    except ValueError as error:
-        raise UserError(
-            f"classes: {path} is not JSON ({error}); one name a line is for a file that ends in .txt"
-        ) from None
-    if not isinstance(classes, list) or not classes or not all(isinstance(item, str) for item in classes):
-        raise UserError(f"classes: {path} must hold a list of class names")
-    return tuple(name.strip() for name in classes)
