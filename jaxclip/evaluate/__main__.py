@@ -37,7 +37,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--task", help="what to measure on --data: a module of jaxclip.evaluate (default: the method's)"
     )
-    parser.add_argument("--classes", help="JSON list or .txt of class names: zero-shot classification on --data")
+    parser.add_argument(
+        "--classes",
+        help="JSON list or .txt of class names, or a known list such as imagenet: zero-shot classification on --data",
+    )
     parser.add_argument("--template", action="append", help="a phrase with {c} for the class; may be given again")
     parser.add_argument("--name", help="name of the result (default: that of --data)")
     parser.add_argument(

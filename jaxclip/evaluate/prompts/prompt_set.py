@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 from jaxclip.errors import UserError
@@ -32,19 +33,27 @@ class PromptSet:
 
         Args:
           labels: what the data call their classes, by label; empty if they do not say it. If all of them are among
-            `ids`, or all among `classes`, they decide which names are taken and in which order; otherwise the data are
-            taken to number their classes as here.
+            `ids` or `classes`, but for capitals and punctuation, they decide which names are taken and in which order;
+            otherwise the data are taken to number their classes as here.
 
         Raises:
-          UserError: there are more or fewer labels than names.
+          UserError: there are more or fewer labels than names, or those that are known here are in another order.
         """
-        for own in (self.ids, self.classes):
-            names = dict(zip(own, self.classes, strict=False))
-            if labels and all(label in names for label in labels):
-                return tuple(names[label] for label in labels)
+        place = {_plain(name): index for own in (self.classes, self.ids) for index, name in enumerate(own)}
+        found = [place.get(_plain(label)) for label in labels]
+        if labels and None not in found:
+            return tuple(self.classes[index] for index in found if index is not None)
         if labels and len(labels) != len(self.classes):
             raise UserError(f"{len(self.classes)} names for {len(labels)} classes of the data")
+        moved = [label for label, index in enumerate(found) if index not in (None, label)]
+        # A few names may be those of other classes: ImageNet has cranes and sunglasses twice.
+        if len(moved) > 0.1 * sum(index is not None for index in found):
+            raise UserError(f"{labels[moved[0]]} is number {moved[0]} of the data, and number {found[moved[0]]} here")
         return self.classes
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).lower()
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
