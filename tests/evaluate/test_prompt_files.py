@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 
@@ -120,3 +121,18 @@ def test_a_file_of_another_form_is_one_line(tmp_path, name, text, said):
 def test_a_file_that_does_not_exist_is_named(tmp_path, name, said):
     with pytest.raises(UserError, match=said):
         read_prompts(str(tmp_path / name), "pets")
+
+
+@pytest.mark.peer
+def test_open_clips_own_file_reads_as_python_evaluates_it(peer_python):
+    code = """
+import importlib.util, json, runpy
+path = importlib.util.find_spec("open_clip").submodule_search_locations[0] + "/zero_shot_metadata.py"
+found = runpy.run_path(path)
+print(json.dumps([path, found["IMAGENET_CLASSNAMES"], [one("{c}") for one in found["OPENAI_IMAGENET_TEMPLATES"]]]))
+"""
+    done = subprocess.run([peer_python, "-c", code], capture_output=True, text=True, check=True)
+    path, classes, templates = json.loads(done.stdout)
+    found = read_prompts(path, "openai_imagenet")
+    assert (len(classes), len(templates)) == (1000, 80)
+    assert (list(found.classes), list(found.templates)) == (classes, templates)
