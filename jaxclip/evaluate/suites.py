@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import glob
 import pathlib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -114,7 +115,21 @@ def evaluation(
     for key, value in (("classes", one.classes), ("templates", one.templates)):
         if key in keys and value and not (own and own.class_names):
             found[key] = value
-    return found | {key: value for key, value in options.items() if key in keys}
+    return found | {key: _for_set(key, value, one) for key, value in options.items() if key in keys}
+
+
+def _for_set(key: str, value: Any, one: DataSet) -> Any:
+    """An option of the person for one set: of a file with the prompts of several sets, those of this one.
+
+    CLIP_benchmark's files call a set as its folders do: flowers in wds_vtab-flowers. open_clip's is about ImageNet.
+    """
+    if key != "prompts" or ".py" in str(value):
+        return value if key != "prompts" or one.classes.startswith("imagenet") else ""
+    name = _PUBLISHED.match(one.data[0])
+    return f"{value}:{name[1]}" if name else value
+
+
+_PUBLISHED = re.compile(r"wds_(?:vtab-)?([^/]+)")
 
 
 def existing(sources: Sequence[str], root: str) -> str:

@@ -159,3 +159,27 @@ def test_options_of_one_data_set_are_not_for_a_suite(capsys):
         assert f"{name} is for one data set, and not for --suite{hint}\n" in capsys.readouterr().err
     assert main(["weights", "--tasks=linear_probe"]) == 2
     assert "--tasks is for a --suite" in capsys.readouterr().err
+
+
+def test_lists_of_class_names_that_the_sets_name_exist():
+    from jaxclip.evaluate import prompts
+
+    names = {one.classes for suite in suites.known() for one in suites.read(suite).values() if one.classes}
+    assert names <= set(prompts.known()) and len(names) > 20
+
+
+def test_of_published_prompts_each_set_has_its_own(tmp_path):
+    recipe(tmp_path)
+    data = "pairs.tar"
+    keys = evaluate.keys("zeroshot_classification")
+    assert keys is not None
+
+    def prompts(given: str, one: suites.DataSet) -> str:
+        found = suites.evaluation(one, "zeroshot_classification", keys, {"prompts": given}, str(tmp_path))
+        return found["prompts"]
+
+    flowers = suites.DataSet(("wds_vtab-flowers/test", data))
+    imagenet = suites.DataSet(("wds_imagenet1k/test", data), classes="imagenet")
+    assert prompts("folder", flowers) == "folder:flowers" and prompts("folder", imagenet) == "folder:imagenet1k"
+    assert prompts("a.py:openai_imagenet", imagenet) == "a.py:openai_imagenet" and not prompts("a.py", flowers)
+    assert prompts("own.json", suites.DataSet((data,))) == "own.json"
