@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxclip.errors import UserError
-from jaxclip.evaluate import Evaluation, asked, suites, table
+from jaxclip.evaluate import Evaluation, asked, robustness, suites, table
 from jaxclip.evaluate.asked import Asked
 from jaxclip.exit_status import run_command
 from jaxclip.paths import local
@@ -64,6 +64,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--intervals", action="store_true", help="of --table: 95%% intervals, and the differences to the first model"
     )
+    parser.add_argument(
+        "--robustness",
+        metavar="FILE.csv",
+        help="of --table: the effective robustness over reference models: model,IN_DISTRIBUTION,SHIFTED,...",
+    )
     add_flags(parser)
     arguments, further = parser.parse_known_args(argv)
     return run_command(lambda _: _table(arguments, further) if arguments.table else _evaluate(arguments, further))
@@ -77,12 +82,16 @@ def _table(arguments: argparse.Namespace, further: list[str]) -> None:
             flag = "PATH" if key == "path" else f"--{key}"
             raise UserError(f"{flag} is for an evaluation, and not for --table")
     rows = table.read([local(folder, "--table") for folder in arguments.table], arguments.intervals)
+    if arguments.robustness:
+        rows = robustness.with_robustness(rows, robustness.read(local(arguments.robustness, "--robustness")))
     print(table.FORMS[arguments.form](rows), end="")
 
 
 def _evaluate(arguments: argparse.Namespace, further: list[str]) -> None:
     from jaxclip import model
 
+    if arguments.robustness:
+        raise UserError("--robustness is for --table")
     if arguments.path is None:
         raise UserError("give the PATH of a model, such as runs/demo, or --table with folders of results")
     if arguments.intervals:

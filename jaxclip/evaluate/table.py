@@ -180,8 +180,8 @@ def _first_figures(rows: Sequence[Row], bold: Callable[[str], str]) -> tuple[lis
         values = [row.figures.get(column) for row in rows]
         known = [value for value in values if value is not None]
         is_rank = column.metric.endswith("rank")
-        # Figures are fractions, but for ranks and CIDEr.
-        is_share = not is_rank and column.metric != "CIDEr" and all(0 <= value <= 1 for value in known)
+        # Figures are fractions or their differences, but for ranks and CIDEr.
+        is_share = not is_rank and column.metric != "CIDEr" and all(-1 <= value <= 1 for value in known)
         # Of one model alone, each figure would be the best.
         best = (min if is_rank or column.metric.endswith("error") else max)(known) if known and len(rows) > 1 else None
         for line, value, around in zip(cells, values, _spreads(rows, column), strict=True):
