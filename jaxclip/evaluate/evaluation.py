@@ -151,4 +151,5 @@ def _example(example: Example) -> dict[str, Any]:
     Image.fromarray(example.image).save(buffer, "WEBP", quality=88)
     url = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     parts = {"parts": [_example(part) for part in example.parts]} if example.parts else {}
-    return {"image": url, "text": example.text} | parts
+    mark = {} if example.right is None else {"right": example.right}
+    return {"image": url, "text": example.text} | mark | parts

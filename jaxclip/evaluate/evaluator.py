@@ -43,11 +43,13 @@ class Example:
       image: RGB pixels; the report shows it at 112 pixels.
       text: what stands under it, such as the model's caption.
       parts: smaller images with texts beside it, such as the words of a caption with what each was attending to.
+      right: whether the model's answer is right, by which the report sorts them; None if that is not asked.
     """
 
     image: UInt8[np.ndarray, "height width 3"]
     text: str
     parts: tuple[Example, ...] = ()
+    right: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)

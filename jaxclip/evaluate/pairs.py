@@ -26,12 +26,16 @@ class Pairs:
       texts: unit embeddings of the captions.
       owners: for each caption, the row of its image.
       examples: the digest of the images with their captions; see `jaxclip.evaluate.examples_digest`.
+      numbers: of the images' records in their source.
+      captions: as they are in the data.
     """
 
     images: Float[np.ndarray, "images width"]
     texts: Float[np.ndarray, "captions width"]
     owners: Int[np.ndarray, "captions"]
     examples: str
+    numbers: list[int]
+    captions: list[str]
 
     def ranks(self, mesh: Mesh) -> Ranks:
         """As queries, of each image the rank of the best of its captions; as keys, of each caption its image's."""
@@ -53,9 +57,11 @@ def embedded_pairs(encoder: Encoder, variables: Any, source: Source, skips: Skip
     if not captions:
         raise UserError(f"no record can be used: {skips}" if skips.total else "no image has a caption to retrieve")
     owners = np.array([index for index, lines in enumerate(captions.values()) for _ in lines])
-    texts = encoder.texts(variables, [prefix + line for lines in captions.values() for line in lines])
+    every = [line for lines in captions.values() for line in lines]
+    texts = encoder.texts(variables, [prefix + line for line in every])
     examples = examples_digest([(embedded.digests[row], lines) for row, lines in captions.items()])
-    return Pairs(embedded.outputs[[*captions]], texts, owners, examples)
+    numbers = [embedded.ids[row] for row in captions]
+    return Pairs(embedded.outputs[[*captions]], texts, owners, examples, numbers, every)
 
 
 def captions_of_images(embedded: EmbeddedSet) -> dict[int, list[str]]:

@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 
 from jaxclip import evaluate, methods
 from jaxclip.config import check_templates
-from jaxclip.data.loader import examples
 from jaxclip.data.record import Record, Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import Encoder, class_embeddings
@@ -29,9 +28,11 @@ from jaxclip.evaluate.classification_metrics import (
 from jaxclip.evaluate.labels import classes_of, labeled, outside
 from jaxclip.evaluate.prompts.choice import Prompts, choose
 from jaxclip.evaluate.ranking import recalls
+from jaxclip.evaluate.shown import Shown, read_back
 
-_CONFUSIONS = 8  # shown in the report, with as many images of each
-_IMAGES = 3
+_CONFUSIONS = 8  # in the report's table
+_PER_CONFUSION = 2  # images of it
+_SHOWN = 12  # images of each kind: right, wrong, and those behind confusions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +86,9 @@ class Evaluator(evaluate.Evaluator):
 
         Of images with one class each these are `acc1`, `acc5`, `mean_per_class_recall` and
         `expected_calibration_error`, and of two classes `roc_auc`; acc5 is None below five classes. With them go the
-        recall of each class name that occurs, and the images behind the worst confusions. Of images with tags they are
-        `mean_average_precision` and `mean_average_precision_11_point`, means over the classes that occur.
+        recall of each class name that occurs, and images: of the surest right and wrong answers, and behind the worst
+        confusions. Of images with tags they are `mean_average_precision` and `mean_average_precision_11_point`, means
+        over the classes that occur.
 
         Images without a label or tags are left out, and those with a class outside the names, which are counted in
         `skips`.
@@ -103,8 +105,8 @@ class Evaluator(evaluate.Evaluator):
         labels = np.array([label for (label,) in known.classes])
         answers = classified(images, texts, labels, _scale(encoder, variables))
         worst = worst_confusions(labels, answers.predicted, answers.confidence, _CONFUSIONS)
-        shown = [(cell, embedded.ids[known.rows[row]]) for cell in worst for row in cell.images[:_IMAGES]]
-        examples = _examples(encoder, source, shown, prepared.classes)
+        numbers = [embedded.ids[row] for row in known.rows]
+        examples = read_back(encoder, source, _shown(answers, labels, worst, numbers, prepared.classes))
         # By the margin: probabilities of a sharp model are rounded to 0 and 1.
         margins = images @ (texts[1] - texts[0]) if len(texts) == 2 else None
         result = _of_labels(answers, labels, margins, prepared, worst, examples)
@@ -197,15 +199,33 @@ def _prompts(prompts: Prompts) -> dict[str, Any]:
     }
 
 
-def _examples(
-    encoder: Encoder, source: Source, shown: Sequence[tuple[Confusion, int]], classes: Sequence[str]
-) -> tuple[evaluate.Example, ...]:
-    """The images behind confusions, by their ids in the source."""
-    if encoder.image is None:
-        return ()
-    read = examples(source, [number for _, number in shown], encoder.image.size, encoder.image.pixels, SkipLog())
-    return tuple(
-        evaluate.Example(image, f"{classes[cell.label]}, taken for {classes[cell.predicted]}")
-        for (cell, _), (_, image, _) in zip(shown, read, strict=True)
-        if image is not None
-    )
+def _shown(
+    answers: Answers,
+    labels: Int[np.ndarray, "images"],
+    confusions: Sequence[Confusion],
+    numbers: Sequence[int],
+    classes: Sequence[str],
+) -> list[Shown]:
+    """The surest right and the surest wrong answers, and the surest behind confusions that are not among them."""
+    right = answers.ranks == 0
+    shown = _surest(answers, labels, np.flatnonzero(right)), _surest(answers, labels, np.flatnonzero(~right))
+    behind = [
+        row for cell in confusions for row in [row for row in cell.images if row not in shown[1]][:_PER_CONFUSION]
+    ]
+
+    def text(row: int) -> str:
+        taken = "" if right[row] else f", taken for {classes[answers.predicted[row]]}"
+        return f"{classes[labels[row]]}{taken} ({answers.confidence[row]:.1%})"
+
+    return [Shown(numbers[row], text(row), bool(right[row])) for row in [*shown[0], *shown[1], *behind[:_SHOWN]]]
+
+
+def _surest(answers: Answers, labels: Int[np.ndarray, "images"], rows: Int[np.ndarray, "some"]) -> list[int]:
+    """The surest of some answers: one of each class, and if these are too few, the next of each."""
+    rows = rows[np.argsort(-answers.confidence[rows], kind="stable")]
+    before: dict[int, int] = {}
+    turns = []
+    for label in labels[rows].tolist():
+        turns.append(before.get(label, 0))
+        before[label] = turns[-1] + 1
+    return rows[np.argsort(turns, kind="stable")][:_SHOWN].tolist()

@@ -12,12 +12,14 @@ from jaxclip import evaluate
 from jaxclip.data.record import Record, Source, caption_lines
 from jaxclip.data.skips import SkipLog
 from jaxclip.encoder import Encoder
-from jaxclip.evaluate.pairs import embedded_pairs
+from jaxclip.evaluate.pairs import Pairs, embedded_pairs
 from jaxclip.evaluate.ranking import recalls
+from jaxclip.evaluate.shown import Shown, read_back
 
 KS = (1, 5, 10)
 # CLIP_benchmark names recall by what is retrieved: "image_retrieval_recall@5" finds the image of a caption.
 DIRECTIONS = {"image_retrieval": "caption → image", "text_retrieval": "image → caption"}
+_SHOWN = 12  # images of the report whose captions find them, and as many whose captions do not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +43,40 @@ class Evaluator(evaluate.Evaluator):
         `image_retrieval_recall@k`: captions that have their image among the k most similar images.
         `..._median_rank`, `..._mean_rank`: of an image's best caption and of a caption's image, from 1.
 
+        The examples are images with a caption that finds them first, and with one for which they rank worst.
+
         Raises:
           UserError: no image has a caption.
         """
         pairs = embedded_pairs(encoder, variables, source, skips, self.prefix)
         of_images, of_captions = pairs.ranks(encoder.mesh)
-        return _result({"image_retrieval": of_captions, "text_retrieval": of_images}, pairs.examples)
+        examples = read_back(encoder, source, _first_and_last(pairs, of_captions))
+        result = _result({"image_retrieval": of_captions, "text_retrieval": of_images})
+        return dataclasses.replace(result, outcomes_of=pairs.examples, examples=examples)
 
 
-def _result(ranks: dict[str, Int[np.ndarray, "queries"]], examples: str) -> evaluate.Result:
+def _first_and_last(pairs: Pairs, ranks: Int[np.ndarray, "captions"]) -> list[Shown]:
+    """The captions most similar to their images of those that find them first, and those that find them last.
+
+    Of each image there is one caption of either kind.
+    """
+    first = np.flatnonzero(ranks == 0)
+    own = np.einsum("ij,ij->i", pairs.texts[first], pairs.images[pairs.owners[first]])
+    order = np.argsort(-ranks, kind="stable")
+    shown = []
+    for right, captions in ((True, first[np.argsort(-own, kind="stable")]), (False, order[ranks[order] > 0])):
+        of_images: dict[int, int] = {}
+        for caption in captions:
+            of_images.setdefault(int(pairs.owners[caption]), int(caption))
+            if len(of_images) == _SHOWN:
+                break
+        for image, caption in of_images.items():
+            text = f"{pairs.captions[caption]} (rank {ranks[caption] + 1:,} of {len(pairs.images):,})"
+            shown.append(Shown(pairs.numbers[image], text, right))
+    return shown
+
+
+def _result(ranks: dict[str, Int[np.ndarray, "queries"]]) -> evaluate.Result:
     recall = {name: recalls(values, KS) for name, values in ranks.items()}
     middle = {name: (float(np.median(values)) + 1, float(np.mean(values)) + 1) for name, values in ranks.items()}
     metrics = {f"{name}_recall@{k}": value for name, values in recall.items() for k, value in values.items()}
@@ -80,5 +107,4 @@ def _result(ranks: dict[str, Int[np.ndarray, "queries"]], examples: str) -> eval
             ),
         ),
         outcomes={f"{name}_recall@{k}": values < k for name, values in ranks.items() for k in KS},
-        outcomes_of=examples,
     )
