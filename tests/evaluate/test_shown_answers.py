@@ -21,6 +21,9 @@ class Grays(NoRecords):
         return [Record(np.full((300, 300, 3), number, np.uint8), (), str(number)) for number in ids]
 
 
+GRAYS = Grays()
+
+
 class Seeing(LookUp):
     """An encoder with images of 224 pixels."""
 
@@ -33,7 +36,9 @@ def numbers(examples: tuple[Example, ...], right: bool) -> list[int]:
     return [int(example.image[0, 0, 0]) for example in examples if example.right is right]
 
 
-def classified(labels: list[int], taken: list[int], names: tuple[str, ...], source=Grays()) -> tuple[Example, ...]:
+def classified(
+    labels: list[int], taken: list[int], names: tuple[str, ...], source: NoRecords = GRAYS
+) -> tuple[Example, ...]:
     """Images of labels that are taken for other classes; the later an image stands, the surer."""
     rows = np.eye(len(names))[taken] * np.linspace(1, 2, len(taken))[:, None]
     table = dict(zip(names, np.eye(len(names)), strict=True))
@@ -87,7 +92,7 @@ def test_a_caption_of_each_image_that_finds_it_first_and_that_finds_it_last():
     }
     images = embedded_set(np.eye(3), captions=[["a0", "a1"], ["b0", "b1"], ["c0"]])
     evaluator = zeroshot_retrieval.Evaluator("data")
-    examples = evaluator.run(Seeing(table, images), None, Grays(), SkipLog(), None).examples
+    examples = evaluator.run(Seeing(table, images), None, GRAYS, SkipLog(), None).examples
     assert numbers(examples, True) == [2, 0] and numbers(examples, False) == [1]
     assert [example.text for example in examples] == ["c0 (rank 1 of 3)", "a1 (rank 1 of 3)", "b1 (rank 3 of 3)"]
 
