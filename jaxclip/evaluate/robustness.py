@@ -153,11 +153,16 @@ def with_robustness(rows: Sequence[Row], reference: Reference) -> list[Row]:
         further = {Column(name, TASK, METRIC): value for name, value in found.items()}
         extended.append(Row(row.model, {**row.figures, **further}))
     if all(len(before.figures) == len(after.figures) for before, after in zip(rows, extended, strict=True)):
-        raise UserError(
-            f"--robustness: no model has {ACCURACY} of {reference.in_distribution} and of one of "
-            f"{', '.join(reference.shifted)}; the table's first line must name data sets as the results do"
-        )
+        raise unmatched(reference)
     return extended
+
+
+def unmatched(reference: Reference) -> UserError:
+    """The error that no result can be compared with reference models."""
+    return UserError(
+        f"--robustness: no model has {ACCURACY} of {reference.in_distribution} and of one of "
+        f"{', '.join(reference.shifted)}; the table's first line must name data sets as the results do"
+    )
 
 
 def accuracies_of(row: Row) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """The page of a training run: one self-contained `report.html` in the workdir.
 
 `workdir` reads the run's records, `head` writes the summary and the headline figures, `charts` draws `curves`,
-`results` shows what evaluations gave and `classes` the accuracy of each class, `gallery` embeds validation images and
-captions and `pairs` shows them; `page` puts them in order, `style` has the page's look, `writing` how numbers are
-written. The page asks nothing of the network and works from file://.
+`results` shows what evaluations gave, `suites` their data sets as bars and `classes` the accuracy of each class;
+`plots` draws `few_shot` probes and the robustness to `shifts`; `gallery` embeds validation images and captions and
+`pairs` shows them. `page` puts them in order, `style` has the page's look, `writing` how numbers are written. The page
+asks nothing of the network and works from file://. `python -m jaxclip.report` writes it anew.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from jaxclip.evaluate.robustness import Reference
 from jaxclip.io import atomic_write
 from jaxclip.report import page
 from jaxclip.report.gallery import Gallery
@@ -20,7 +22,10 @@ __all__ = ["Gallery", "write"]
 
 
 def write(
-    workdir: pathlib.Path, gallery: Gallery | None = None, charts: Mapping[str, Sequence[str]] | None = None
+    workdir: pathlib.Path,
+    gallery: Gallery | None = None,
+    charts: Mapping[str, Sequence[str]] | None = None,
+    reference: Reference | None = None,
 ) -> pathlib.Path:
     """Writes `report.html` from the records of a run in its workdir, and returns the page's path.
 
@@ -32,12 +37,13 @@ def write(
       gallery: images and captions of the validation set with their similarities; None for a page without them.
       charts: the method's own charts, `jaxclip.methods.Method.charts`: titles, and the metrics of each. A metric that
         is in none of them is drawn in a chart of its own.
+      reference: models that the run's accuracies on shifted data are compared with.
 
     Raises:
-      UserError: there is no folder of that name.
+      UserError: there is no folder of that name, or `reference` is given and nothing can be compared with it.
     """
     path = workdir / "report.html"
-    text = page.render(read_run(workdir), gallery, charts or {})
+    text = page.render(read_run(workdir), gallery, charts or {}, reference)
     with atomic_write(path) as file:
         file.write(text.encode("utf-8", errors="replace"))
     return path

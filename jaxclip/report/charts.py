@@ -68,8 +68,8 @@ def line_chart(
     write = percent if fractions else number
     curves = [_curve(one) for one in series]
     last = max(max(float(one.steps.max()) for one in series), 1.0)
-    low, high, ticks = _axis(_span(series, curves, include), 3 if small else 5)
-    marks = zip(ticks, _marks(ticks, fractions), strict=True)
+    low, high, ticks = axis(_span(series, curves, include), 3 if small else 5)
+    marks = zip(ticks, tick_labels(ticks, fractions), strict=True)
     across = [tick for tick in _ticks(0, last, 3 if small else 5) if tick <= last and tick == int(tick)]
 
     def x(step: float) -> float:
@@ -170,7 +170,8 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
     return [round(index * step, 12 - math.floor(math.log10(step))) for index in range(first, last + 1)]
 
 
-def _axis(span: tuple[float, float], about: int) -> tuple[float, float, list[float]]:
+def axis(span: tuple[float, float], about: int) -> tuple[float, float, list[float]]:
+    """The ends of an axis that spans two values, and about so many round ticks, the ends among them."""
     low, high = span
     if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):  # one value only: give it room
         room = abs(high) / 2 or 1.0
@@ -179,7 +180,7 @@ def _axis(span: tuple[float, float], about: int) -> tuple[float, float, list[flo
     return ticks[0], ticks[-1], ticks
 
 
-def _marks(ticks: Sequence[float], fractions: bool) -> list[str]:
+def tick_labels(ticks: Sequence[float], fractions: bool) -> list[str]:
     """The ticks' labels, with as many digits as it takes to tell one from the next."""
     largest = max(abs(tick) for tick in ticks)
     digits = max(4, math.floor(math.log10(largest)) - math.floor(math.log10(ticks[1] - ticks[0])) + 2)

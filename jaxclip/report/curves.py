@@ -14,6 +14,8 @@ from jaxclip.report.writing import count, title_of
 _TITLES = {"grad_norm": "Gradient norm", "param_norm": "Parameter norm"}
 # Metrics with a chart of their own, or without one; those of validation are drawn with those of training.
 _PLACED = ("step", "loss", "skipped", "images_per_second", "data_wait")
+# More curves cannot be told apart: the page has six colors, each whole and dashed.
+_MOST_CURVES = 12
 _PLACED_PREFIXES = ("validation_", "learning_rate")
 
 
@@ -107,14 +109,26 @@ def _row_curves(
     """The chart of a table's row: its title, and the points of its curves by their names.
 
     Of several data sets there is a curve each, of the first column, which is the figure that people quote; of a single
-    one there is a curve of each column.
+    one there is a curve of each column. Of more than a dozen data sets there is a curve of their mean.
     """
     if len(datasets) == 1:
         ((name, columns),) = datasets.items()
         return f"{title}: {title_of(name)}", dict(columns)
     first = next((column for columns in datasets.values() for column in columns), "")
     curves = {title_of(name): columns[first] for name, columns in sorted(datasets.items()) if first in columns}
+    if len(curves) > _MOST_CURVES:
+        curves = _mean_curve(list(curves.values()))
+        return f"{title}: {first}, {next(iter(curves), '')}", curves
     return f"{title}: {first}", curves
+
+
+def _mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> dict[str, Sequence[tuple[int, float]]]:
+    """The mean of the data sets that were evaluated at as many steps as any."""
+    most = max(map(len, curves))
+    steps = [dict(points) for points in curves if len(points) == most]
+    shared = sorted(set.intersection(*(set(one) for one in steps)))
+    name = f"mean of {len(steps)} data sets"
+    return {name: [(step, float(np.mean([one[step] for one in steps]))) for step in shared]} if shared else {}
 
 
 def _measured(lines: Mapping[str, Sequence[tuple[int, float]]]) -> list[Series]:

@@ -6,22 +6,29 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxclip.evaluate.robustness import Reference
 from jaxclip.report import style
 from jaxclip.report.charts import Series, line_chart
 from jaxclip.report.classes import class_figures
 from jaxclip.report.curves import further_figures, learning_figures
+from jaxclip.report.few_shot import few_shot_figures
 from jaxclip.report.gallery import Gallery
 from jaxclip.report.head import head
 from jaxclip.report.pairs import gallery_figures
 from jaxclip.report.results import example_figures, result_tables
-from jaxclip.report.workdir import RunRecord
+from jaxclip.report.shifts import shift_figures
+from jaxclip.report.suites import suite_figures
+from jaxclip.report.workdir import EvaluationRecord, RunRecord
 from jaxclip.report.writing import count, escape
 
 
-def render(run: RunRecord, gallery: Gallery | None, charts: Mapping[str, Sequence[str]]) -> str:
+def render(
+    run: RunRecord, gallery: Gallery | None, charts: Mapping[str, Sequence[str]], reference: Reference | None = None
+) -> str:
     """The whole page as one HTML text; see `jaxclip.report.write`."""
     learning, further = learning_figures(run, charts), further_figures(run, charts)
     final = run.final_evaluations()
+    few_shot = few_shot_figures(final)
     sections = [
         _section(
             "Learning",
@@ -29,9 +36,24 @@ def render(run: RunRecord, gallery: Gallery | None, charts: Mapping[str, Sequenc
             f'<div class="charts">{learning}</div>' if learning else "",
         ),
         _section("Optimization", "", f'<div class="charts three">{further}</div>' if further else ""),
-        _section("Evaluation", "", result_tables(final)),
+        _section("Evaluation", "", suite_figures(final) + result_tables(final)),
+        _section(
+            "Learning from few images",
+            "Accuracy of linear probes by the number of images of each class that they learned from.",
+            f'<div class="charts">{few_shot}</div>' if few_shot else "",
+        ),
+        _section(
+            "Effective robustness",
+            "Accuracy on shifted data over that on the original, on logit axes. Effective robustness is the height "
+            "above the line of the reference models, in percentage points.",
+            shift_figures(run, reference) if reference else "",
+        ),
         _section("Accuracy per class", "", class_figures(final)),
-        _section("Examples", "", example_figures(final)),
+        _section(
+            "Examples",
+            "Of right and wrong answers, those the model is surest of." if _are_marked(final) else "",
+            example_figures(final),
+        ),
         *_gallery(gallery),
         _throughput(run),
         _config(run.config),
@@ -47,6 +69,10 @@ def render(run: RunRecord, gallery: Gallery | None, charts: Mapping[str, Sequenc
         "<p>Written by jaxclip from this run’s config.json, metrics.jsonl and evals.</p></footer></main>"
         f"<script>{style.SCRIPT}</script></body></html>\n"
     )
+
+
+def _are_marked(evaluations: Sequence[EvaluationRecord]) -> bool:
+    return any(example.right is not None for evaluation in evaluations for example in evaluation.examples)
 
 
 def _section(title: str, lead: str, content: str) -> str:

@@ -10,11 +10,10 @@ from PIL import Image
 
 from jaxclip.report.gallery import Gallery
 from jaxclip.report.style import DARK
-from jaxclip.report.writing import cosine, escape
+from jaxclip.report.writing import cosine, escape, shortened
 
 # Twice the largest size an image is shown at, for dense screens.
 _LARGEST_EDGE = 224
-_LONGEST_CAPTION = 120
 _MATRIX_PAIRS = 8
 _QUERIES = 6
 _ANSWERS = 5
@@ -38,13 +37,6 @@ def gallery_figures(gallery: Gallery) -> dict[str, str]:
 
 def _caption_key(caption: str) -> str:
     return " ".join(caption.lower().split())
-
-
-def _shown(caption: str) -> str:
-    """A caption as HTML, the end of a very long one only on hovering."""
-    if len(caption) <= _LONGEST_CAPTION:
-        return escape(caption)
-    return f'<span title="{escape(caption)}">{escape(caption[: _LONGEST_CAPTION - 1])}…</span>'
 
 
 def _distinct(gallery: Gallery) -> list[int]:
@@ -83,7 +75,7 @@ def _matrix(gallery: Gallery, pairs: list[int]) -> str:
             share = float(np.nan_to_num(share))
             kind = f"v{' hi' if share > DARK else ''}{' own' if row == column else ''}"
             cells += f'<td class="{kind}" style="--v:{share:.3f}"><span>{cosine(values[row, column])}</span></td>'
-        body += f'<tr><th scope="row">{_shown(gallery.captions[caption])}</th>{cells}</tr>'
+        body += f'<tr><th scope="row">{shortened(gallery.captions[caption])}</th>{cells}</tr>'
     return (
         f'<figure><table class="heat matrix" style="--n:{len(pairs)}"><thead><tr><td></td>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table>"
@@ -105,7 +97,7 @@ def _top_images(gallery: Gallery, query: int) -> str:
         )
     rank = right.index(True) + 1
     missed = f" <small>its own image comes at rank {rank} of {len(order)}</small>" if rank > _ANSWERS else ""
-    caption = _shown(gallery.captions[query])
+    caption = shortened(gallery.captions[query])
     return f'<div class="query"><p class="caption">{caption}{missed}</p><ol class="row">{shown}</ol></div>'
 
 
@@ -125,13 +117,13 @@ def _top_captions(gallery: Gallery, queries: list[int], distinct: list[int]) -> 
             mark = '<b class="tick" title="its own caption">✓</b>' if is_right else ""
             items += (
                 f"<li{' class=right' if is_right else ''}>"
-                f'<span class="name">{_shown(gallery.captions[distinct[place]])}{mark}</span>'
+                f'<span class="name">{shortened(gallery.captions[distinct[place]])}{mark}</span>'
                 f'<span class="value">{cosine(value)}</span>'
                 f'<span class="bar"><i style="width:{width:.1f}%"></i></span></li>'
             )
         rank = right.index(True) + 1
         if rank > _ANSWERS:
-            own = _shown(gallery.captions[query])
+            own = shortened(gallery.captions[query])
             items += f'<li class="missed">its own, <q>{own}</q>, comes at rank {rank} of {len(order)}</li>'
         figures += f'<div class="answer">{_image(gallery, query)}<ol class="bars under">{items}</ol></div>'
     return figures

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 from jaxclip.evaluate.evaluator import Table
 from jaxclip.report.workdir import EvaluationRecord, ShownExample
-from jaxclip.report.writing import escape, number, percent, title_of
+from jaxclip.report.writing import count, escape, number, percent, shortened, title_of
+
+# A table of more rows is folded away.
+_WHOLE_TABLE = 16
 
 
 def result_tables(evaluations: Sequence[EvaluationRecord]) -> str:
@@ -19,20 +22,24 @@ def result_tables(evaluations: Sequence[EvaluationRecord]) -> str:
 
 
 def example_figures(evaluations: Sequence[EvaluationRecord]) -> str:
-    """The images of evaluations with their texts, as HTML."""
+    """The images of evaluations with their texts, as HTML; right and wrong answers in rows of their own."""
     figures = ""
     for evaluation in evaluations:
-        items = "".join(map(_example, evaluation.examples))
-        if items:
+        rows = ""
+        for right, label in ((True, "right"), (False, "wrong"), (None, "")):
+            items = "".join(_example(example) for example in evaluation.examples if example.right is right)
+            heading = f'<h3 class="{label}">{label}</h3>' if label else ""
+            rows += f'{heading}<ol class="examples">{items}</ol>' if items else ""
+        if rows:
             caption = f"<figcaption><b>{escape(title_of(evaluation.dataset))}</b></figcaption>"
-            figures += f'<figure>{caption}<ol class="examples">{items}</ol></figure>'
+            figures += f'<figure class="answered">{caption}{rows}</figure>'
     return figures
 
 
 def _example(example: ShownExample) -> str:
     image = f'<img src="{escape(example.image)}" alt="">'
     if not example.parts:
-        return f"<li>{image}<small>{escape(example.text)}</small></li>"
+        return f"<li>{image}<small>{shortened(example.text)}</small></li>"
     parts = "".join(map(_example, example.parts))
     return f'<li class="parted">{image}<div><p>{escape(example.text)}</p><ol>{parts}</ol></div></li>'
 
@@ -47,10 +54,14 @@ def _joined(group: Sequence[tuple[EvaluationRecord, Table]]) -> str:
             cells = "".join(_cell(value, table.fractions) for value in values)
             name = f'<th scope="row">{escape(title_of(evaluation.dataset))}{words}</th>'
             body += f"<tr>{name}{cells}<td>{evaluation.step:,}</td></tr>"
-    return (
+    rows = sum(len(table.rows) for _, table in group)
+    shown = (
         f'<div class="box"><table class="results"><thead><tr><th scope="col">{escape(first.title)}</th>{heads}'
         f"</tr></thead><tbody>{body}</tbody></table></div>"
     )
+    if rows <= _WHOLE_TABLE:
+        return shown
+    return f"<details><summary>{escape(first.title)}: {count(rows, 'row')}</summary>{shown}</details>"
 
 
 def _cell(value: float | int | str | None, fractions: bool) -> str:

@@ -66,6 +66,9 @@ figcaption .last { color: var(--soft); font-size: 12.5px; }
 .key { font-size: 12.5px; color: var(--soft); }
 .key::before { content: ""; display: inline-block; width: 14px; height: 3px; border-radius: 2px; margin-right: 6px;
   vertical-align: middle; background: var(--c); }
+.key.dashed::before { background: repeating-linear-gradient(90deg, var(--c) 0 4px, transparent 4px 6px); }
+.key.round::before { width: 9px; height: 9px; border-radius: 50%; }
+.soft { --c: var(--soft); }
 .c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); }
 .c3 { --c: var(--c3); } .c4 { --c: var(--c4); } .c5 { --c: var(--c5); }
 .plot { position: relative; height: 250px; margin: 0 14px 26px 50px; touch-action: pan-y; }
@@ -82,6 +85,14 @@ figcaption .last { color: var(--soft); font-size: 12.5px; }
 .plot .dots.dashed { stroke-dasharray: none; }
 .plot span { position: absolute; font-size: 11.5px; line-height: 1; color: var(--soft); white-space: nowrap;
   font-variant-numeric: tabular-nums; }
+.plot .whisker { stroke-width: 1.5px; opacity: .6; }
+.plot .reference { stroke-width: 6px; opacity: .6; }
+.plot .own { stroke-width: 12px; }
+.plot .way { stroke-width: 1px; opacity: .5; }
+.plot .earlier { stroke-width: 6px; opacity: .6; }
+.plot.titled { margin-bottom: 46px; }
+.plot .below { top: 100%; left: 50%; margin-top: 29px; transform: translateX(-50%); max-width: 100%; overflow: hidden;
+  text-overflow: ellipsis; line-height: 1.3; }
 .plot .y { right: 100%; margin-right: 9px; transform: translateY(50%); }
 .plot .x { top: 100%; margin-top: 9px; transform: translateX(-50%); }
 .hair { position: absolute; top: 0; bottom: 0; width: 1px; background: var(--soft); opacity: .5; pointer-events: none; }
@@ -144,6 +155,15 @@ summary { cursor: pointer; color: var(--soft); padding: 8px 0; }
 .bars .value { text-align: right; color: var(--soft); font-variant-numeric: tabular-nums; }
 .bars .bar { height: 7px; border-radius: 4px; }
 .bars .bar i { border-radius: 4px; }
+.suite { margin-bottom: 18px; }
+.suite .bars { max-width: 800px; }
+.suite .bars li { grid-template-columns: minmax(0, 16em) minmax(0, 1fr) 3.6em; }
+.suite .bar { position: relative; overflow: visible; }
+.suite .bar b { position: absolute; top: -3px; bottom: -3px; width: 2px; margin-left: -1px; border-radius: 1px;
+  background: var(--c1); }
+.chance { font-size: 12.5px; color: var(--soft); }
+.chance::before { content: ""; display: inline-block; width: 2px; height: 12px; margin-right: 7px; vertical-align: -2px;
+  border-radius: 1px; background: var(--c1); }
 .many { columns: 2; column-gap: 44px; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 0 44px; }
 
@@ -156,6 +176,9 @@ summary { cursor: pointer; color: var(--soft); padding: 8px 0; }
 .right img { box-shadow: 0 0 0 2px var(--paper), 0 0 0 4px var(--right); }
 .tick { color: var(--right); margin: 0 5px; }
 .examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(112px, 1fr)); gap: 18px 14px; }
+.answered h3 { margin: 16px 0 8px; color: var(--c1); }
+.answered h3.right { color: var(--right); }
+.answered + .answered { margin-top: 36px; }
 .examples small { display: block; margin-top: 5px; line-height: 1.35; overflow-wrap: anywhere; }
 .examples .parted { grid-column: 1 / -1; display: grid; grid-template-columns: 112px minmax(0, 1fr); gap: 6px 18px; }
 .parted + .parted { border-top: 1px solid var(--faint); padding-top: 16px; }
@@ -183,6 +206,7 @@ summary { cursor: pointer; color: var(--soft); padding: 8px 0; }
   .chart { margin-top: 26px; }
   .plot { height: 210px; margin-right: 10px; }
   .many { columns: 1; }
+  .suite .bars li { grid-template-columns: minmax(0, 9em) minmax(0, 1fr) 3.6em; }
   .heat { border-spacing: 2px; }
   .heat td { min-width: 31px; height: 31px; font-size: 12px; }
   .heat th { font-size: 12px; padding-right: 6px; }
@@ -207,7 +231,7 @@ summary { cursor: pointer; color: var(--soft); padding: 8px 0; }
 
 # Shows the nearest values of each curve under the pointer. All text is set as text, never as HTML.
 SCRIPT = """
-for (const plot of document.querySelectorAll(".plot")) {
+for (const plot of document.querySelectorAll(".plot[data-series]")) {
   const series = JSON.parse(plot.dataset.series), last = Number(plot.dataset.last);
   const hair = plot.appendChild(document.createElement("div")), tip = plot.appendChild(document.createElement("div"));
   hair.className = "hair";

@@ -24,11 +24,13 @@ class ShownExample:
       image: its data URL.
       text: what stands under it.
       parts: smaller ones beside it.
+      right: whether the model's answer is right; None if that is not asked.
     """
 
     image: str
     text: str
     parts: tuple[ShownExample, ...] = ()
+    right: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,23 +41,28 @@ class EvaluationRecord:
       step: the training step of the evaluated model.
       dataset: the set's name.
       task: such as "zeroshot_retrieval".
+      data: the source that was evaluated; empty if unknown.
       metrics: figures by name; finite ones only.
       headline: the figure of the card and the words under it; by default the first metric.
       tables: of the evaluator; by default one of the metrics.
       examples: images with the model's texts.
       classes: the names the model had to choose from, in the set's order; empty if unknown.
       class_accuracy: the accuracy of each class that has images, by the class's name.
+      fewer_images: accuracies of a probe of fewer images, one for each time that these were drawn, by how many they
+        were: "4shot" of each class, or "10%" of all.
     """
 
     step: int
     dataset: str
     task: str
+    data: str
     metrics: dict[str, float]
     headline: tuple[str, str] | None
     tables: tuple[Table, ...]
     examples: tuple[ShownExample, ...]
     classes: tuple[str, ...]
     class_accuracy: dict[str, float]
+    fewer_images: dict[str, tuple[float, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,12 +165,14 @@ def _evaluation(step: int, name: str, content: dict[str, Any]) -> EvaluationReco
         step=step,
         dataset=str(content.get("dataset", name)),
         task=task,
+        data=str(content.get("data", "")),
         metrics=metrics,
         headline=(headline[0], headline[1]) if len(headline) == 2 else None,
         tables=tables,
         examples=_examples(content.get("examples")),
         classes=tuple(map(str, _list(content.get("classnames")))) or tuple(accuracy),
         class_accuracy=accuracy,
+        fewer_images=_drawn(content.get("fewer_images")),
     )
 
 
@@ -193,11 +202,19 @@ def _examples(content: Any, parts: bool = True) -> tuple[ShownExample, ...]:
         image = item.get("image") if isinstance(item, dict) else None
         if isinstance(image, str) and _IMAGE.fullmatch(image):
             within = _examples(item.get("parts"), parts=False) if parts else ()
-            found.append(ShownExample(image, str(item.get("text", "")), within))
+            right = item["right"] if isinstance(item.get("right"), bool) else None
+            found.append(ShownExample(image, str(item.get("text", "")), within, right))
     return tuple(found)
 
 
 _IMAGE = re.compile(r"data:image/webp;base64,[A-Za-z0-9+/=]+")
+
+
+def _drawn(content: Any) -> dict[str, tuple[float, ...]]:
+    """Lists of finite numbers by name."""
+    items = content.items() if isinstance(content, dict) else ()
+    lists = {str(name): tuple(map(_number, _list(values))) for name, values in items}
+    return {name: values for name, values in lists.items() if values and all(map(math.isfinite, values))}
 
 
 def _list(content: Any) -> list[Any]:

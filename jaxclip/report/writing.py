@@ -13,6 +13,13 @@ def escape(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
+def shortened(text: str, longest: int = 120) -> str:
+    """A text as HTML, the end of a very long one only on hovering."""
+    if len(text) <= longest:
+        return escape(text)
+    return f'<span title="{escape(text)}">{escape(text[: longest - 1])}…</span>'
+
+
 def title_of(name: str) -> str:
     """The name of a dataset or a metric as words: "shapes_seen" -> "shapes seen"."""
     return name.replace("_", " ")

@@ -16,11 +16,13 @@ from report_workdir import (
     metric_rows,
     page_of,
     write_classification,
+    write_evaluation,
     write_metrics,
     write_retrieval,
 )
 
 from jaxclip.errors import UserError
+from jaxclip.evaluate.robustness import Reference
 from jaxclip.report import charts, write, writing
 
 
@@ -222,19 +224,31 @@ def test_page_is_never_wider_than_the_screen(workdir, tmp_path, chromium):
     write_retrieval(workdir, 600, f"{long}s", 0.1)
     (workdir / "config.json").write_text(json.dumps({**CONFIG, long: long, "data": {"train": long}}))
     captions = [f"{long} {index}" for index in range(12)] + [f"{index} {'many words ' * 40}" for index in range(12)]
-    source = write(workdir, make_gallery(captions=captions)).read_text().replace("<details>", "<details open>")
+    # Of a suite, of few images, of shifted data, and right and wrong answers.
+    examples = [{"image": "data:image/webp;base64,UklGRg==", "text": long, "right": right} for right in (True, False)]
+    for index in range(3):
+        name = f"{index}{long}"
+        write_classification(workdir, 600, name, {"a": 0.5 + index / 10}, data=long, examples=examples)
+    write_evaluation(workdir, 600, f"p{long}", {"lp_acc1": 0.7}, data=long, fewer_images={"1shot": [0.2, 0.3]})
+    accuracies = np.array([0.4, 0.6])
+    reference = Reference((long, "b"), f"0{long}", accuracies, {f"1{long}": accuracies, f"2{long}": accuracies})
+    source = (
+        write(workdir, make_gallery(captions=captions), {}, reference)
+        .read_text()
+        .replace("<details>", "<details open>")
+    )
     frames = "".join(f'<iframe width="{width}" srcdoc="{writing.escape(source)}"></iframe>' for width in (390, 1280))
     # A pointer over every chart opens its tooltip, which must not widen the page either.
     measure = """
       window.onload = () => {
         document.title = "widths " + [...document.querySelectorAll("iframe")].map((frame) => {
           const page = frame.contentDocument;
-          for (const plot of page.querySelectorAll(".plot")) {
+          for (const plot of page.querySelectorAll(".plot[data-series]")) {
             const box = plot.getBoundingClientRect();
             plot.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + box.width * 0.49}));
           }
           return page.documentElement.scrollWidth + "/" + page.documentElement.clientWidth + "/" +
-            page.querySelectorAll(".tip:not([hidden])").length + "/" + page.querySelectorAll(".plot").length;
+            page.querySelectorAll(".tip:not([hidden])").length + "/" + page.querySelectorAll(".plot[data-series]").length;
         }).join(" ") + " end";
       };"""
     wrapper = tmp_path / "wrapper.html"
