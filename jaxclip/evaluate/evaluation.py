@@ -148,7 +148,7 @@ def _finite(content: Any) -> Any:
 def _example(example: Example) -> dict[str, Any]:
     """An example as JSON values, its image as a data URL."""
     buffer = io.BytesIO()
-    Image.fromarray(example.image).save(buffer, "WEBP", quality=88)
+    Image.fromarray(example.image).save(buffer, "WEBP", quality=80)
     url = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     parts = {"parts": [_example(part) for part in example.parts]} if example.parts else {}
     mark = {} if example.right is None else {"right": example.right}

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxclip.report.style import DARK
 from jaxclip.report.workdir import EvaluationRecord
-from jaxclip.report.writing import escape, percent, title_of
+from jaxclip.report.writing import escape, few_shown, percent, title_of
 
 # Up to this many classes are listed whole; of more, the best and the worst `_ENDS`, the others folded away.
 _WHOLE_LIST = 40
@@ -34,7 +34,7 @@ def class_figures(evaluations: Sequence[EvaluationRecord]) -> str:
             figures.append(_grid(evaluation, None))
         else:
             figures.append(_bars(evaluation))
-    return "".join(figures)
+    return few_shown(figures)
 
 
 def _is_grid(names: Iterable[str]) -> bool:

@@ -51,7 +51,10 @@ def render(
         _section("Accuracy per class", "", class_figures(final)),
         _section(
             "Examples",
-            "Of right and wrong answers, those the model is surest of." if _are_marked(final) else "",
+            "Right and wrong answers of which the model is surest; of retrieval, captions that find their image first, "
+            "and those that find it last."
+            if _are_marked(final)
+            else "",
             example_figures(final),
         ),
         *_gallery(gallery),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from jaxclip.evaluate.evaluator import Table
 from jaxclip.report.workdir import EvaluationRecord, ShownExample
-from jaxclip.report.writing import count, escape, number, percent, shortened, title_of
+from jaxclip.report.writing import count, escape, few_shown, number, percent, shortened, title_of
 
 # A table of more rows is folded away.
 _WHOLE_TABLE = 16
@@ -23,7 +23,7 @@ def result_tables(evaluations: Sequence[EvaluationRecord]) -> str:
 
 def example_figures(evaluations: Sequence[EvaluationRecord]) -> str:
     """The images of evaluations with their texts, as HTML; right and wrong answers in rows of their own."""
-    figures = ""
+    figures = []
     for evaluation in evaluations:
         rows = ""
         for right, label in ((True, "right"), (False, "wrong"), (None, "")):
@@ -32,8 +32,8 @@ def example_figures(evaluations: Sequence[EvaluationRecord]) -> str:
             rows += f'{heading}<ol class="examples">{items}</ol>' if items else ""
         if rows:
             caption = f"<figcaption><b>{escape(title_of(evaluation.dataset))}</b></figcaption>"
-            figures += f'<figure class="answered">{caption}{rows}</figure>'
-    return figures
+            figures.append(f'<figure class="answered">{caption}{rows}</figure>')
+    return few_shown(figures)
 
 
 def _example(example: ShownExample) -> str:

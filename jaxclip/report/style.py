@@ -114,6 +114,7 @@ th { font-weight: 500; text-align: left; }
 .results tbody td { width: 15%; min-width: 84px; }
 .results td:last-child { width: 1%; color: var(--soft); padding-right: 0; }
 .results th small { margin-left: 6px; }
+.shifts tbody td:last-child { width: 15%; color: inherit; }
 .bar { display: block; height: 4px; border-radius: 2px; background: var(--wash); overflow: hidden; }
 .bar i { display: block; height: 100%; border-radius: 2px; background: var(--c0); }
 .results .bar { margin-top: 4px; max-width: 110px; }
@@ -220,6 +221,7 @@ summary { cursor: pointer; color: var(--soft); padding: 8px 0; }
   .matrix td { height: auto; padding: 8px 0; font-size: 11px; letter-spacing: -.02em; }
   .query { grid-template-columns: minmax(0, 1fr); gap: 10px; padding: 14px 0; }
   .row { gap: 9px; }
+  .examples { grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 14px 10px; }
   .answer { grid-template-columns: 84px minmax(0, 1fr); gap: 14px; }
   .results th { white-space: normal; padding-right: 10px; }
   .results th small { display: block; margin-left: 0; }

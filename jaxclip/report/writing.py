@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Sequence
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -18,6 +19,15 @@ def shortened(text: str, longest: int = 120) -> str:
     if len(text) <= longest:
         return escape(text)
     return f'<span title="{escape(text)}">{escape(text[: longest - 1])}…</span>'
+
+
+def few_shown(figures: Sequence[str], most: int = 6) -> str:
+    """HTML figures of a data set each, those after the first few folded away."""
+    shown, others = "".join(figures[:most]), "".join(figures[most:])
+    if not others:
+        return shown
+    more = count(len(figures) - most, "more data set")
+    return f"{shown}<details><summary>{more}</summary>{others}</details>"
 
 
 def title_of(name: str) -> str:

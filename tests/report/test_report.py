@@ -227,11 +227,11 @@ def test_page_is_never_wider_than_the_screen(workdir, tmp_path, chromium):
     # Of a suite, of few images, of shifted data, and right and wrong answers.
     examples = [{"image": "data:image/webp;base64,UklGRg==", "text": long, "right": right} for right in (True, False)]
     for index in range(3):
-        name = f"{index}{long}"
+        name = f"{long}of{index}"
         write_classification(workdir, 600, name, {"a": 0.5 + index / 10}, data=long, examples=examples)
-    write_evaluation(workdir, 600, f"p{long}", {"lp_acc1": 0.7}, data=long, fewer_images={"1shot": [0.2, 0.3]})
+    write_evaluation(workdir, 600, f"{long}probe", {"lp_acc1": 0.7}, data=long, fewer_images={"1shot": [0.2, 0.3]})
     accuracies = np.array([0.4, 0.6])
-    reference = Reference((long, "b"), f"0{long}", accuracies, {f"1{long}": accuracies, f"2{long}": accuracies})
+    reference = Reference((long, "b"), f"{long}of0", accuracies, {f"{long}of1": accuracies, f"{long}of2": accuracies})
     source = (
         write(workdir, make_gallery(captions=captions), {}, reference)
         .read_text()
@@ -242,13 +242,13 @@ def test_page_is_never_wider_than_the_screen(workdir, tmp_path, chromium):
     measure = """
       window.onload = () => {
         document.title = "widths " + [...document.querySelectorAll("iframe")].map((frame) => {
-          const page = frame.contentDocument;
-          for (const plot of page.querySelectorAll(".plot[data-series]")) {
+          const page = frame.contentDocument, plots = page.querySelectorAll(".plot[data-series]");
+          for (const plot of plots) {
             const box = plot.getBoundingClientRect();
             plot.dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + box.width * 0.49}));
           }
           return page.documentElement.scrollWidth + "/" + page.documentElement.clientWidth + "/" +
-            page.querySelectorAll(".tip:not([hidden])").length + "/" + page.querySelectorAll(".plot[data-series]").length;
+            page.querySelectorAll(".tip:not([hidden])").length + "/" + plots.length;
         }).join(" ") + " end";
       };"""
     wrapper = tmp_path / "wrapper.html"

@@ -78,6 +78,17 @@ def test_of_forty_data_sets_tables_fold_and_the_steps_show_the_mean(tmp_path):
     assert series[2:] == [[10, 20], ["19.5%", "29.5%"]]
 
 
+def test_of_many_data_sets_the_classes_and_images_of_the_first_few_are_shown(tmp_path):
+    examples = [{"image": "data:image/webp;base64,UklGRg==", "text": "x", "right": True}]
+    for index in range(9):
+        write_classification(tmp_path, 10, f"set{index}", {"a": 0.5, "b": 0.5}, examples=examples)
+    page = page_of(tmp_path)
+    assert page.text.count("3 more data sets") == 2
+    for heading in ("Accuracy per class", "Examples"):
+        shown, folded = part(page, heading).split("<details>")
+        assert (shown.count("<figure"), folded.count("<figure")) == (6, 3)
+
+
 def test_few_shot_accuracies_stand_on_a_logarithmic_axis_with_all_images_at_the_end(tmp_path):
     probe(tmp_path, "pets_probe", "pets.tar", {"16shot": [0.8], "1shot": [0.2, 0.4], "4shot": [0.6, 0.6], "1%": [0.1]})
     source = part(page_of(tmp_path), "Learning from few images")
