@@ -151,7 +151,7 @@ def with_robustness(rows: Sequence[Row], reference: Reference) -> list[Row]:
         if found:
             found[MEAN] = float(np.mean(list(found.values())))
         further = {Column(name, TASK, METRIC): value for name, value in found.items()}
-        extended.append(Row(row.model, {**row.figures, **further}))
+        extended.append(row._replace(figures={**row.figures, **further}))
     if all(len(before.figures) == len(after.figures) for before, after in zip(rows, extended, strict=True)):
         raise unmatched(reference)
     return extended

@@ -28,7 +28,7 @@ def logit(share: float) -> float:
 
 def row(model: str, **accuracies: float | None) -> Row:
     figures = {Column(name, "zeroshot_classification", "acc1"): value for name, value in accuracies.items()}
-    return Row(model, figures)
+    return Row(model, figures, {})
 
 
 def added(rows: list[Row]) -> list[dict[str, float | None]]:
