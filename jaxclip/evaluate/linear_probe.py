@@ -73,6 +73,10 @@ class Evaluator(FeatureEvaluator):
         """The sources beside `data` by their keys."""
         return super().further() | ({"validation": self.validation} if self.validation else {})
 
+    def prior(self, encoder: Encoder, variables: Any, prepared: Further) -> Float[np.ndarray, "width classes"] | None:
+        """The weights that the regularizer pulls to; None for 0."""
+        return None
+
     def run(
         self, encoder: Encoder, variables: Any, source: Source, skips: SkipLog, prepared: Further
     ) -> evaluate.Result:
@@ -106,11 +110,12 @@ class Evaluator(FeatureEvaluator):
                 Features(part.rows, np.searchsorted(occurring, part.labels)) for part in (train, validation, test)
             )
             classes = len(occurring)
-        mesh = encoder.mesh
-        whole = fitted(mesh, train, validation, classes, refit=True)
+        mesh, prior = encoder.mesh, self.prior(encoder, variables, prepared)
+        whole = fitted(mesh, train, validation, classes, prior, refit=True)
 
         def few(parts: Iterable[np.ndarray]) -> list[float]:
-            return [accuracy_of(fitted(mesh, train.at(rows), validation, classes).classifier, test) for rows in parts]
+            found = (fitted(mesh, train.at(rows), validation, classes, prior) for rows in parts)
+            return [accuracy_of(probe.classifier, test) for probe in found]
 
         curves: dict[str, list[float]] = {}
         for shots in self.shots:
@@ -125,7 +130,7 @@ class Probe(NamedTuple):
     """A classifier with the best strength of its regularizer.
 
     Attributes:
-      strength: the objective is the sum of the cross-entropies + strength / 2 * |weights|^2.
+      strength: the objective is the sum of the cross-entropies + strength / 2 * |weights - prior|^2.
       accuracy: on the validation images, before these were learned from.
       classifier: one.
     """
@@ -135,7 +140,14 @@ class Probe(NamedTuple):
     classifier: Classifiers
 
 
-def fitted(mesh: Mesh, train: Features, validation: Features, classes: int, refit: bool = False) -> Probe:
+def fitted(
+    mesh: Mesh,
+    train: Features,
+    validation: Features,
+    classes: int,
+    prior: Float[np.ndarray, "width classes"] | None = None,
+    refit: bool = False,
+) -> Probe:
     """Searches the strength of the regularizer, and fits a classifier with the best one.
 
     Args:
@@ -143,9 +155,10 @@ def fitted(mesh: Mesh, train: Features, validation: Features, classes: int, refi
       train: what is learned from.
       validation: what the strength is chosen by.
       classes: how many there are.
+      prior: the weights that the regularizer pulls to; 0 by default.
       refit: whether the validation images are learned from, too, once they have been chosen by.
     """
-    regression = Regression(mesh, *train, classes)
+    regression = Regression(mesh, *train, classes, prior)
     # By the number of the strength; of equally good ones, the strongest is the best.
     tried: dict[int, tuple[float, Classifiers]] = {}
 
@@ -169,7 +182,7 @@ def fitted(mesh: Mesh, train: Features, validation: Features, classes: int, refi
     if refit:
         del regression  # and with it the features on the devices
         rows, labels = (np.concatenate(parts) for parts in zip(train, validation, strict=True))
-        classifier = Regression(mesh, rows, labels, classes).fit(np.array([_strength(best)]), classifier)
+        classifier = Regression(mesh, rows, labels, classes, prior).fit(np.array([_strength(best)]), classifier)
     return Probe(_strength(best), accuracy, classifier)
 
 

@@ -41,28 +41,37 @@ class Classifiers(NamedTuple):
 class Regression:
     """The problem of one training set, whose features stay on the devices, each with a share of the rows.
 
-    For each strength l, what is minimized is the sum of the cross-entropies + l / 2 * |weights|^2, as by scikit-learn's
-    LogisticRegression(C=1 / l). The features are rotated to their principal axes, and each axis is scaled by what the
-    curvature of the loss would be if all classes were as probable: the minimum stays where it was, and is found
-    in tens of steps where it would take hundreds.
+    For each strength l, what is minimized is the sum of the cross-entropies + l / 2 * |weights - prior|^2, without a
+    prior as by scikit-learn's LogisticRegression(C=1 / l). The features are rotated to their principal axes, and each
+    axis is scaled by what the curvature of the loss would be if all classes were as probable: the minimum stays where
+    it was, and is found in tens of steps where it would take hundreds.
 
     Args:
       mesh: the devices.
       features: of the training images.
       labels: their classes.
       classes: how many there are.
+      prior: the classifier that an infinite strength would give, which has no intercept, as then none has; by default
+        weights of 0 with a free intercept.
     """
 
     def __init__(
-        self, mesh: Mesh, features: Float[np.ndarray, "rows width"], labels: Int[np.ndarray, "rows"], classes: int
+        self,
+        mesh: Mesh,
+        features: Float[np.ndarray, "rows width"],
+        labels: Int[np.ndarray, "rows"],
+        classes: int,
+        prior: Float[np.ndarray, "width classes"] | None = None,
     ):
         self.rows, self.classes = len(features), classes
-        mean = features.mean(axis=0, dtype=np.float64)
+        self._has_intercept = prior is None
+        mean = features.mean(axis=0, dtype=np.float64) * self._has_intercept
         centered = features - mean.astype(np.float32)
         variances, axes = np.linalg.eigh((centered.T @ centered).astype(np.float64) / self.rows)
         # Hosts may round differently, and then have other axes.
         self._mean, self._variances, self._axes = of_first_process((mean, variances, axes))
         rows = -(-min(_BLOCK, self.rows) // mesh.size) * mesh.size
+        self._prior = np.zeros((len(self._axes), classes)) if prior is None else prior.astype(np.float64)
         missing = -self.rows % rows
         rotated = centered @ self._axes.astype(np.float32)
         del centered
@@ -82,9 +91,11 @@ class Regression:
           start: where each begins, such as the solution for another strength; 0 by default.
         """
         shape = (len(strengths), len(self._axes), self.classes)
-        weights, intercept = np.zeros(shape, np.float32), np.zeros((len(strengths), self.classes), np.float32)
+        # What is looked for is how far the weights are from the prior.
+        weights = np.zeros(shape, np.float32)
+        intercept = np.zeros((len(strengths), self.classes), np.float32)
         if start is not None:
-            weights = np.matmul(self._axes.T, start.weights).astype(np.float32)
+            weights = np.matmul(self._axes.T, start.weights - self._prior).astype(np.float32)
             intercept = (start.intercept + np.einsum("w,swc->sc", self._mean, start.weights)).astype(np.float32)
         curvature = (self.classes - 1) / self.classes**2
         strengths = np.asarray(strengths, np.float64) / self.rows
@@ -93,7 +104,7 @@ class Regression:
         points = np.concatenate([(weights / scales[..., None]).reshape(len(strengths), -1), intercept], axis=1)
         points, iterations = self._minima(points, strengths, scales)
         weights = points[:, : -self.classes].reshape(shape) * scales[..., None]
-        weights = np.matmul(self._axes, weights)
+        weights = np.matmul(self._axes, weights) + self._prior
         intercept = points[:, -self.classes :] - np.einsum("w,swc->sc", self._mean, weights)
         return Classifiers(weights.astype(np.float32), intercept.astype(np.float32), iterations)
 
@@ -108,8 +119,10 @@ class Regression:
         state = _Lanes.beginning(points[lanes])
         going_on = np.ones(len(lanes), bool)
         while going_on.any():
-            problem = strengths[lanes], scales[lanes], self._axes.astype(np.float32)
-            state = jax.device_get(_burst(*self._data, self.rows, *problem, state, self._replicated))
+            prior = (self._axes.T @ self._prior).astype(np.float32)
+            problem = strengths[lanes], scales[lanes], self._axes.astype(np.float32), prior
+            options = self._has_intercept, self._replicated
+            state = jax.device_get(_burst(*self._data, self.rows, *problem, state, *options))
             found[lanes], iterations[lanes] = state.point, state.tries
             going_on = ~state.done & (state.tries < ITERATIONS)
             if 0 < going_on.sum() <= 2 < len(lanes):
@@ -220,8 +233,8 @@ def _direction(gradient, moves, bends, curvature, scale, newest):
     return -q
 
 
-@functools.partial(jax.jit, static_argnums=(2, 7))
-def _burst(features, labels, rows, strengths, scales, axes, state, replicated):
+@functools.partial(jax.jit, static_argnums=(2, 8, 9))
+def _burst(features, labels, rows, strengths, scales, axes, prior, state, has_intercept, replicated):
     """The state after some steps.
 
     All strengths try a point each at once, so that the features are read once for all of them. A step is tried whole,
@@ -233,7 +246,8 @@ def _burst(features, labels, rows, strengths, scales, axes, state, replicated):
 
     def objective(points):
         """Values per row [lanes], gradients [lanes, parameters] and the gradients' largest entries unrotated."""
-        weights = points[:, : width * classes].reshape(lanes, width, classes) * scales[..., None]
+        away_from_prior = points[:, : width * classes].reshape(lanes, width, classes) * scales[..., None]
+        weights = prior + away_from_prior
         intercept = points[:, width * classes :]
         # As one product of matrices, with the classes of all lanes side by side.
         columns = weights.transpose(1, 0, 2).reshape(width, lanes * classes)
@@ -254,8 +268,9 @@ def _burst(features, labels, rows, strengths, scales, axes, state, replicated):
         zero = jnp.zeros(lanes), jnp.zeros_like(columns), jnp.zeros_like(intercept)
         (loss, of_columns, of_intercept), _ = jax.lax.scan(block, zero, (features, labels))
         of_weights = of_columns.reshape(width, lanes, classes).transpose(1, 0, 2)
-        loss = loss / rows + strengths / 2 * jnp.square(weights).sum(axis=(1, 2))
-        of_weights, of_intercept = of_weights / rows + strengths[:, None, None] * weights, of_intercept / rows
+        loss = loss / rows + strengths / 2 * jnp.square(away_from_prior).sum(axis=(1, 2))
+        of_weights, of_intercept = of_weights / rows + strengths[:, None, None] * away_from_prior, of_intercept / rows
+        of_intercept *= has_intercept
         unrotated = jnp.abs(jnp.einsum("wa,lac->lwc", axes, of_weights, precision="highest")).max(axis=(1, 2))
         largest = jnp.maximum(unrotated, jnp.abs(of_intercept).max(axis=1))
         scaled = (of_weights * scales[..., None]).reshape(lanes, -1)

@@ -16,6 +16,7 @@ from jaxclip.data.sources import open_source
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.evaluate.labels import Labeled, classes_of, labeled, outside
+from jaxclip.evaluate.prompts.choice import Prompts
 
 
 class Further(NamedTuple):
@@ -24,10 +25,12 @@ class Further(NamedTuple):
     Attributes:
       sources: by the key that names each, such as `train`.
       class_names: of all of them and the evaluated one; empty if they are not known.
+      prompts: of a classifier by names, if the evaluation begins with one.
     """
 
     sources: dict[str, Source]
     class_names: tuple[str, ...]
+    prompts: Prompts | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +39,12 @@ class FeatureEvaluator(evaluate.Evaluator):
 
     Attributes:
       train: the source of the images that are learned from.
+      function: of the model, that gives the features.
       tags: whether tags count as classes, and not a label alone.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("features",)
+    function: ClassVar[str] = "features"
     tags: ClassVar[bool] = False
 
     train: str
@@ -95,7 +100,7 @@ class FeatureEvaluator(evaluate.Evaluator):
         Raises:
           UserError: there is no such image, or the features are not finite.
         """
-        embedded = encoder.source(variables, source, skips, function="features")
+        embedded = encoder.source(variables, source, skips, function=self.function)
         if not self.tags:
             embedded = dataclasses.replace(embedded, tags=[None] * len(embedded.tags))
         known = labeled(embedded, prepared.class_names, skips, where)

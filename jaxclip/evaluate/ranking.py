@@ -55,6 +55,7 @@ def ranks(
     query_groups: Int[np.ndarray, "queries"],
     key_groups: Int[np.ndarray, "keys"],
     chunk: int | None = None,
+    among_themselves: bool = False,
 ) -> Ranks:
     """The ranks of both sides' best positives by the inner product.
 
@@ -71,6 +72,7 @@ def ranks(
       queries, keys: embeddings.
       query_groups, key_groups: from 0.
       chunk: queries and keys of a block; by default 4,096, and 512 on a CPU, whose cache holds their similarities.
+      among_themselves: whether the keys are the queries in the same order, none of which is its own positive.
     """
     chunk = chunk or (512 if mesh.devices.flat[0].platform == "cpu" else 4096)
     rows, columns = -(-min(chunk, len(queries)) // mesh.size) * mesh.size, min(chunk, len(keys))
@@ -88,7 +90,7 @@ def ranks(
     best_of_keys = []
     for start in starts:
         first, last = _meeting(groups, key_groups[start : start + columns])
-        best, found = _find(ours, best, passing(start), start, first, last, replicated)
+        best, found = _find(ours, best, passing(start), start, first, last, replicated, among_themselves)
         best_of_keys.append(found)
     beaten_by = sharding.from_host(np.zeros(groups.shape, np.int32), shared)
     key_ranks = []
@@ -121,8 +123,8 @@ def _similarities(queries: jax.Array, keys: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(jnp.where(jnp.isnan(values), -jnp.inf, values))
 
 
-@functools.partial(jax.jit, donate_argnums=1, static_argnums=6)
-def _find(ours, best, theirs, start, first, last, replicated):
+@functools.partial(jax.jit, donate_argnums=1, static_argnums=(6, 7))
+def _find(ours, best, theirs, start, first, last, replicated, among_themselves):
     """The best positives of the queries so far, and those of a block of keys, which begins at `start`."""
     (queries, query_groups), (keys, key_groups) = ours, theirs
     rows = query_groups.shape[1]
@@ -131,6 +133,8 @@ def _find(ours, best, theirs, start, first, last, replicated):
     def block(number, carry):
         best, best_of_keys = carry
         positive = query_groups[number][:, None] == key_groups
+        if among_themselves:
+            positive &= (number * rows + jnp.arange(rows))[:, None] != start + columns
         values = jnp.where(positive, _similarities(queries[number], keys), -jnp.inf)
         value = values.max(axis=1)
         place = start + jnp.where(positive & (values == value[:, None]), columns, len(keys)).min(axis=1)

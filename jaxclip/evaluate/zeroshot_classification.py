@@ -103,7 +103,7 @@ class Evaluator(evaluate.Evaluator):
         if not known.single:
             return _of_tags(images, texts, known.classes, prepared)
         labels = np.array([label for (label,) in known.classes])
-        answers = classified(images, texts, labels, _scale(encoder, variables))
+        answers = classified(images, texts, labels, logit_scale(encoder, variables))
         worst = worst_confusions(labels, answers.predicted, answers.confidence, _CONFUSIONS)
         numbers = [embedded.ids[row] for row in known.rows]
         examples = read_back(encoder, source, _shown(answers, labels, worst, numbers, prepared.classes))
@@ -113,7 +113,7 @@ class Evaluator(evaluate.Evaluator):
         return dataclasses.replace(result, outcomes_of=known.examples)
 
 
-def _scale(encoder: Encoder, variables: Any) -> float:
+def logit_scale(encoder: Encoder, variables: Any) -> float:
     """The factor of cosines before a softmax; 1 for a model without one."""
     if not encoder.has("scale_and_bias"):
         return 1.0

@@ -71,9 +71,9 @@ def test_validation_images_are_learned_from_in_the_end(monkeypatch):
     fits = []
     regression = linear_probe.Regression
 
-    def counted(mesh, rows, labels, classes):
+    def counted(mesh, rows, labels, classes, prior):
         fits.append(len(rows))
-        return regression(mesh, rows, labels, classes)
+        return regression(mesh, rows, labels, classes, prior)
 
     monkeypatch.setattr(linear_probe, "Regression", counted)
     run(drawn(3, 50), drawn(1, 100), drawn(2, 40))

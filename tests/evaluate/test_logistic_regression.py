@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from look_up import mesh_of
+from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression
 
-from jaxclip.evaluate.logistic_regression import ITERATIONS, Regression
+from jaxclip.evaluate.logistic_regression import ITERATIONS, Classifiers, Regression
 
 STRENGTHS = np.array([1e-1, 1e1, 1e3])
 
@@ -74,3 +75,23 @@ def test_features_without_any_difference_give_the_frequencies_of_the_classes():
     np.testing.assert_allclose(found.weights[0], 0, atol=1e-6)
     logits = found.intercept[0]
     assert np.exp(logits[0]) / np.exp(logits).sum() == pytest.approx(0.75, abs=1e-3)
+
+
+def test_a_prior_is_what_the_weights_are_pulled_to():
+    features, labels = problem(rows=60, width=3)
+    prior = np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)
+    regression = Regression(mesh_of(1), features, labels, 4, prior)
+    found = regression.fit(np.array([1e-1, 1e1, 1e7]))
+
+    def value(point, strength):
+        weights = point.reshape(3, 4)
+        return objective(features, labels, weights, 0.0, 0.0) + strength / 2 * np.square(weights - prior).sum()
+
+    for number, strength in enumerate((1e-1, 1e1)):
+        lowest = minimize(value, np.zeros(12), strength, method="BFGS", options={"gtol": 1e-6, "maxiter": 5000}).fun
+        assert value(found.weights[number].ravel(), strength) == pytest.approx(lowest, rel=1e-5)
+    assert not found.intercept.any()
+    np.testing.assert_allclose(found.weights[2], prior, atol=1e-4)
+    # A start is taken for what it is, and not as far from the prior.
+    again = regression.fit(np.array([1e1]), Classifiers(*(part[1:2] for part in found)))
+    assert again.iterations[0] <= 1 < found.iterations[1]

@@ -99,3 +99,19 @@ def test_nan_ranks_last():
 def test_recalls_are_shares_of_the_queries():
     assert recalls(np.array([0, 0, 3, 7, 50])) == {1: 0.4, 5: 0.6, 10: 0.8}
     assert recalls(np.array([0, 1, 2, 3]), (2,)) == {2: 0.5}
+
+
+@pytest.mark.parametrize("devices", (1, 8))
+def test_none_is_its_own_positive_among_themselves(devices):
+    rng = np.random.default_rng(3)
+    rows, groups = rng.standard_normal((37, 5)).astype(np.float32), np.sort(rng.integers(0, 9, 37))
+    scores = rows @ rows.T
+    np.fill_diagonal(scores, np.nan)
+    expected = []
+    for row, group in enumerate(groups):
+        own = [scores[row, other] for other in np.flatnonzero(groups == group) if other != row]
+        wrong = scores[row, groups != group]
+        expected.append(np.sum(wrong > max(own)) if own else len(wrong))
+    found = ranks(mesh_of(devices), rows, rows, groups, groups, chunk=8, among_themselves=True)
+    np.testing.assert_array_equal(found.queries, expected)
+    np.testing.assert_array_equal(found.keys, expected)

@@ -82,3 +82,16 @@ def test_the_summary_and_the_headline_are_of_the_first_direction():
     result = Evaluator("data").run(encoder, None, NoRecords(), SkipLog(), None)
     assert result.summary == "text to image R@1/5/10 50.0/100.0/100.0, image to text R@1/5/10 100.0/100.0/100.0"
     assert result.headline == ("50.0% R@1", "caption → image\nR@5 100.0% · R@10 100.0%")
+
+
+def test_captions_look_for_the_other_captions_of_their_image():
+    table = {"a": [1.0, 0, 0], "a2": [0.9, 0.1, 0], "b": [0, 1.0, 0], "b2": [0.7, 0.6, 0], "c": [0, 0, 1.0]}
+    images = embedded_set(np.eye(3), captions=[["a", "a2"], ["b", "b2"], ["c"]])
+    result = Evaluator("data", text_to_text=True).run(LookUp(table, images), None, NoRecords(), SkipLog(), None)
+    # a and a2 find each other first; b has b2 first, which itself has a, a2 and b. c has no other caption.
+    assert result.metrics["text_to_text_recall@1"] == 0.75
+    assert result.metrics["text_to_text_median_rank"] == 1.0 and result.metrics["text_to_text_mean_rank"] == 1.5
+    assert "text to text R@1/5/10 75.0/100.0/100.0" in result.summary
+    with pytest.raises(UserError, match="text_to_text: no image has two captions"):
+        alone = embedded_set(np.eye(3), captions=[["a"], ["b"], ["c"]])
+        Evaluator("data", text_to_text=True).run(LookUp(table, alone), None, NoRecords(), SkipLog(), None)
