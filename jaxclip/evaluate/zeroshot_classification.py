@@ -148,6 +148,8 @@ def _of_labels(
         metrics["roc_auc"] = roc_auc(labels == 1, margins)
         columns.append("ROC AUC")
     tables = [evaluate.Table("Zero-shot classification", tuple(columns), {"": tuple(metrics.values())}, fractions=True)]
+    # Far more names than classes may be a wrong list, or a part of a large set.
+    occurring = f", of which {len(per_label)} occur" if 2 * len(per_label) < len(classes) else ""
     if worst:
         # As text, since the report draws numbers over the steps.
         rows = {
@@ -157,7 +159,7 @@ def _of_labels(
         tables.append(evaluate.Table("Most frequent confusions", ("of the class", "images"), rows))
     return evaluate.Result(
         metrics=metrics,
-        summary=f"zero-shot accuracy {accuracy[1]:.1%} ({len(classes)} classes)",
+        summary=f"zero-shot accuracy {accuracy[1]:.1%} ({len(classes)} classes{occurring})",
         headline=(f"{accuracy[1]:.1%}", f"zero-shot top-1\nchance {1 / len(classes):.1%}"),
         tables=tuple(tables),
         examples=examples,

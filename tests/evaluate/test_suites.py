@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 
-import jax
 import pytest
 from commands import recipe, without_phases
-from look_up import mesh_of
 from tar_files import write_tar
 
-from jaxclip import evaluate, methods, model, recipes
-from jaxclip.data import tokenizers
+from jaxclip import evaluate
 from jaxclip.data.sources import open_source
-from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.evaluate import suites
 from jaxclip.evaluate.__main__ import main
@@ -46,24 +41,6 @@ def suite_in(folder: pathlib.Path, table: str = TABLE) -> list[str]:
     (folder / "classes.json").write_text('["red", "green"]')
     (folder / "mine.toml").write_text(table)
     return [f"--suite={folder / 'mine.toml'}", f"--data={folder}", f"--output={folder / 'out'}"]
-
-
-@pytest.fixture(scope="module")
-def untrained() -> model.Model:
-    sizes = {"image_size": 16, "patch_size": 8, "width": 64, "layers": 1, "text_width": 64, "text_layers": 1}
-    tokenizer = tokenizers.train(["red to the left of green"], 520)
-    method = methods.from_config(recipes.clip(**sizes, embed_dim=8).to_dict() | {"name": "clip"})
-    method = dataclasses.replace(method, text=dataclasses.replace(method.text, vocab_size=520))
-    params, stats = methods.init_variables(method, jax.random.key(0))
-    return model.Model(None, params, stats, Encoder(method, mesh_of(1), "float32", tokenizer, 16))
-
-
-@pytest.fixture
-def weights(untrained, tmp_path, monkeypatch) -> str:
-    """The path of a model."""
-    monkeypatch.setattr(model, "load", lambda *_, **__: untrained)
-    (tmp_path / "weights").mkdir()
-    return str(tmp_path / "weights")
 
 
 @pytest.mark.parametrize(

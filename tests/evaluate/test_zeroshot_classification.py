@@ -126,7 +126,7 @@ def test_templates_that_cancel_out_do_not_divide_by_zero():
 )
 def test_class_names_are_those_of_the_file_or_else_of_the_source(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    assert Evaluator("data", name).prepare(NoRecords("eel"), str(tmp_path)).classes == ("cat", "guinea pig")
+    assert Evaluator("data", name).prepare(NoRecords("eel", "newt"), str(tmp_path)).classes == ("cat", "guinea pig")
     assert Evaluator("data").prepare(NoRecords("eel"), str(tmp_path)).classes == ("eel",)
 
 

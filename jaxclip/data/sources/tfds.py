@@ -150,7 +150,7 @@ def _prepared(name: str, root: str):
     raise UserError(
         f'tfds:{name} is not in {where}; prepare it with `python -c "import tensorflow_datasets as tfds; '
         f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\"`, "
-        "or choose other data with --config.data.train=..."
+        "or choose other data"
     )
 
 

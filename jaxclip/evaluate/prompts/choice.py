@@ -49,6 +49,8 @@ def choose(
     from_list, from_file = f"classes={classes}: {listed.source}", f"prompts={prompts}"
     if classes and not is_list:
         names, names_source = _class_names(classes, file), f"classes={classes}"
+        if labels and len(labels) != len(names):
+            raise UserError(f"classes: {file} has {len(names)} names for the {len(labels)} classes of {data}")
     elif listed.classes:
         names, names_source = _for_labels(listed, labels, f"classes={classes}", data), from_list
     elif published.classes:

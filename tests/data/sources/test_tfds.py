@@ -179,7 +179,7 @@ def test_the_folder_is_the_root_or_that_of_tfds(folder, monkeypatch):
         pytest.param("tfds:no_image", ["features caption, image", "an image under image"], id="image-is-no-image"),
         pytest.param(
             "tfds:coco_captions",
-            ["prepare it with", "tfds.builder('coco_captions', file_format='array_record')", "--config.data.train="],
+            ["prepare it with", "tfds.builder('coco_captions', file_format='array_record')", "or choose other data"],
             id="not-prepared",
         ),
     ],
