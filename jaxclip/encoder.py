@@ -163,12 +163,17 @@ class Encoder:
         self._image_input()
         ids = range(len(source)) if ids is None else ids
         found: list[tuple[int, int | None, tuple[int, ...] | None, list[str], str]] = []
-        outputs = []
+        outputs: list[Any] = []
+        at_work: list[Any] = []
         for batch in self.batches(source, skips, ids):
+            # The devices have one batch at work while the next one is prepared.
+            at_work.append(self._begun(function, variables, batch.images, options))
+            if len(at_work) > 1:
+                outputs.append(jax.tree.map(np.asarray, at_work.pop(0)))
             for position, record in zip(batch.positions, batch.records, strict=True):
                 captions, digest = caption_lines(record.captions), image_digest(record.image)
                 found.append((position, record.label, record.tags, captions, digest))
-            outputs.append(self.of_batch(function, variables, batch.images, **options))
+        outputs += [jax.tree.map(np.asarray, result) for result in at_work]
         found = sorted(entry for part in gather(found) for entry in part)
         positions = [position for position, *_ in found]
         return EmbeddedSet(
@@ -218,8 +223,14 @@ class Encoder:
           images: this process's share of the batch.
           **options: the function's own keywords.
         """
+        return jax.tree.map(np.asarray, self._begun(function, variables, images, options))
+
+    def _begun(
+        self, function: str | tuple[str, ...], variables: Any, images: np.ndarray, options: Mapping[str, Any]
+    ) -> Any:
+        """What `of_batch` gives, on the devices, which may still be at work."""
         rows = jax.make_array_from_process_local_data(self._rows, images)
-        return jax.tree.map(np.asarray, self._function(function, options)(variables, rows))
+        return self._function(function, options)(variables, rows)
 
     def _image_input(self) -> Image:
         """The images that the model takes; raises UserError if it takes none."""
