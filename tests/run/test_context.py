@@ -73,7 +73,7 @@ def gradients(devices: int, microbatches: int) -> tuple[dict[str, float], dict[s
     )
 
 
-@pytest.mark.parametrize(("microbatches", "devices"), [(8, 8), pytest.param(8, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("microbatches", "devices"), [(8, 8)])
 def test_cached_gradients_equal_uncached_ones(microbatches, devices):
     metrics, found = gradients(devices, microbatches)
     expected_metrics, expected = gradients(devices, 1)

@@ -75,7 +75,7 @@ def test_half_of_the_images_are_mirrored():
     assert all(a != b for a, b in zip(mirrored, same, strict=True)) and 3 < sum(mirrored) < 13
 
 
-@pytest.mark.parametrize(("devices", "microbatches"), [(1, 4), (8, 1), pytest.param(8, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("devices", "microbatches"), [(1, 4), (8, 1)])
 def test_what_is_drawn_depends_on_neither_devices_nor_micro_batches(devices, microbatches):
     kinds = {"image": inputs.Image(24), "one": inputs.Image(24, view="ssl")}
     config = DataConfig(train="given", views={"ssl": ViewConfig(augment=AUGMENT)}, augment_on_device=True)

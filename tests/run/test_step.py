@@ -73,7 +73,7 @@ def three_steps(devices: int, fsdp: int):
     return rows, jax.tree.map(np.asarray, state.params)
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(4, 2), (8, 8), pytest.param(2, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("devices", "fsdp"), [(4, 2), (8, 8)])
 def test_losses_and_updates_do_not_depend_on_the_mesh(devices, fsdp):
     expected_rows, expected_params = three_steps(1, 1)
     rows, params = three_steps(devices, fsdp)

@@ -158,9 +158,10 @@ class OpenFile:
             data += more
         return data
 
-    def __del__(self):
+    # Bound here: when the interpreter ends, the module may be empty already.
+    def __del__(self, close=os.close):
         if self.descriptor >= 0:
-            os.close(self.descriptor)
+            close(self.descriptor)
 
 
 def fingerprint(files: Sequence[File]) -> str:
