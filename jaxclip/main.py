@@ -8,11 +8,10 @@ import sys
 
 from absl import flags, logging
 
-from jaxclip import command_line
+from jaxclip import command_line, processes
 from jaxclip.config import Config
 from jaxclip.errors import UserError
 from jaxclip.exit_status import run_command
-from jaxclip.io import one_line
 from jaxclip.parsing import parse
 from jaxclip.paths import local
 from jaxclip.stopping import Signals
@@ -42,9 +41,7 @@ def _main(signals: Signals) -> None:
 
         cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", pathlib.Path.home() / ".cache" / "jaxclip" / "xla")
         jax.config.update("jax_compilation_cache_dir", str(cache))
-        if _DISTRIBUTED.value or len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1:
-            _join_processes()
-            signals.several = jax.process_count() > 1
+        signals.several = processes.join(_DISTRIBUTED.value)
 
         from jaxclip.train import train
 
@@ -58,21 +55,6 @@ def _workdir() -> pathlib.Path:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; choose a folder")
     return workdir
-
-
-def _join_processes() -> None:
-    """Starts jax.distributed, which detects the other processes on TPU pods and under SLURM."""
-    import jax
-
-    names = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # JAX itself reads only JAX_COORDINATOR_ADDRESS.
-    try:
-        processes, process = (int(os.environ[name]) if name in os.environ else None for name in names)
-        jax.distributed.initialize(num_processes=processes, process_id=process)
-    except ValueError as error:
-        raise UserError(
-            f"--distributed: {one_line(error)} Outside TPU pods and SLURM, set JAX_COORDINATOR_ADDRESS=HOST:PORT, "
-            f"{' and '.join(names)}"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ import argparse
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 import re
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from jaxclip import processes
 from jaxclip.errors import UserError
 from jaxclip.evaluate import Evaluation, asked, robustness, suites, table
 from jaxclip.evaluate.asked import Asked
@@ -52,6 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--keep-embeddings", action="store_true", help="keep what images give in the cache, for evaluations to come"
+    )
+    parser.add_argument(
+        "--distributed", action="store_true", help="join several processes, as jaxclip.main does (default on TPU pods)"
     )
     parser.add_argument("--root", help="the folder that relative paths start from (default: the recipe's)")
     parser.add_argument(
@@ -101,6 +106,8 @@ def _evaluate(arguments: argparse.Namespace, further: list[str]) -> None:
         raise UserError(f"{wrong}: there is no such option; those of a --task are written --KEY=VALUE")
     if arguments.tasks and not arguments.suite:
         raise UserError("--tasks is for a --suite; give --task for one data set")
+    if processes.join(arguments.distributed) and not processes.is_first():
+        sys.stdout = open(os.devnull, "w")  # The first one prints what all of them know.
     jobs, broken = _of_suite(arguments, further) if arguments.suite else ([], 0)
     loaded = model.load(
         arguments.path, step=arguments.step, batch_size=256, **dataclasses.asdict(from_flags(arguments))
@@ -133,6 +140,7 @@ def _run(arguments: argparse.Namespace, loaded: Any, jobs: Sequence[Asked]) -> i
     """Runs evaluations; returns how many of a suite failed."""
     from jaxclip import checkpoint, evaluate, methods
     from jaxclip.data.storage import cache_folder
+    from jaxclip.encoder import gather
 
     own = not (arguments.data or arguments.suite)
     try:
@@ -182,9 +190,12 @@ def _run(arguments: argparse.Namespace, loaded: Any, jobs: Sequence[Asked]) -> i
         shared = evaluate.SharedEncoder(encoder, variables, evaluate.needed([one for _, one in tasks]), kept, True)
         for job, evaluation in tasks:
             place, number = output / f"{job.file}.json", next(numbers)
-            result = _measured(place, evaluation, weights) if arguments.suite else None
+            held = _measured(place, evaluation, weights) if arguments.suite else None
             try:
-                if result is None:
+                # As the first process finds it, which writes the files.
+                if gather(held is not None)[0]:
+                    result = held or {"dataset": job.name, "summary": "measured before"}
+                else:
                     with phase(f"evaluating {number} of {len(opened)}: {job.file}"):
                         result = evaluate.run(evaluation, shared, variables, place, names)
                 print(evaluate.summary(result), flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import io
 import json
 import multiprocessing
@@ -147,13 +148,15 @@ class Command:
         self.send_signal(signal.SIGKILL)
 
 
-def start(arguments: Sequence[str], env: Mapping[str, str], output: pathlib.Path) -> Command:
-    """Starts the command, with its output in the file `output`.
+def start(
+    arguments: Sequence[str], env: Mapping[str, str], output: pathlib.Path, module: str = "jaxclip.main"
+) -> Command:
+    """Starts the command of a module, with its output in the file `output`.
 
     The process is forked from one that has done the imports, which take longer than most runs of tests. Output of the
     imports is lost; `run_anew` has it.
     """
-    return _fork(arguments, env, output, output)
+    return _fork(arguments, env, output, output, module)
 
 
 def run(arguments: Sequence[str], env: Mapping[str, str]) -> Result:
@@ -186,27 +189,31 @@ def _server() -> multiprocessing.context.ForkServerContext:
     return multiprocessing.get_context("forkserver")
 
 
-def _fork(arguments: Sequence[str], env: Mapping[str, str], stdout: pathlib.Path, stderr: pathlib.Path) -> Command:
+def _fork(
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+    stdout: pathlib.Path,
+    stderr: pathlib.Path,
+    module: str = "jaxclip.main",
+) -> Command:
     for path in {stdout, stderr}:
         path.write_text("")
-    process = _server().Process(target=_main, args=(list(arguments), dict(env), str(stdout), str(stderr)))
+    process = _server().Process(target=_main, args=(module, list(arguments), dict(env), str(stdout), str(stderr)))
     process.start()
     return Command(process)
 
 
-def _main(arguments: list[str], env: dict[str, str], stdout: str, stderr: str) -> None:
+def _main(module: str, arguments: list[str], env: dict[str, str], stdout: str, stderr: str) -> None:
     """What a forked process does."""
     os.environ.clear()
     os.environ.update(env)
     os.chdir(ROOT)
     for stream, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream)
-    sys.argv = ["jaxclip.main", *arguments]
+    sys.argv = [module, *arguments]
     status = 1
     try:
-        from jaxclip import main
-
-        status = main.main()
+        status = importlib.import_module(module).main()
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
     except BaseException:

@@ -11,8 +11,9 @@ import subprocess
 from collections.abc import Iterator, Sequence
 
 import pytest
-from commands import environment, losses, recipe, rows, run, start, wait_until, without_phases
+from commands import environment, losses, recipe, rows, run, start, wait_until, without_phases, write_tar
 
+from jaxclip.data.sources import open_source
 from jaxclip.weights.__main__ import main as convert
 
 STEPS = 6
@@ -42,16 +43,18 @@ def alone(folder: pathlib.Path) -> pathlib.Path:
 class Pair:
     """Two processes of one run, and their output."""
 
-    def __init__(self, folder: pathlib.Path, workdir: str, more: Sequence[str] = ()):
+    def __init__(
+        self, folder: pathlib.Path, workdir: str, more: Sequence[str] = (), arguments: Sequence[str] = (), **how: str
+    ):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
-        arguments = [f"--config={folder}/tiny.py", f"--workdir={folder}/{workdir}", "--distributed", *more]
+        arguments = [*(arguments or (f"--config={folder}/tiny.py", f"--workdir={folder}/{workdir}")), "--distributed"]
         self.workdir = folder / workdir
         self.outputs = [folder / f"{workdir}-{number}.txt" for number in range(2)]
         self.processes = [
             start(
-                arguments,
+                [*arguments, *more],
                 environment(
                     {
                         "JAX_COORDINATOR_ADDRESS": address,
@@ -60,6 +63,7 @@ class Pair:
                     }
                 ),
                 output,
+                **how,
             )
             for number, output in enumerate(self.outputs)
         ]
@@ -117,6 +121,50 @@ def test_only_the_first_process_prints_and_writes_the_report(together):
     assert "2 device(s)" in first[0] and first[-1].startswith("report: ")
     assert second == []
     assert (together.workdir / "report.html").stat().st_size > 1000
+
+
+SUITE = """
+[colors]
+data = "colors.tar"
+train = "colors.tar"
+classes = "classes.json"
+
+[pairs]
+task = "zeroshot_retrieval"
+data = "pairs.tar"
+"""
+
+
+def test_two_processes_evaluate_a_suite_as_one(alone, folder):
+    records = open_source("pairs.tar", root=str(folder)).read(range(30))
+    members = {f"{number:02}.png": record.image for number, record in enumerate(records)}
+    members |= {f"{number:02}.cls": b"%d" % (number % 3) for number in range(30)}
+    write_tar(folder / "colors.tar", dict(sorted(members.items())))
+    (folder / "classes.json").write_text('["red", "green", "blue"]')
+    (folder / "suite.toml").write_text(SUITE)
+    tasks = "--tasks=zeroshot_classification,zeroshot_retrieval,linear_probe,nearest_neighbors"
+    arguments = [str(alone), f"--suite={folder}/suite.toml", f"--data={folder}", tasks, "--keep-embeddings"]
+    found = {}
+    for name in ("one", "two"):
+        output, module = f"--output={folder}/{name}", "jaxclip.evaluate.__main__"
+        env = {"JAXCLIP_CACHE": str(folder / f"cache-{name}")}
+        if name == "one":
+            command = start([*arguments, output], environment(env), folder / "one.txt", module)
+            assert command.wait(120) == 0, (folder / "one.txt").read_text()
+        else:
+            pair = Pair(folder, name, [output], arguments, module=module)
+            try:
+                assert pair.statuses() == [0, 0], pair.said()
+                first, second = pair.said()
+                assert first[-1].startswith("results: ") and not second
+            finally:
+                pair.kill()
+        files = (folder / name).glob("*.json")
+        found[name] = {path.name: json.loads(path.read_text()) for path in files}
+    assert len(found["one"]) == 4 and found["one"].keys() == found["two"].keys()
+    for name, result in found["one"].items():
+        assert found["two"][name]["metrics"] == pytest.approx(result["metrics"], abs=1e-6), name
+        assert found["two"][name]["outcomes"] == result["outcomes"], name
 
 
 @pytest.mark.slow
