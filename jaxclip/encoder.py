@@ -75,6 +75,7 @@ class Encoder:
       batch_size: rows per call, rounded up to a multiple of the devices.
 
     Attributes:
+      share: how many rows of a batch each process has.
       image: the input that `source` prepares images for; None if the method has no images.
       text: the input that `texts` tokenizes for; None if the method has no texts.
     """
@@ -84,6 +85,7 @@ class Encoder:
         self.mesh = mesh
         self.tokenizer = tokenizer
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self.share = self.batch_size // jax.process_count()
         self.image = first_image(method.inputs())
         self.text = first_text(method.inputs())
         self._bind = bind(method)
@@ -197,7 +199,7 @@ class Encoder:
           UserError: the method has no images.
         """
         wanted = self._image_input()
-        process, share = jax.process_index(), self.batch_size // jax.process_count()
+        process, share = jax.process_index(), self.share
         mine = [
             ids[start + process * share : min(start + (process + 1) * share, start + self.batch_size)]
             for start in range(0, len(ids), self.batch_size)
@@ -214,23 +216,34 @@ class Encoder:
                     batch.records.append(record)
             yield batch
 
-    def of_batch(self, function: str | tuple[str, ...], variables: Any, images: np.ndarray, **options: Any) -> Any:
+    def of_batch(
+        self, function: str | tuple[str, ...], variables: Any, images: np.ndarray | jax.Array, **options: Any
+    ) -> Any:
         """A function of the model, or a dict of several, for one batch: NumPy arrays [batch_size, ...].
 
         Args:
           function: its name, or several names.
           variables: of the model.
-          images: this process's share of the batch.
+          images: this process's share of the batch, or the batch on the devices as `on_devices` gives it.
           **options: the function's own keywords.
         """
         return jax.tree.map(np.asarray, self._begun(function, variables, images, options))
 
     def _begun(
-        self, function: str | tuple[str, ...], variables: Any, images: np.ndarray, options: Mapping[str, Any]
+        self, function: str | tuple[str, ...], variables: Any, images: Any, options: Mapping[str, Any]
     ) -> Any:
         """What `of_batch` gives, on the devices, which may still be at work."""
-        rows = jax.make_array_from_process_local_data(self._rows, images)
+        rows = images if isinstance(images, jax.Array) else self.on_devices(images)
         return self._function(function, options)(variables, rows)
+
+    def on_devices(self, share: np.ndarray) -> jax.Array:
+        """A batch, of which every process gives its share, with its rows on the devices."""
+        return jax.make_array_from_process_local_data(self._rows, share)
+
+    def own_rows(self, batch: np.ndarray) -> np.ndarray:
+        """This process's share of what `of_batch` gave."""
+        start = jax.process_index() * self.share
+        return batch[start : start + self.share]
 
     def _image_input(self) -> Image:
         """The images that the model takes; raises UserError if it takes none."""

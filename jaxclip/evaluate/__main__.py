@@ -107,7 +107,7 @@ def _evaluate(arguments: argparse.Namespace, further: list[str]) -> None:
     if arguments.tasks and not arguments.suite:
         raise UserError("--tasks is for a --suite; give --task for one data set")
     if processes.join(arguments.distributed) and not processes.is_first():
-        sys.stdout = open(os.devnull, "w")  # The first one prints what all of them know.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # The first one prints what all of them know.
     jobs, broken = _of_suite(arguments, further) if arguments.suite else ([], 0)
     loaded = model.load(
         arguments.path, step=arguments.step, batch_size=256, **dataclasses.asdict(from_flags(arguments))

@@ -163,7 +163,7 @@ def _of_labels(
         headline=(f"{accuracy[1]:.1%}", f"zero-shot top-1\nchance {1 / len(classes):.1%}"),
         tables=tuple(tables),
         examples=examples,
-        further={"per_class_recall": per_name} | _prompts(prompts),
+        further={"per_class_recall": per_name} | prompts_json(prompts),
         outcomes={f"acc{k}": answers.ranks < k for k in (1, 5) if len(classes) >= k},
     )
 
@@ -189,11 +189,12 @@ def _of_tags(
         headline=(f"{whole:.1%} mAP", f"zero-shot\n{len(precisions)} classes"),
         tables=(evaluate.Table("Zero-shot tags", columns, {"": (whole, eleven)}, fractions=True),),
         further={"per_class_average_precision": {prompts.classes[index]: one for index, (one, _) in precisions.items()}}
-        | _prompts(prompts),
+        | prompts_json(prompts),
     )
 
 
-def _prompts(prompts: Prompts) -> dict[str, Any]:
+def prompts_json(prompts: Prompts) -> dict[str, Any]:
+    """The keys that CLIP_benchmark's files have them under, and where they are from."""
     return {
         "classnames": list(prompts.classes),
         "templates": list(prompts.templates),
