@@ -229,9 +229,7 @@ class Encoder:
         """
         return jax.tree.map(np.asarray, self._begun(function, variables, images, options))
 
-    def _begun(
-        self, function: str | tuple[str, ...], variables: Any, images: Any, options: Mapping[str, Any]
-    ) -> Any:
+    def _begun(self, function: str | tuple[str, ...], variables: Any, images: Any, options: Mapping[str, Any]) -> Any:
         """What `of_batch` gives, on the devices, which may still be at work."""
         rows = images if isinstance(images, jax.Array) else self.on_devices(images)
         return self._function(function, options)(variables, rows)

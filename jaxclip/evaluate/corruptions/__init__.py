@@ -23,7 +23,7 @@ from jaxclip import sharding
 from jaxclip.evaluate.corruptions import blur, digital, draws, noise, weather
 
 STRENGTHS = 5
-_CHUNK = 16  # images at once on a device: always as many, so that the result does not depend on the batch size
+_CHUNK = 8  # images at once on a device: always as many, so that the result does not depend on the batch size
 
 
 class _Kind(NamedTuple):

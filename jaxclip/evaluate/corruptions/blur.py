@@ -14,22 +14,24 @@ from jaxclip.evaluate.corruptions import draws, resampling
 
 Image = Float[Array, "size size 3"]
 
-_DEFOCUS = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))  # radius, deviation of the blur of its edge
+_DEFOCUS = ((3.0, 0.1), (4.0, 0.5), (6.0, 0.5), (8.0, 0.5), (10.0, 0.5))  # radius, deviation of the blur of its edge
 _GLASS = ((0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2))  # deviation, displacement, times
-_MOTION = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))  # radius, deviation
+_MOTION = ((10.0, 3.0), (15.0, 5.0), (15.0, 8.0), (15.0, 12.0), (20.0, 15.0))  # radius, deviation
 _ZOOM = ((1.10, 0.01), (1.15, 0.01), (1.20, 0.02), (1.25, 0.02), (1.30, 0.03))  # the greatest factor, step
-_FINE = 16  # samples of a disk along a side of a pixel
+_FINE = 16  # samples of a disk and of a trail along a side of a pixel
 
 
 def defocus_blur_parameters(strength: int, size: int) -> tuple[Float[np.ndarray, "side side"]]:
     """The disk, sum 1, of one side for all strengths."""
     radius, edge = (size / 224 * length for length in _DEFOCUS[strength - 1])
-    reach = math.ceil(size / 224 * (_DEFOCUS[-1][0] + 2 * _DEFOCUS[-1][1]))
+    reach = math.ceil(size / 224 * (_DEFOCUS[-1][0] + 2 * _DEFOCUS[-1][1])) + 1
     side = 2 * reach + 1
     places = (np.arange(side * _FINE) + 0.5) / _FINE - side / 2
     disk = (np.square(places[:, None]) + np.square(places) <= radius**2).astype(np.float64)
     disk = scipy.ndimage.gaussian_filter(disk, edge * _FINE, mode="constant")
-    kernel = disk.reshape(side, _FINE, side, _FINE).sum(axis=(1, 3))
+    # Each sample is divided among the pixels around it, so that a disk smaller than a pixel blurs as well.
+    tents = np.maximum(0, 1 - abs(np.arange(side)[:, None] - side // 2 - places))
+    kernel = tents @ disk @ tents.T
     return ((kernel / kernel.sum()).astype(np.float32),)
 
 
@@ -98,7 +100,11 @@ def smear_parameters(
       most: the greatest radius of all strengths.
       size: of the image.
     """
-    return 2 * radius * size / 224, deviation * size / 224, np.arange(math.ceil(2 * most * size / 224) + 1.0, dtype="f")
+    return (
+        2 * radius * size / 224,
+        deviation * size / 224,
+        np.arange(math.ceil(2 * most * size / 224) + 1, dtype=np.float32),
+    )
 
 
 def smeared(
@@ -119,21 +125,23 @@ def smeared(
     """
     size, channels, most = image.shape[0], image.shape[2], len(reach)
     padded = jnp.pad(image, ((most, most), (0, most), (0, 0)), mode="edge")
+    # The trail is sampled finely, and each sample divided between two columns, for trails shorter than a pixel.
+    across = (jnp.arange(most * _FINE) + 0.5) / _FINE
+    far = across / jnp.cos(angle)
+    trail = jnp.where(far <= length, jnp.exp(-0.5 * jnp.square(far / deviation)), 0.0)
+    weights = jnp.sum(jnp.maximum(0, 1 - abs(reach[:, None] - across)) * trail, axis=1)
+    weights = weights / jnp.sum(weights)
 
-    def add(column: Int[Array, ""], carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        total, weights = carry
-        far = column / jnp.cos(angle)
-        weight = jnp.where(far <= length, jnp.exp(-0.5 * jnp.square(far / deviation)), 0.0)
+    def add(column: Int[Array, ""], total: Array) -> Array:
         row = column * jnp.tan(angle)
         above = jnp.floor(row)
         start = most + above.astype(jnp.int32), column, jnp.int32(0)
         rows = jax.lax.dynamic_slice(padded, start, (size + 1, size, channels))
         between = row - above
-        return total + weight * ((1 - between) * rows[:-1] + between * rows[1:]), weights + weight
+        return total + weights[column] * ((1 - between) * rows[:-1] + between * rows[1:])
 
-    columns = jnp.floor(length).astype(jnp.int32) + 1
-    total, weights = jax.lax.fori_loop(0, columns, add, (jnp.zeros_like(image), jnp.float32(0)))
-    return total / weights
+    columns = jnp.ceil(length).astype(jnp.int32) + 1
+    return jax.lax.fori_loop(0, columns, add, jnp.zeros_like(image))
 
 
 def zoom_blur_parameters(

@@ -20,7 +20,7 @@ _CONTRAST = (0.4, 0.3, 0.2, 0.1, 0.05)
 # authors wrote 244 for 224.
 _ELASTIC = tuple(
     tuple(244 * share for share in shares)
-    for shares in ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))
+    for shares in ((2.0, 0.7, 0.1), (2.0, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))
 )
 _PIXELATE = (0.6, 0.5, 0.4, 0.3, 0.25)  # pixels left along a side
 _JPEG = (25, 18, 15, 10, 7)  # quality

@@ -33,16 +33,16 @@ def gaussian_noise(image: Image, key: draws.Key, deviation: Float[Array, ""]) ->
 
 
 def shot_noise_parameters(strength: int, size: int) -> tuple[Float[np.ndarray, "levels counts"], float]:
-    """The cumulative distribution of the photons for each of the 256 levels, and the photons of a white pixel."""
+    """The cumulative distribution of the photons for each of the 256 levels, and the value of one."""
     photons = [count * 224 / size for count in _PHOTONS]
     # All strengths have a table of one size; what is cut off is less likely than a float32 between 0 and 1 can say.
     counts = 2 ** math.ceil(math.log2(scipy.stats.poisson.isf(1e-8, max(photons)) + 1))
     rates = photons[strength - 1] * np.arange(256) / 255
     table = scipy.stats.poisson.cdf(np.arange(counts), rates[:, None])
-    return table.astype(np.float32), photons[strength - 1]
+    return table.astype(np.float32), 1 / photons[strength - 1]
 
 
-def shot_noise(image: Image, key: draws.Key, table: Float[Array, "levels counts"], photons: Float[Array, ""]) -> Image:
+def shot_noise(image: Image, key: draws.Key, table: Float[Array, "levels counts"], value: Float[Array, ""]) -> Image:
     """A Poisson number of photons in every channel.
 
     Drawn by a binary search of the cumulative distribution: on a CPU, `jax.random.poisson` takes ten times as long.
@@ -54,7 +54,7 @@ def shot_noise(image: Image, key: draws.Key, table: Float[Array, "levels counts"
     while step:
         counted = jnp.where(chance >= table[levels, counted + step - 1], counted + step, counted)
         step //= 2
-    return counted / photons
+    return counted * value
 
 
 def impulse_noise_parameters(strength: int, size: int) -> tuple[float]:

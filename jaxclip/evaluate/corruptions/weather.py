@@ -17,23 +17,28 @@ Layer = Float[Array, "size size"]
 # Mean and deviation of the noise, size of a flake, least noise of a flake, radius and deviation of the motion, share of
 # the image that is not whitened.
 _SNOW = (
-    (0.1, 0.3, 3.0, 0.5, 10, 4, 0.8),
-    (0.2, 0.3, 2.0, 0.5, 12, 4, 0.7),
-    (0.55, 0.3, 4.0, 0.9, 12, 8, 0.7),
-    (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
-    (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+    (0.1, 0.3, 3.0, 0.5, 10.0, 4.0, 0.8),
+    (0.2, 0.3, 2.0, 0.5, 12.0, 4.0, 0.7),
+    (0.55, 0.3, 4.0, 0.9, 12.0, 8.0, 0.7),
+    (0.55, 0.3, 4.5, 0.85, 12.0, 8.0, 0.65),
+    (0.55, 0.3, 2.5, 0.85, 12.0, 12.0, 0.55),
 )
 _FROST = ((1.0, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))  # factors of the image and of the frost
 _FOG = ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))  # thickness, decay of its fractal
 _BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
+# The least pixels along a side that a layer is drawn at, which is reduced for smaller images: flakes that are larger
+# than a pixel, and needles longer than some.
+_SNOW_DRAWN = 160
+_ICE_DRAWN = 96
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 def snow_parameters(strength: int, size: int) -> tuple:
     """Mean and deviation of the noise, its enlargement as a matrix, the threshold, the share, and the motion."""
     mean, deviation, flake, least, radius, motion, share = _SNOW[strength - 1]
-    grown = resampling.zoom(size, max(1.0, flake * size / 224))
-    return mean, deviation, grown, least, share, *smear_parameters(radius, motion, 12, size)
+    drawn = size * _reduction(size, _SNOW_DRAWN)
+    grown = resampling.zoom(drawn, max(1.0, flake * drawn / 224))
+    return mean, deviation, grown, least, share, *smear_parameters(radius, motion, 12.0, drawn)
 
 
 def snow(
@@ -41,17 +46,17 @@ def snow(
     key: draws.Key,
     mean: Float[Array, ""],
     deviation: Float[Array, ""],
-    grown: Float[Array, "size size"],
+    grown: Float[Array, "drawn drawn"],
     least: Float[Array, ""],
     share: Float[Array, ""],
     *motion: Array,
 ) -> Image:
     """Flakes that fall within 45 degrees of straight down, over a whitened image."""
-    flakes = resampling.applied(grown, mean + deviation * draws.normal(draws.fold(key, 0), image.shape[:2]))
+    flakes = resampling.applied(grown, mean + deviation * draws.normal(draws.fold(key, 0), grown.shape))
     flakes = jnp.where(flakes < least, 0.0, jnp.clip(flakes, 0, 1))
     angle = draws.uniform(draws.fold(key, 1), low=-math.pi / 4, high=math.pi / 4)
     # Columns are the rows of the transposed layer.
-    flakes = smeared(flakes.T[..., None], angle, *motion)[..., 0].T
+    flakes = _reduced(_smear(flakes.T, angle, motion).T, image.shape[0])
     luma = jnp.sum(image * jnp.asarray(_LUMA), axis=-1, keepdims=True)
     white = share * image + (1 - share) * jnp.maximum(image, 1.5 * luma + 0.5)
     return white + (flakes + jnp.rot90(flakes, 2))[..., None]
@@ -105,38 +110,66 @@ def brightness(image: Image, key: draws.Key, added: Float[Array, ""]) -> Image:
 
 
 def frost_parameters(strength: int, size: int) -> tuple:
-    """The factors of the image and of the ice, and the lengths of its needles and their barbs."""
-    return *_FROST[strength - 1], *smear_parameters(24, 24, 24, size), *smear_parameters(6, 6, 6, size)
+    """The factors of the image and of the ice, a Gaussian blur as a matrix, and lengths of needles and barbs."""
+    drawn = size * _reduction(size, _ICE_DRAWN)
+    needle, barb = smear_parameters(24.0, 24.0, 24.0, drawn), smear_parameters(6.0, 6.0, 6.0, drawn)
+    return *_FROST[strength - 1], resampling.gaussian(size, size / 10), *needle, *barb
 
 
-def frost(image: Image, key: draws.Key, factor: Float[Array, ""], icing: Float[Array, ""], *lengths: Array) -> Image:
+def frost(
+    image: Image,
+    key: draws.Key,
+    factor: Float[Array, ""],
+    icing: Float[Array, ""],
+    smooth: Float[Array, "size size"],
+    *lengths: Array,
+) -> Image:
     """Ice crystals over a darkened image.
 
-    The paper's authors add photographs of frost. This texture is generated: needles of ice with barbs, on patches
-    whose shape is a plasma fractal.
+    The paper's authors add photographs of frost. This texture is generated: needles of ice with barbs, dense on some
+    patches of the image and sparse elsewhere.
     """
-    return factor * image + icing * ice(key, image.shape[0], *lengths)
+    return factor * image + icing * ice(key, smooth, *lengths)
 
 
-def ice(key: draws.Key, size: int, *lengths: Array) -> Image:
-    """A texture of ice from 0 to 1; `lengths` are those of needles and barbs, as `smeared` takes them."""
+def ice(key: draws.Key, smooth: Float[Array, "size size"], *lengths: Array) -> Image:
+    """A texture of ice from 0 to 1.
 
-    def crystal(number: Array) -> Layer:
+    Args:
+      key: the only source of randomness.
+      smooth: a Gaussian blur as a matrix.
+      *lengths: of needles and of barbs, as `smeared` takes them.
+    """
+    size = len(smooth)
+    drawn = size * _reduction(size, _ICE_DRAWN)
+    scale = drawn / 224
+
+    def crystals(number: Array) -> Layer:
         own = draws.fold(key, number)
         slant = draws.uniform(draws.fold(own, 0), low=-math.pi / 4, high=math.pi / 4)
-        seeds = (draws.uniform(draws.fold(own, 1), (size, size)) < 0.005).astype(jnp.float32)
-        needles = jnp.minimum(25 * _smear(seeds, slant, lengths[:3]), 1)
-        sprouts = needles * (draws.uniform(draws.fold(own, 2), (size, size)) < 0.35)
+        # The share of the image that needles cover is the same for all sizes.
+        seeds = (draws.uniform(draws.fold(own, 1), (drawn, drawn)) < 0.005 / scale).astype(jnp.float32)
+        needles = jnp.minimum(25 * scale * _smear(seeds, slant, lengths[:3]), 1)
+        sprouts = needles * (draws.uniform(draws.fold(own, 2), (drawn, drawn)) < 0.35)
         barbs = jnp.minimum(3 * _smear(sprouts.T, -slant / 2, lengths[3:]).T, 1)
         layer = jnp.maximum(needles, 0.9 * barbs)
         return jnp.where(number % 2 == 1, layer.T, layer)
 
-    crystals = jnp.max(jax.vmap(crystal)(jnp.arange(6)), axis=0)
-    patches = plasma(draws.fold(key, 6), size, jnp.float32(1.5))
-    cover = jax.nn.sigmoid(12 * (patches - jnp.mean(patches) + 0.05))
-    light = cover * (0.5 + 0.5 * crystals) + (1 - cover) * 0.35 * crystals
+    bright = _reduced(jnp.max(jax.vmap(crystals)(jnp.arange(6)), axis=0), size)
+    patches = resampling.applied(smooth, draws.normal(draws.fold(key, 6), (size, size)))
+    cover = jax.nn.sigmoid(2 * patches / jnp.std(patches) + 0.5)
+    light = cover * (0.5 + 0.5 * bright) + (1 - cover) * 0.35 * bright
     return jnp.minimum(light[..., None] * jnp.asarray((0.85, 0.97, 1.05)), 1)
 
 
 def _smear(layer: Layer, angle: Float[Array, ""], lengths: tuple[Array, ...]) -> Layer:
     return smeared(layer[..., None], angle, *lengths)[..., 0]
+
+
+def _reduction(size: int, least: int) -> int:
+    """How many pixels along a side of a layer of at least `least` make one of the image."""
+    return math.ceil(least / size)
+
+
+def _reduced(layer: Float[Array, "drawn drawn"], size: int) -> Layer:
+    return jnp.mean(layer.reshape(size, len(layer) // size, size, -1), axis=(1, 3))
