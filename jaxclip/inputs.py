@@ -76,7 +76,13 @@ class Label:
 
 @dataclasses.dataclass(frozen=True)
 class RecordId:
-    """The number of a record in its source, int32 [batch], the same in every epoch: for banks of one entry a record."""
+    """The number of a record in its source, int32 [batch], the same in every epoch: for banks of one entry a record.
+
+    Attributes:
+      count: how many numbers the method has room for, its key `records`; 0 for any.
+    """
+
+    count: int = 0
 
 
 Input = Image | Text | Answers | Tags | Label | RecordId

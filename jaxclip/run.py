@@ -94,6 +94,7 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
     evaluators = evaluate.from_config(config.evaluations(method.task))
     evaluate.check(evaluators, method)
     source = sources.open_source(data.train, root=data.root)
+    check_room(method.inputs(), len(source))
     found = findings.preflight(source, "data.train", max_pixels=data.max_pixels, max_skip_rate=data.max_skip_rate)
     where = "" if config.evals else "data.eval"
     evaluations = [evaluate.Evaluation(name, item, data.root, where) for name, item in evaluators.items()]
@@ -157,6 +158,16 @@ def check_used(kinds: inputs.Inputs, data: DataConfig) -> None:
             "config.data.augment_on_device=True: no image has color jitter, gray, blur, or a view that is flipped; "
             "remove it"
         )
+
+
+def check_room(kinds: inputs.Inputs, num_records: int) -> None:
+    """Raises UserError if the method has room for fewer records than there are."""
+    for kind in kinds.values():
+        if isinstance(kind, inputs.RecordId) and 0 < kind.count < num_records:
+            raise UserError(
+                f"data.train has {num_records:,} records and the method has room for {kind.count:,}; "
+                f"set config.method.records={num_records}"
+            )
 
 
 def data_notes(config: Config, num_records: int, found: findings.Findings) -> Iterator[str]:

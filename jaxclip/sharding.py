@@ -24,8 +24,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"blocks/\w+_kernel$", PartitionSpec(None, "fsdp", None)),
     (r"(conv\d|downsample)_kernel$", PartitionSpec(None, None, None, "fsdp")),
     (r"(token_embedding|kernel)$", PartitionSpec("fsdp", None)),
-    # Each device keeps the rows of its own records, so that a push moves none of the queue.
-    (r"queue$", BATCH),
+    # Each device keeps its own rows: neither a push nor what is read of a bank moves all of them.
+    (r"(queue|bank)$", BATCH),
     (r"(scale|bias|positions|class_embedding|segments|probe|mean|var|ns_coeffs)$", PartitionSpec()),
 )
 

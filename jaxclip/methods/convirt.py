@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -19,28 +18,11 @@ from jaxclip.inputs import Inputs
 from jaxclip.losses.contrastive import softmax_contrastive
 from jaxclip.methods import clip
 from jaxclip.towers.bert import BertConfig
-from jaxclip.towers.layers import Linear, uniform
+from jaxclip.towers.layers import TwoLayers
 from jaxclip.towers.modified_resnet import ModifiedResNetConfig
 from jaxclip.towers.resnet import ResNetConfig
 from jaxclip.towers.text import TextConfig
 from jaxclip.towers.vit import ViTConfig
-
-
-class Head(nnx.Module):
-    """A projection of two layers with a ReLU between them (equations 1 and 2).
-
-    Args:
-      inputs: width of the tower's vector and of the hidden layer.
-      outputs: width of the shared space.
-    """
-
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        start = uniform(inputs**-0.5)
-        self.hidden = Linear(inputs, inputs, kernel=start, bias=start, rngs=rngs)
-        self.out = Linear(inputs, outputs, kernel=start, bias=start, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
-        return self.out(jax.nn.relu(self.hidden(x)))
 
 
 class ConVIRT(clip.CLIP):
@@ -49,8 +31,8 @@ class ConVIRT(clip.CLIP):
     def __init__(self, method: Method, *, rngs: nnx.Rngs):
         super().__init__(method.plain, rngs=rngs)
         if method.head == "mlp":
-            self.image_projection = Head(method.image.output_width, method.embed_dim, rngs=rngs)
-            self.text_projection = Head(method.text.output_width, method.embed_dim, rngs=rngs)
+            self.image_projection = TwoLayers(method.image.output_width, method.embed_dim, rngs=rngs)
+            self.text_projection = TwoLayers(method.text.output_width, method.embed_dim, rngs=rngs)
         self.fixed_scale = None if method.learn_temperature else 1 / method.temperature
         if method.learn_temperature:
             self.logit_scale = nnx.Param(-jnp.log(jnp.asarray(method.temperature, jnp.float32)))
@@ -72,7 +54,7 @@ class Method(methods.Method):
     Attributes:
       image, text, pixels: as of CLIP.
       embed_dim: width of the shared space.
-      head: "mlp" for heads of two layers; "linear" for CLIP's projections.
+      head: "mlp" for heads of two layers (equations 1 and 2); "linear" for CLIP's projections.
       image_weight: lambda, the weight of classifying images among texts; the other direction has the rest (equation 4).
       temperature: cosines are divided by it.
       learn_temperature: whether it is only the beginning, as in CLIP.

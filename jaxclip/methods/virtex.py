@@ -18,9 +18,10 @@ from jaxclip.errors import UserError
 from jaxclip.inputs import Image, Inputs, Tags, Text
 from jaxclip.losses.captioning import reversed_texts, vocabulary_cross_entropy
 from jaxclip.losses.masked import mask_tokens
+from jaxclip.towers.backbone import Backbone
 from jaxclip.towers.decoder import Decoder, DecoderConfig, TokenEmbedding
 from jaxclip.towers.generation import beam_search, nucleus_sample
-from jaxclip.towers.layers import Linear, normal, normalized_pixels, zeros
+from jaxclip.towers.layers import Linear, normal, zeros
 from jaxclip.towers.resnet import ResNetConfig
 from jaxclip.towers.vit import ViTConfig
 
@@ -31,26 +32,11 @@ Pretext = Literal["bicaptioning", "captioning", "masked_lm", "token_classificati
 _MASKED, _REPLACED = 0.85, 0.10
 
 
-class Backbone(nnx.Module):
-    """The image tower, which is what is learned."""
-
-    def __init__(self, method: Method, *, rngs: nnx.Rngs):
-        self.pixels = method.pixels
-        self.image = method.image.init(rngs=rngs)
-
-    def features(self, images: Images, ctx: Context = Context()) -> Float[Array, "batch channels"]:
-        """The image tower's pooled output."""
-        return self.image(self._normalized(images, ctx), ctx)
-
-    def _normalized(self, images: Images, ctx: Context) -> Float[Array, "batch height width 3"]:
-        return normalized_pixels(images, self.pixels.mean, self.pixels.std, ctx.dtype)
-
-
 class Classifier(Backbone):
     """A linear map from the pooled features to a score of each word, or of each tag (section 4.2)."""
 
     def __init__(self, method: Method, *, rngs: nnx.Rngs):
-        super().__init__(method, rngs=rngs)
+        super().__init__(method.image, method.pixels, rngs=rngs)
         outputs = method.tags if method.pretext == "multilabel_classification" else method.text.vocab_size
         self.classifier = Linear(method.image.output_width, outputs, kernel=normal(0.01), bias=zeros, rngs=rngs)
 
@@ -59,7 +45,7 @@ class TextualModel(Backbone):
     """The backbone and a transformer over a caption that attends to its grid of features (section 3)."""
 
     def __init__(self, method: Method, *, rngs: nnx.Rngs):
-        super().__init__(method, rngs=rngs)
+        super().__init__(method.image, method.pixels, rngs=rngs)
         self.layers = method.text.layers
         self.projection = Linear(
             method.image.output_width, method.text.width, kernel=normal(method.text.init), bias=zeros, rngs=rngs
@@ -72,7 +58,7 @@ class TextualModel(Backbone):
         """What decoders attend to: the image tower's grid, projected."""
         # Dropout of its own: the decoders' blocks have the numbers up to 2 * layers, their embeddings the next two.
         ctx = ctx.fold(2 * self.layers + 3)
-        return self.projection(self.image.tokens(self._normalized(images, ctx), ctx))
+        return self.projection(self.image.tokens(self.normalized(images, ctx), ctx))
 
     def losses(
         self, states: Float[Array, "batch tokens width"], targets: Int[Array, "batch tokens"], ctx: Context

@@ -165,6 +165,26 @@ class Linear(nnx.Module):
         return linear(x, self.kernel[...], self.bias[...] if self.has_bias else None)
 
 
+class TwoLayers(nnx.Module):
+    """A head of two linear maps with a ReLU between them (ConVIRT, Zhang et al. 2020; MoCo v2, Chen et al. 2020).
+
+    Args:
+      inputs: width of the tower's vector and of the hidden layer.
+      outputs: width of the space in which vectors are compared.
+
+    >>> TwoLayers(3, 4, rngs=nnx.Rngs(params=0))(jnp.ones((2, 3))).shape
+    (2, 4)
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        start = uniform(inputs**-0.5)
+        self.hidden = Linear(inputs, inputs, kernel=start, bias=start, rngs=rngs)
+        self.out = Linear(inputs, outputs, kernel=start, bias=start, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
+        return self.out(jax.nn.relu(self.hidden(x)))
+
+
 class LayerNorm(nnx.Module):
     """Layer normalization over the last axis; statistics in float32 whatever the input.
 
