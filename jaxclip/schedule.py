@@ -115,6 +115,29 @@ class WarmupStableDecay(Schedule):
 
 
 @dataclasses.dataclass(frozen=True)
+class Stairs(Schedule):
+    """The peak, multiplied by a factor at some places (He et al. 2016, ResNet, section 3.4).
+
+    Attributes:
+      at: shares of the run, warm-up included, in increasing order; torchvision's ResNets have 30 and 60 of 90 epochs.
+      factor: what the learning rate is multiplied by at each of them.
+    """
+
+    at: tuple[float, ...] = (1 / 3, 2 / 3)
+    factor: float = 0.1
+    name: Literal["stairs"] = "stairs"
+
+    def __post_init__(self):
+        _check_share(self, "factor")
+        if list(self.at) != sorted(self.at) or not all(0 <= share <= 1 for share in self.at):
+            raise UserError(f"at={self.at} must be shares of the run from 0 to 1, in increasing order")
+
+    def after_warmup(self, *, steps: int, warmup: int, peak: float) -> optax.Schedule:
+        falls = [max(0, round(share * (steps + warmup)) - warmup) for share in self.at]
+        return lambda step: peak * self.factor ** sum(jnp.asarray(step) >= fall for fall in falls)
+
+
+@dataclasses.dataclass(frozen=True)
 class Plateau(Schedule):
     """The peak, times what `plateau` makes of a metric's values; the trainer multiplies the updates by that.
 

@@ -56,6 +56,11 @@ CASES = {
     "wsd to a half, at the end": ({"name": "wsd", "decay": 0.2, "end": 0.5}, 100, 1000, 1000, 0.5),
     "wsd without a decay": ({"name": "wsd", "decay": 0.0}, 100, 1000, 1000, 1.0),
     "wsd that only decays": ({"name": "wsd", "decay": 1.0}, 100, 1000, 550, 0.5),
+    "stairs, half way up": ({"name": "stairs"}, 90, 900, 45, 0.5),
+    "stairs, before the first": ({"name": "stairs"}, 90, 900, 299, 1.0),
+    "stairs, at the first": ({"name": "stairs"}, 90, 900, 300, 0.1),
+    "stairs, without a warm-up": ({"name": "stairs", "at": (0.6, 0.8), "factor": 0.5}, 0, 1000, 799, 0.5),
+    "stairs, at the end": ({"name": "stairs", "at": (0.6, 0.8), "factor": 0.5}, 0, 1000, 1000, 0.25),
     "plateau, half way up": ({"name": "plateau"}, 100, 1000, 50, 0.5),
     "plateau, at the end": ({"name": "plateau"}, 100, 1000, 1000, 1.0),
 }
@@ -82,13 +87,14 @@ def test_the_learning_rate_rises_and_then_only_falls(name):
 
 
 WRONG = {
-    ".name='step' must be one of 'cosine', 'linear', 'constant', 'wsd'": {"name": "step"},
+    ".name='step' must be one of 'cosine', 'linear', 'constant', 'wsd', 'stairs'": {"name": "step"},
     ".name=3 must be one of": {"name": 3},
     ".ends is not a key; did you mean config.optimizer.schedule.end?": {"name": "linear", "ends": 0.1},
     ".end is not a key": {"name": "constant", "end": 0.1},
     ".end=1.5 must be at least 0 and at most 1": {"name": "cosine", "end": 1.5},
     ".decay=nan must be at least 0 and at most 1": {"name": "wsd", "decay": math.nan},
     ".decay='all' must be a number": {"name": "wsd", "decay": "all"},
+    ".at=(0.8, 0.6) must be shares of the run from 0 to 1, in increasing order": {"name": "stairs", "at": (0.8, 0.6)},
     ".patience=0 must be at least 1": {"name": "plateau", "patience": 0},
     ".stop=-1 must not be negative": {"name": "plateau", "stop": -1},
     ".metric='-' must name a metric": {"name": "plateau", "metric": "-"},
