@@ -182,6 +182,46 @@ def test_two_processes_start_from_public_weights_as_one_does(alone, folder):
     assert losses(pair.workdir) == pytest.approx(losses(folder / "alone-24"), rel=1e-6)
 
 
+_VIEW = {"crop_scale": (0.5, 1.0), "flip": True}
+_IMAGE = {"name": "vit", "image_size": 8, "patch_size": 4, "width": 32, "layers": 1, "heads": 2}
+MEMORIES = {
+    "moco": ({"name": "moco", "image": _IMAGE, "embed_dim": 8, "queue": 32, "momentum": 0.9}, ("moco",)),
+    "pirl": (
+        {"name": "pirl", "image": _IMAGE, "records": 64, "jigsaw_size": 30, "patch_size": 8, "negatives": 20},
+        ("image", "jigsaw"),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEMORIES)
+def test_two_processes_share_a_queue_or_a_bank(name, tmp_path):
+    """And one process goes on where they have stopped, with what it holds."""
+    method, views = MEMORIES[name]
+    change = f"""
+    config.steps = {STEPS}
+    config.data.train_vocabulary = 0
+    config.method = type(config)({method!r})
+    config.data.views = {dict.fromkeys(views, _VIEW)!r}
+    """
+    recipe(tmp_path, change)
+    command = f"--config={tmp_path}/tiny.py"
+    for steps in (STEPS, STEPS + 2):
+        alone = run([command, f"--workdir={tmp_path}/alone", f"--config.steps={steps}"], environment())
+        assert alone.status == 0, alone.stderr
+        if steps == STEPS:
+            pair = Pair(tmp_path, "together")
+            try:
+                assert pair.statuses() == [0, 0], pair.said()
+            finally:
+                pair.kill()
+        else:
+            longer = run([command, f"--workdir={pair.workdir}", f"--config.steps={steps}"], environment())
+            assert longer.status == 0, longer.stderr
+        assert [*losses(pair.workdir)] == [*range(1, steps + 1)]
+        assert losses(pair.workdir) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
+
+
 @pytest.mark.slow
 def test_one_process_goes_on_where_two_have_stopped(together, alone, folder):
     found = []
