@@ -1,6 +1,6 @@
 """Toy of PIRL: CIFAR-10 without its labels, from scratch, measured by nearest neighbors; minutes on two CPU cores.
 
---config.data.root=FOLDER names the folder with train-*.tar and val-00000.tar; --config.method.records is for other data.
+--config.data.root=FOLDER names the folder with train-*.tar and val-00000.tar; --config.method.records of other data.
 """
 
 from ml_collections import ConfigDict

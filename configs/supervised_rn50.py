@@ -1,6 +1,6 @@
 """A ResNet-50 that learns ImageNet's labels (He et al. 2016), the baseline of VirTex; batch 256, 90 epochs.
 
-Needs --config.data.train=SOURCE with labels, such as 'tfds:imagenet2012[train]'; --config.method.classes for other data.
+Needs --config.data.train=SOURCE with labels, such as 'tfds:imagenet2012[train]', of --config.method.classes classes.
 The figures are those of torchvision's published weights (its references/classification), which VirTex compares with.
 """
 

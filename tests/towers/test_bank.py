@@ -102,7 +102,9 @@ def test_on_eight_devices_rows_are_exchanged_and_never_the_bank():
     program = compiled.as_text()
     exchanged = 0
     for line in program.splitlines():
-        if called := re.search(r" (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)(-start)?\(", line):
+        if called := re.search(
+            r" (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)(-start)?\(", line
+        ):
             shapes = re.findall(r"\w+\[([\d,]*)\]", line[: called.start()])
             exchanged = max([exchanged, *(np.prod([int(n) for n in shape.split(",") if n]) for shape in shapes)])
     assert exchanged == COUNT * WIDTH
