@@ -54,6 +54,7 @@ footer p { margin: 4px 0; }
 .card strong { display: block; font: 500 29px/1.25 var(--serif); font-variant-numeric: lining-nums tabular-nums;
   white-space: nowrap; }
 .card strong i { font: normal 13px var(--sans); color: var(--soft); }
+.cards:has(.card:nth-child(6)) strong { font-size: 24px; }
 
 .charts { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 40px; }
 /* Headings, plots and notes of charts in one row stand at one height each. */
