@@ -93,7 +93,12 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
     sharding.check_divides(config, mesh)
     evaluators = evaluate.from_config(config.evaluations(method.task))
     evaluate.check(evaluators, method)
-    source = sources.open_source(data.train, root=data.root)
+    try:
+        source = sources.open_source(data.train, root=data.root)
+    except UserError as error:
+        # A source does not know what it is opened for.
+        other = "or choose other data"
+        raise UserError(str(error).replace(other, f"{other} with --config.data.train=...")) from None
     check_room(method.inputs(), len(source))
     found = findings.preflight(source, "data.train", max_pixels=data.max_pixels, max_skip_rate=data.max_skip_rate)
     where = "" if config.evals else "data.eval"
