@@ -93,17 +93,12 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
     sharding.check_divides(config, mesh)
     evaluators = evaluate.from_config(config.evaluations(method.task))
     evaluate.check(evaluators, method)
-    try:
-        source = sources.open_source(data.train, root=data.root)
-    except UserError as error:
-        # A source does not know what it is opened for.
-        other = "or choose other data"
-        raise UserError(str(error).replace(other, f"{other} with --config.data.train=...")) from None
+    source = _opened("data.train", data.train, data.root)
     check_room(method.inputs(), len(source))
     found = findings.preflight(source, "data.train", max_pixels=data.max_pixels, max_skip_rate=data.max_skip_rate)
     where = "" if config.evals else "data.eval"
     evaluations = [evaluate.Evaluation(name, item, data.root, where) for name, item in evaluators.items()]
-    eval_source = sources.open_source(data.eval, root=data.root) if data.eval else None
+    eval_source = _opened("data.eval", data.eval, data.root) if data.eval else None
     tokenizer = vocabulary.tokenizer_of(method.inputs(), data, source, saved_tokenizer)
     if tokenizer is not None:
         method.check(tokenizer)
@@ -163,6 +158,14 @@ def check_used(kinds: inputs.Inputs, data: DataConfig) -> None:
             "config.data.augment_on_device=True: no image has color jitter, gray, blur, or a view that is flipped; "
             "remove it"
         )
+
+
+def _opened(key: str, text: str | Sequence[tuple[str, float]], root: str) -> Source:
+    """The source of a key of the config, which errors name."""
+    try:
+        return sources.open_source(text, root=root)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def check_room(kinds: inputs.Inputs, num_records: int) -> None:

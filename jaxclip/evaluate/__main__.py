@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxclip import processes
@@ -86,6 +86,9 @@ def _table(arguments: argparse.Namespace, further: list[str]) -> None:
         if getattr(arguments, key) is not None:
             flag = "PATH" if key == "path" else f"--{key}"
             raise UserError(f"{flag} is for an evaluation, and not for --table")
+    for key in ("keep_embeddings", "distributed"):
+        if getattr(arguments, key):
+            raise UserError(f"--{key.replace('_', '-')} is for an evaluation, and not for --table")
     rows = table.read([local(folder, "--table") for folder in arguments.table], arguments.intervals)
     if arguments.robustness:
         rows = robustness.with_robustness(rows, robustness.read(local(arguments.robustness, "--robustness")))
@@ -139,7 +142,7 @@ def _of_suite(arguments: argparse.Namespace, further: list[str]) -> tuple[list[A
 def _run(arguments: argparse.Namespace, loaded: Any, jobs: Sequence[Asked]) -> int:
     """Runs evaluations; returns how many of a suite failed."""
     from jaxclip import checkpoint, evaluate, methods
-    from jaxclip.data.storage import cache_folder
+    from jaxclip.data.storage import cache_folder, is_remote
     from jaxclip.encoder import gather
 
     own = not (arguments.data or arguments.suite)
@@ -148,7 +151,7 @@ def _run(arguments: argparse.Namespace, loaded: Any, jobs: Sequence[Asked]) -> i
         evaluate.check(evaluators, loaded.method)
     except UserError as error:
         raise UserError(_said(error, jobs, own)) from None
-    root = arguments.root or (arguments.data if arguments.suite else "") or ""
+    root = (arguments.data if arguments.suite else arguments.root) or ""
     if own and arguments.root is None and loaded.config:
         root = loaded.config.data.root
     where = "" if own else "--data"
@@ -182,7 +185,9 @@ def _run(arguments: argparse.Namespace, loaded: Any, jobs: Sequence[Asked]) -> i
     encoder, variables = loaded.evaluation_parts()
     kept = cache_folder("embeddings") if arguments.keep_embeddings else None
     weights, kind = evaluate.weights_digest(variables), methods.to_config(loaded.method)["name"]
-    names = {"model": kind, "pretrained": pretrained, "weights": weights}
+    # By these an evaluation is known to be the same when a suite goes on.
+    same = {"weights": weights, "root": root if is_remote(root) else str(pathlib.Path(root).absolute())}
+    names = {"model": kind, "pretrained": pretrained} | same
     numbers = itertools.count(1)
     # What images give is held for the tasks of one data set, and not for those of all.
     for _, group in itertools.groupby(opened, lambda pair: pair[0].name if arguments.suite else ""):
@@ -190,7 +195,7 @@ def _run(arguments: argparse.Namespace, loaded: Any, jobs: Sequence[Asked]) -> i
         shared = evaluate.SharedEncoder(encoder, variables, evaluate.needed([one for _, one in tasks]), kept, True)
         for job, evaluation in tasks:
             place, number = output / f"{job.file}.json", next(numbers)
-            held = _measured(place, evaluation, weights) if arguments.suite else None
+            held = _measured(place, evaluation, same) if arguments.suite else None
             try:
                 # As the first process finds it, which writes the files.
                 if gather(held is not None)[0]:
@@ -225,14 +230,15 @@ def _check_free(place: pathlib.Path, evaluation: Evaluation) -> None:
     if before != (evaluation.task, evaluation.evaluator.data, evaluation.options):
         changed = "" if before[:2] != (evaluation.task, evaluation.evaluator.data) else " with other options"
         raise UserError(
-            f"{place} is the result of {before[0]} on {before[1]}{changed}; give another --name or --output"
+            f"{place} is the result of {before[0]} on {before[1]}{changed}; give another --output, or for one data "
+            "set another --name"
         )
 
 
-def _measured(place: pathlib.Path, evaluation: Evaluation, weights: str) -> dict[str, Any] | None:
-    """The result of the very evaluation of the very weights, if a suite that was stopped had come so far."""
+def _measured(place: pathlib.Path, evaluation: Evaluation, same: Mapping[str, str]) -> dict[str, Any] | None:
+    """The result of the very evaluation of the very weights and data, if a suite that was stopped had come so far."""
     held = _held(place)
-    if held is None or held.get("weights") != weights or held.get("options") != evaluation.options:
+    if held is None or held.get("options") != evaluation.options or any(held.get(key) != same[key] for key in same):
         return None
     return held if isinstance(held.get("summary"), str) else None
 

@@ -17,6 +17,7 @@ from jaxclip.errors import UserError
 from jaxclip.evaluate import suites
 
 _OF_DATA = ("task", "classes", "template", "name")
+_INSTEAD = {"task": "give --tasks", "root": "give the folder as --data"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +89,10 @@ def on_suite(arguments: argparse.Namespace, further: Sequence[str]) -> OfSuite:
     Raises:
       UserError: an option is wrong, or the suite.
     """
-    for key in _OF_DATA:
+    for key in (*_OF_DATA, "root"):
         if getattr(arguments, key) is not None:
-            raise UserError(
-                f"--{key} is for one data set, and not for --suite" + (", which has --tasks" * (key == "task"))
-            )
+            instead = f"; {_INSTEAD[key]}" if key in _INSTEAD else ""
+            raise UserError(f"--{key} is for one data set, and not for --suite{instead}")
     sets = suites.read(arguments.suite)
     tasks = arguments.tasks.split(",") if arguments.tasks else []
     types: dict[str, dict[str, Any]] = {}
@@ -103,13 +103,12 @@ def on_suite(arguments: argparse.Namespace, further: Sequence[str]) -> OfSuite:
         types[task] = of_task
     options = _options(further, types)
     found = OfSuite([], {}, {})
-    root = arguments.data or arguments.root or ""
     for name, one in sets.items():
         for task in tasks or [one.task]:
             if not suites.suits(one, task, types[task]):
                 continue
             try:
-                config = suites.evaluation(one, task, types[task], options, root)
+                config = suites.evaluation(one, task, types[task], options, arguments.data or "")
             except UserError as error:
                 found.broken[name] = str(error)
                 continue

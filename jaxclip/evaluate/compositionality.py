@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from jaxclip import evaluate
-from jaxclip.data.loader import examples
 from jaxclip.data.record import Source
 from jaxclip.data.skips import SkipLog
 from jaxclip.data.sources.shapes import Shapes
@@ -21,6 +20,7 @@ from jaxclip.data.storage import resolve
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.evaluate.compositional_instances import Instance, find_images, instances_of_shapes, read_instances
+from jaxclip.evaluate.shown import Shown, read_back
 
 FORMS = ("add", "replace", "swap")  # SugarCrepe's, with which the names of its kinds begin
 _IMAGES = 12  # in the report
@@ -97,9 +97,19 @@ class Evaluator(evaluate.Evaluator):
         similarities = (images[:, :, None] * captions[:, None]).sum(-1)
         correct = scores(similarities)
         chosen = _chosen(correct["acc"], _IMAGES // similarities.shape[1])
-        shown = [(instances[row], similarities[row], bool(correct["acc"][row])) for row in chosen]
+        shown = [
+            one
+            for row in chosen
+            for one in _shown(instances[row], similarities[row], bool(correct["acc"][row]), prepared.ids)
+        ]
         tied = float((similarities[..., 0] == similarities[..., 1]).any(1).mean())
-        return _result(instances, correct, tied, _examples(encoder, source, prepared.ids, shown))
+        digests = [[embedded.digests[rows[name]] for name in one.images] for one in instances]
+        return dataclasses.replace(
+            _result(instances, correct, tied),
+            examples=read_back(encoder, source, shown),
+            outcomes=correct,
+            outcomes_of=evaluate.examples_digest(list(zip(digests, (one.captions for one in instances), strict=True))),
+        )
 
 
 def scores(similarities: Float[np.ndarray, "instances images 2"]) -> dict[str, Bool[np.ndarray, "instances"]]:
@@ -119,10 +129,7 @@ def scores(similarities: Float[np.ndarray, "instances images 2"]) -> dict[str, B
 
 
 def _result(
-    instances: Sequence[Instance],
-    correct: Mapping[str, Bool[np.ndarray, "instances"]],
-    tied: float,
-    shown: tuple[evaluate.Example, ...],
+    instances: Sequence[Instance], correct: Mapping[str, Bool[np.ndarray, "instances"]], tied: float
 ) -> evaluate.Result:
     kinds = {kind: [one.kind == kind for one in instances] for kind in sorted({one.kind for one in instances})}
     of_kinds = _of_kinds({kind: float(correct["acc"][rows].mean()) for kind, rows in kinds.items()})
@@ -148,7 +155,7 @@ def _result(
             for kind, rows in kinds.items()
         }
         tables.append(evaluate.Table("Compositionality by kind", (*titles.values(), "instances"), lines))
-    return evaluate.Result(metrics=metrics, summary=said, headline=headline, tables=tuple(tables), examples=shown)
+    return evaluate.Result(metrics=metrics, summary=said, headline=headline, tables=tuple(tables))
 
 
 def _of_kinds(accuracy: Mapping[str, float]) -> dict[str, float]:
@@ -173,23 +180,13 @@ def _chosen(right: Bool[np.ndarray, "instances"], count: int) -> list[int]:
     return rows
 
 
-def _examples(
-    encoder: Encoder,
-    source: Source,
-    ids: Mapping[str, int],
-    shown: Sequence[tuple[Instance, Float[np.ndarray, "images 2"], bool]],
-) -> tuple[evaluate.Example, ...]:
-    """The images of instances, each with its caption, the other one, and its similarities to both."""
-    if encoder.image is None:
-        return ()
-    texts, numbers = [], []
-    for one, similarities, right in shown:
-        for own, name in enumerate(one.images):
-            mark = " ".join(filter(None, ("✓" if right else "✗", one.kind)))
-            true, false = (f"{one.captions[i]} ({similarities[own, i]:.3f})" for i in (own, 1 - own))
-            texts.append(f"{mark}: {true} — not: {false}")
-            numbers.append(ids[name])
-    read = examples(source, numbers, encoder.image.size, encoder.image.pixels, SkipLog())
-    return tuple(
-        evaluate.Example(image, text) for text, (_, image, _) in zip(texts, read, strict=True) if image is not None
-    )
+def _shown(
+    one: Instance, similarities: Float[np.ndarray, "images 2"], right: bool, ids: Mapping[str, int]
+) -> list[Shown]:
+    """The images of an instance, each with its caption, the other one, and its similarities to both."""
+    found = []
+    for own, name in enumerate(one.images):
+        true, false = (f"{one.captions[i]} ({similarities[own, i]:.3f})" for i in (own, 1 - own))
+        kind = f"{one.kind}: " if one.kind else ""
+        found.append(Shown(ids[name], f"{kind}{true} — not: {false}", right))
+    return found

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import jaxclip
 from jaxclip import methods
 from jaxclip.checkpoint.fingerprint import fingerprints
 from jaxclip.data.loader import read_ahead
@@ -54,7 +55,7 @@ class SharedEncoder(Encoder):
       shows: whether the progress of each set is shown.
 
     Raises:
-      UserError: the folder cannot be read.
+      UserError: there is a folder, and the model has no images.
     """
 
     def __init__(
@@ -108,8 +109,8 @@ class SharedEncoder(Encoder):
     def _known(self, source: Source, ids: Sequence[int]) -> list[_Facts]:
         """The records of known images, in order; the same in every process."""
         spread = range(0, len(ids), max(1, len(ids) // _PROBED))
-        # Of a set that was never encoded nothing is known, which a few records tell.
-        if not self._places or not self._facts(source, ids, spread):
+        # Of a set that was never encoded nothing is known, which a few records tell. Processes may have other disks.
+        if not all(gather(bool(self._places))) or not self._facts(source, ids, spread):
             return []
         return self._facts(source, ids, range(len(ids)))
 
@@ -197,6 +198,7 @@ class SharedEncoder(Encoder):
         """What the vectors depend on beside the images, as the name of a folder."""
         image = self._image_input()
         depends = {
+            "version": jaxclip.__version__,
             "weights": weights_digest(self._variables),
             "method": methods.to_config(self.method),
             "size": image.size,

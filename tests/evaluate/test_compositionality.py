@@ -229,7 +229,7 @@ def test_a_bag_of_words_cannot_tell_the_swaps_of_shapes():
     assert kinds["swap_obj"] == kinds["replace_rel"] == 1000 and min(kinds["swap_color"], kinds["swap_size"]) > 400
     found = {kind: result.metrics[f"acc_{kind}"] for kind in kinds}
     assert found == {"replace_rel": 1, "swap_color": 0, "swap_obj": 0, "swap_size": 0}
-    assert [example.text[0] for example in result.examples] == ["✗"] * 6 + ["✓"] * 6
+    assert [example.right for example in result.examples] == [False] * 6 + [True] * 6
     first = prepared.instances[next(row for row, one in enumerate(prepared.instances) if one.kind != "replace_rel")]
     assert first.captions[0] in result.examples[0].text and first.captions[1] in result.examples[0].text
     assert (result.examples[0].image == source.read([int(first.images[0])])[0].image).all()

@@ -118,6 +118,13 @@ def test_a_suite_that_was_stopped_goes_on_and_a_changed_one_is_measured_again(we
     place.write_text(place.read_text().replace('"weights": "', '"weights": "0'))
     assert main([weights, *options]) == 0
     assert evaluated == ["pairs", "colors"]
+    # Sources of the same names in another folder are other data.
+    evaluated.clear()
+    other = tmp_path / "other"
+    other.mkdir()
+    suite_in(other)
+    assert main([weights, *options[:1], f"--data={other}", options[2]]) == 0
+    assert evaluated == ["colors", "pairs"]
 
 
 def test_one_data_set_that_cannot_be_evaluated_does_not_stop_the_others(weights, tmp_path, capsys):
@@ -130,7 +137,12 @@ def test_one_data_set_that_cannot_be_evaluated_does_not_stop_the_others(weights,
 
 
 def test_options_of_one_data_set_are_not_for_a_suite(capsys):
-    for option, hint in (("--task=linear_probe", ", which has --tasks"), ("--name=x", ""), ("--classes=x", "")):
+    for option, hint in (
+        ("--task=linear_probe", "; give --tasks"),
+        ("--name=x", ""),
+        ("--classes=x", ""),
+        ("--root=x", "; give the folder as --data"),
+    ):
         assert main(["weights", "--suite=clip27", option]) == 2
         name = option.partition("=")[0]
         assert f"{name} is for one data set, and not for --suite{hint}\n" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from drawn_batch import drawn_batch
+from few_steps import FewSteps
 
 from configs import moco, moco_cifar10
 from jaxclip import methods, optimizer, sharding
@@ -23,26 +24,12 @@ from jaxclip.parsing import parse
 from jaxclip.step import Step, TrainState
 
 BATCH, QUEUE, WIDTH, MOMENTUM = 16, 48, 8, 0.9
-IMAGE = {"name": "vit", "image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "heads": 2}
+IMAGE = {"name": "vit", "image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "heads": 2, "scan": False}
 
 
 def method(**keys: Any) -> Method:
     sizes = {"embed_dim": WIDTH, "queue": QUEUE, "momentum": MOMENTUM}
     return methods.from_config({"name": "moco", "image": IMAGE, **sizes, **keys})
-
-
-@functools.cache
-def step_on(devices: int) -> Step:
-    mesh = sharding.create(MeshConfig(fsdp=min(2, devices)), jax.devices()[:devices])
-    # The eps is large because the division by a gradient that is zero but for rounding would magnify the rounding.
-    adam = optimizer.create(OptimizerConfig(learning_rate=2e-3, warmup_steps=0, eps=1e-3, weight_decay=0.0), 100)
-    return Step(method(), adam, mesh, precision="float32")
-
-
-@functools.cache
-def compiled(devices: int) -> Any:
-    step = step_on(devices)
-    return step.train.lower(step.abstract_state, placed(step, 0)).compile()
 
 
 def rows(number: int) -> dict[str, jax.Array]:
@@ -52,40 +39,15 @@ def rows(number: int) -> dict[str, jax.Array]:
     return {name: jnp.asarray(images + rng.integers(0, 64, images.shape), jnp.uint8) for name in ("query", "key")}
 
 
-def placed(step: Step, number: int) -> dict[str, jax.Array]:
-    return jax.device_put(rows(number), sharding.batch_sharding(step.mesh))
-
-
-@functools.cache
-def first_state() -> TrainState:
-    return step_on(1).init(3)
-
-
-def fresh(step: Step) -> TrainState:
-    # A copy, since a step is donated its state.
-    state = jax.tree.map(jnp.copy, first_state())
-    return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, step.abstract_state))
-
-
-def run(devices: int, state: TrainState, first: int, last: int) -> tuple[TrainState, list[dict[str, float]]]:
-    found = []
-    for number in range(first, last):
-        state, metrics = compiled(devices)(state, placed(step_on(devices), number))
-        found.append({name: float(value) for name, value in metrics.items()})
-    return state, found
-
-
-@functools.cache
-def steps(devices: int) -> tuple[TrainState, list[dict[str, float]]]:
-    return run(devices, fresh(step_on(devices)), 0, 4)
+FEW = FewSteps(method(), rows, learning_rate=2e-3)
 
 
 @functools.cache
 def trained() -> list[TrainState]:
     """The states before the first step and after each of three."""
-    states = [first_state()]
+    states = [FEW.first_state()]
     for number in range(3):
-        states.append(run(1, jax.tree.map(jnp.copy, states[-1]), number, number + 1)[0])
+        states.append(FEW.run(1, jax.tree.map(jnp.copy, states[-1]), number, number + 1)[0])
     return states
 
 
@@ -113,7 +75,7 @@ def test_the_loss_is_the_papers():
     queue = np.asarray(state.memory["keys"]["queue"], np.float64)
     logits = np.concatenate([np.sum(queries * keys, axis=1, keepdims=True), queries @ queue.T], axis=1) / 0.2
     expected = np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[:, 0])
-    _, (found, *_) = steps(1)
+    _, (found, *_) = FEW.steps(1)
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
     assert found["key_accuracy"] == np.mean(logits.argmax(axis=1) == 0)
 
@@ -124,12 +86,12 @@ def test_at_the_start_a_query_is_as_near_to_the_queue_as_to_its_own_key():
     keys = [embedded(state.variables, rows(number)["key"], "embed") for number in range(QUEUE // BATCH)]
     memory = {**state.memory, "keys": {**state.memory["keys"], "queue": jnp.concatenate(keys)}}
     # Other images than the queue's.
-    found = step_on(1).validate(state.variables, memory, rows(9))
+    found = FEW.step_on(1).validate(state.variables, memory, rows(9))
     assert float(found["loss"]) == pytest.approx(np.log(1 + QUEUE), abs=0.1)
 
 
 def test_losses_do_not_depend_on_the_devices():
-    (state, found), (expected_state, expected) = steps(8), steps(1)
+    (state, found), (expected_state, expected) = FEW.steps(8), FEW.steps(1)
     for metrics, wanted in zip(found, expected, strict=True):
         assert metrics == pytest.approx(wanted, rel=1e-5)
     for part in ("params", "memory"):
@@ -139,14 +101,14 @@ def test_losses_do_not_depend_on_the_devices():
 
 
 def test_a_run_goes_on_bit_for_bit_with_its_copy_and_its_queue(tmp_path):
-    step = step_on(8)
-    state, _ = run(8, fresh(step), 0, 2)
+    step = FEW.step_on(8)
+    state, _ = FEW.run(8, FEW.fresh(step), 0, 2)
     checkpoints = Checkpoints(tmp_path, 3)
     checkpoints.save(2, state, {"config": "none"})
     checkpoints.wait()
-    state, found = run(8, checkpoints.restore(step.abstract_state).state, 2, 4)
+    state, found = FEW.run(8, checkpoints.restore(step.abstract_state).state, 2, 4)
     checkpoints.close()
-    expected_state, expected = steps(8)
+    expected_state, expected = FEW.steps(8)
     assert found == expected[2:]
     jax.tree.map(np.testing.assert_array_equal, state.memory, expected_state.memory)
 
@@ -166,7 +128,7 @@ def test_the_copy_follows_once_a_step_before_it_gives_keys():
 
 
 def test_the_queue_holds_the_last_keys_and_those_alone():
-    held = [keys_in(state.memory) for state in (*trained(), steps(1)[0])]
+    held = [keys_in(state.memory) for state in (*trained(), FEW.steps(1)[0])]
     assert [len(held[0] & later) for later in held[1:]] == [32, 16, 0, 0]
     assert [len(held[1] & later) for later in held[2:]] == [32, 16, 0]
     assert [int(state.memory["keys"]["turn"]) for state in trained()] == [0, 1, 2, 0]
@@ -190,13 +152,13 @@ def test_no_gradient_reaches_the_copy_or_the_queue():
 
 
 def test_the_queue_is_never_gathered():
-    program = compiled(8).as_text()
+    program = FEW.compiled(8).as_text()
     assert f"f32[{QUEUE // 8},{WIDTH}]" in program and f"f32[{QUEUE},{WIDTH}]" not in program
 
 
 def test_queries_come_to_know_their_keys():
     """Of images that are never seen again; the queue is full of keys from the fourth step on."""
-    _, found = run(1, fresh(step_on(1)), 0, 80)
+    _, found = FEW.run(1, FEW.fresh(FEW.step_on(1)), 0, 80)
     assert np.mean([metrics["loss"] for metrics in found[-5:]]) < found[3]["loss"] - 1
 
 

@@ -9,34 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from few_steps import FewSteps
 
 from configs import pirl, pirl_cifar10
-from jaxclip import methods, optimizer, sharding
+from jaxclip import methods
 from jaxclip.checkpoint import Checkpoints
-from jaxclip.config import Config, MeshConfig, OptimizerConfig
+from jaxclip.config import Config
 from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.inputs import RecordId
 from jaxclip.methods.pirl import Method, jigsaw
 from jaxclip.parsing import parse
 from jaxclip.run import check_room
-from jaxclip.step import Step, TrainState
+from jaxclip.step import TrainState
 
 BATCH, RECORDS, WIDTH, NEGATIVES = 16, 48, 8, 40
-IMAGE = {"name": "vit", "image_size": 8, "patch_size": 4, "width": 32, "layers": 1, "heads": 2}
+IMAGE = {"name": "vit", "image_size": 8, "patch_size": 4, "width": 32, "layers": 1, "heads": 2, "scan": False}
 
 
 def method(**keys: Any) -> Method:
     sizes = {"embed_dim": WIDTH, "jigsaw_size": 30, "patch_size": 8, "negatives": NEGATIVES, "records": RECORDS}
     return methods.from_config({"name": "pirl", "image": IMAGE, **sizes, **keys})
-
-
-@functools.cache
-def step_on(devices: int) -> Step:
-    mesh = sharding.create(MeshConfig(fsdp=min(2, devices)), jax.devices()[:devices])
-    # The eps is large because the division by a gradient that is zero but for rounding would magnify the rounding.
-    adam = optimizer.create(OptimizerConfig(learning_rate=5e-3, warmup_steps=0, eps=1e-3, weight_decay=0.0), 100)
-    return Step(method(), adam, mesh, precision="float32")
 
 
 def rows(number: int) -> dict[str, jax.Array]:
@@ -52,50 +45,19 @@ def rows(number: int) -> dict[str, jax.Array]:
     return found | {"record": jnp.asarray(ids, jnp.int32)}
 
 
-def placed(step: Step, number: int) -> dict[str, jax.Array]:
-    return jax.device_put(rows(number), sharding.batch_sharding(step.mesh))
-
-
-@functools.cache
-def compiled(devices: int) -> Any:
-    step = step_on(devices)
-    return step.train.lower(step.abstract_state, placed(step, 0)).compile()
-
-
-@functools.cache
-def first_state() -> TrainState:
-    return step_on(1).init(3)
-
-
-def fresh(step: Step) -> TrainState:
-    # A copy, since a step is donated its state.
-    state = jax.tree.map(jnp.copy, first_state())
-    return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, step.abstract_state))
-
-
-def run(devices: int, state: TrainState, first: int, last: int) -> tuple[TrainState, list[dict[str, float]]]:
-    found = []
-    for number in range(first, last):
-        state, metrics = compiled(devices)(state, placed(step_on(devices), number))
-        found.append({name: float(value) for name, value in metrics.items()})
-    return state, found
-
-
-@functools.cache
-def steps(devices: int) -> tuple[TrainState, list[dict[str, float]]]:
-    return run(devices, fresh(step_on(devices)), 0, 4)
+FEW = FewSteps(method(), rows, learning_rate=5e-3)
 
 
 @functools.cache
 def after_one() -> tuple[TrainState, dict[str, float]]:
-    state, (found,) = run(1, fresh(step_on(1)), 0, 1)
+    state, (found,) = FEW.run(1, FEW.fresh(FEW.step_on(1)), 0, 1)
     return state, found
 
 
 @functools.cache
 def embeddings() -> tuple[np.ndarray, np.ndarray]:
     """g and f of the first batch in float64, from what the tower gives and with the patches of the first step."""
-    state, batch = first_state(), rows(0)
+    state, batch = FEW.first_state(), rows(0)
     key = jax.random.fold_in(state.key, 0)
     patches = jigsaw(batch["jigsaw"], jax.random.split(key, BATCH), 8)
     model = methods.bind(method())(state.variables)
@@ -116,7 +78,7 @@ def embeddings() -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_loss_is_the_papers():
     """Equations 3 to 5 in float64; the negatives are those that the step drew."""
-    state, batch = first_state(), rows(0)
+    state, batch = FEW.first_state(), rows(0)
     bank = np.asarray(state.memory["bank"], np.float64)
     ids = np.asarray(batch["record"])
     key = jax.random.fold_in(jax.random.fold_in(state.key, 0), 1)
@@ -144,7 +106,7 @@ def test_a_step_moves_the_records_of_its_batch_and_no_others():
     """Half the way to f, not to g, whose patches the bank never sees (section 2.2)."""
     (state, _), batch = after_one(), rows(0)
     ids = np.asarray(batch["record"])
-    before, after = (np.asarray(s.memory["bank"], np.float64) for s in (first_state(), state))
+    before, after = (np.asarray(s.memory["bank"], np.float64) for s in (FEW.first_state(), state))
     expected = before.copy()
     # In reverse: of a record that is there twice the first row counts.
     for row in reversed(range(BATCH)):
@@ -154,34 +116,34 @@ def test_a_step_moves_the_records_of_its_batch_and_no_others():
 
 
 def test_losses_do_not_depend_on_the_devices():
-    (state, found), (expected_state, expected) = steps(8), steps(1)
+    (state, found), (expected_state, expected) = FEW.steps(8), FEW.steps(1)
     for metrics, wanted in zip(found, expected, strict=True):
         assert metrics == pytest.approx(wanted, rel=1e-5)
     np.testing.assert_allclose(state.memory["bank"], expected_state.memory["bank"], rtol=0, atol=1e-5)
 
 
 def test_a_run_goes_on_bit_for_bit_with_its_bank(tmp_path):
-    step = step_on(8)
-    state, _ = run(8, fresh(step), 0, 2)
+    step = FEW.step_on(8)
+    state, _ = FEW.run(8, FEW.fresh(step), 0, 2)
     checkpoints = Checkpoints(tmp_path, 3)
     checkpoints.save(2, state, {"config": "none"})
     checkpoints.wait()
-    state, found = run(8, checkpoints.restore(step.abstract_state).state, 2, 4)
+    state, found = FEW.run(8, checkpoints.restore(step.abstract_state).state, 2, 4)
     checkpoints.close()
-    expected_state, expected = steps(8)
+    expected_state, expected = FEW.steps(8)
     assert found == expected[2:]
     np.testing.assert_array_equal(state.memory["bank"], expected_state.memory["bank"])
 
 
 def test_a_device_holds_its_part_of_the_bank_and_never_the_whole():
-    bank = step_on(8).abstract_state.memory["bank"]
+    bank = FEW.step_on(8).abstract_state.memory["bank"]
     assert bank.shape == (1024, WIDTH) and bank.sharding.shard_shape(bank.shape) == (128, WIDTH)
-    program = compiled(8).as_text()
+    program = FEW.compiled(8).as_text()
     assert f"f32[128,{WIDTH}]" in program and f"f32[1024,{WIDTH}]" not in program
 
 
 def test_no_gradient_reaches_the_bank():
-    state, kind = first_state(), method()
+    state, kind = FEW.first_state(), method()
 
     def loss(bank):
         model = methods.bind(kind)(state.variables)
@@ -193,16 +155,16 @@ def test_no_gradient_reaches_the_bank():
 
 def test_validation_needs_no_record_of_the_bank():
     """Its records are others, whatever their numbers; the bank has negatives for them alone."""
-    state, batch = steps(1)[0], rows(7)
+    state, batch = FEW.steps(1)[0], rows(7)
     other = {**batch, "record": batch["record"] + 1_000_000}
-    found, expected = (step_on(1).validate(state.variables, state.memory, given) for given in (other, batch))
+    found, expected = (FEW.step_on(1).validate(state.variables, state.memory, given) for given in (other, batch))
     assert {name: float(value) for name, value in found.items()} == {
         name: float(value) for name, value in expected.items()
     }
 
 
 def test_images_come_to_be_known_by_their_patches():
-    _, found = run(1, fresh(step_on(1)), 0, 80)
+    _, found = FEW.run(1, FEW.fresh(FEW.step_on(1)), 0, 80)
     mean = lambda part: np.mean([metrics["patches_accuracy"] for metrics in part])  # noqa: E731
     print([m["patches_accuracy"] for m in found])
     assert mean(found[:5]) < 0.2 and mean(found[-5:]) > 0.6

@@ -19,7 +19,7 @@ from jaxclip.inputs import shapes
 from jaxclip.methods.supervised import Method
 from jaxclip.parsing import parse
 
-IMAGE = {"name": "vit", "image_size": 8, "patch_size": 4, "width": 32, "layers": 1, "heads": 2}
+IMAGE = {"name": "vit", "image_size": 8, "patch_size": 4, "width": 32, "layers": 1, "heads": 2, "scan": False}
 CLASSES = 5
 
 

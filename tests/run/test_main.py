@@ -295,4 +295,4 @@ def test_the_papers_recipe_without_its_data_says_how_to_get_it_and_how_to_name_o
     )
     assert result.status == 2
     assert result.stderr.count("\n") == 1, result.stderr
-    assert "tfds:coco_captions" in result.stderr and "--config.data.train=" in result.stderr
+    assert "tfds:coco_captions" in result.stderr and result.stderr.startswith("error: data.train: ")

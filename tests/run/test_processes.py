@@ -183,7 +183,7 @@ def test_two_processes_start_from_public_weights_as_one_does(alone, folder):
 
 
 _VIEW = {"crop_scale": (0.5, 1.0), "flip": True}
-_IMAGE = {"name": "vit", "image_size": 8, "patch_size": 4, "width": 32, "layers": 1, "heads": 2}
+_IMAGE = {"name": "vit", "image_size": 8, "patch_size": 4, "width": 32, "layers": 1, "heads": 2, "scan": False}
 MEMORIES = {
     "moco": ({"name": "moco", "image": _IMAGE, "embed_dim": 8, "queue": 32, "momentum": 0.9}, ("moco",)),
     "pirl": (

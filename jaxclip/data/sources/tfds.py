@@ -149,8 +149,7 @@ def _prepared(name: str, root: str):
         raise UserError(f"tfds:{name} is neither a data set of TFDS nor a folder in {where}; check the name")
     raise UserError(
         f'tfds:{name} is not in {where}; prepare it with `python -c "import tensorflow_datasets as tfds; '
-        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\"`, "
-        "or choose other data"
+        f"tfds.builder('{name}', file_format='array_record').download_and_prepare()\"`, or choose other data"
     )
 
 
