@@ -16,7 +16,7 @@ from jaxclip.lookahead import lookahead
 from jaxclip.schedule import learning_rate
 
 # Gains and biases are not decayed (Radford et al. 2021, section 2.5); the temperature is a gain.
-NO_DECAY = re.compile(r"(scale|bias)$")
+NO_DECAY = re.compile(r"(scale|bias|^temperature)$")
 # Arrays of the transformer's blocks are stacked, [layers, ...].
 STACKED = re.compile(r"(^|/)blocks/")
 # The matrices of linear layers: [inputs, outputs], or [layers, inputs, outputs]. The patch embedding is a convolution.

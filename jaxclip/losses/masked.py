@@ -75,3 +75,30 @@ def mask_tokens(
         return Masked(tokens.at[order].set(new), order, labels, weights)
 
     return jax.vmap(of_text)(tokens, end, keys)
+
+
+def text_keys(tokens: Int[Array, "batch length"]) -> Key[Array, "batch"]:
+    """A random key for each text that depends on its tokens alone."""
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), jnp.sum(row)))(tokens)
+
+
+def soft_cross_entropy(
+    logits: Float[Array, "*batch words"],
+    labels: Int[Array, "*batch"],
+    teacher: Float[Array, "*batch words"] | None = None,
+    weight: Float[Array, ""] | float = 0.0,
+) -> Float[Array, "*batch"]:
+    """The cross-entropy with labels of which a teacher's softmax takes the share `weight`, in nats.
+
+    (1 - weight) H(label, p) + weight H(softmax(teacher), p), which is ALBEF's loss of masked words up to a constant (Li
+    et al. 2021, equation 7).
+
+    >>> soft_cross_entropy(jnp.zeros((1, 4)), jnp.array([2])).round(4).tolist()
+    [1.3863]
+    """
+    log_shares = jax.nn.log_softmax(logits.astype(jnp.float32))
+    losses = -jnp.take_along_axis(log_shares, labels[..., None], axis=-1)[..., 0]
+    if teacher is None:
+        return losses
+    soft = jax.lax.stop_gradient(jax.nn.softmax(teacher.astype(jnp.float32)))
+    return (1 - weight) * losses - weight * jnp.sum(soft * log_shares, axis=-1)

@@ -17,7 +17,7 @@ from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.inputs import Image, Inputs, Tags, Text
 from jaxclip.losses.captioning import reversed_texts, vocabulary_cross_entropy
-from jaxclip.losses.masked import mask_tokens
+from jaxclip.losses.masked import mask_tokens, text_keys
 from jaxclip.towers.backbone import Backbone
 from jaxclip.towers.decoder import Decoder, DecoderConfig, TokenEmbedding
 from jaxclip.towers.generation import beam_search, nucleus_sample
@@ -255,7 +255,7 @@ class Method(methods.Method):
     def _masked_losses(self, model: TextualModel, rows: Mapping[str, Array], ctx: Context) -> dict[str, Any]:
         tokens, end = rows["text"], rows["text_end"]
         # In validation the same for a text whatever else its batch holds.
-        keys = ctx.fold(2 * self.text.layers + 4).keys if ctx.train else _own_keys(tokens)
+        keys = ctx.fold(2 * self.text.layers + 4).keys if ctx.train else text_keys(tokens)
         assert keys is not None
         text = mask_tokens(
             tokens,
@@ -285,11 +285,6 @@ class Method(methods.Method):
         count = jnp.sum(wanted, axis=1)
         losses = -jnp.sum(jax.nn.log_softmax(scores) * wanted, axis=1) / jnp.maximum(count, 1)
         return {"classes": (losses, jnp.minimum(count, 1))}
-
-
-def _own_keys(tokens: Int[Array, "batch length"]) -> Array:
-    """A random key for each text that depends on its tokens alone."""
-    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(0), jnp.sum(row)))(tokens)
 
 
 def _caption_losses(model: Captioner, rows: Mapping[str, Array], ctx: Context) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxclip.config import check_at_least
 from jaxclip.context import Context
 from jaxclip.errors import UserError
-from jaxclip.towers.layers import Activation, LayerNorm, Remat, dropout, normal, zeros
+from jaxclip.towers.layers import Activation, LayerNorm, Linear, Remat, activate, dropout, normal, zeros
 from jaxclip.towers.transformer import BlockConfig, BlockInit, Transformer, check_block, layer_keys
 
 
@@ -30,6 +30,7 @@ class BertConfig:
       scan, remat: how the blocks run, see `transformer.Transformer`.
       drop: share of the values that dropout sets to 0 in training, of the embedded tokens and in the blocks; BERT was
         trained with 0.1.
+      stddev: of the initial matrices and embeddings; narrow models want more than BERT's.
       pool: the vector of a text: "first" is the state of [CLS]; "max" the maximum of each channel over all of its
         tokens (ConVIRT, Zhang et al. 2020, section 2.2).
     """
@@ -46,6 +47,7 @@ class BertConfig:
     scan: bool = True
     remat: Remat = "none"
     drop: float = 0.0
+    stddev: float = 0.02  # google-research/bert, modeling.py: initializer_range
     pool: Literal["first", "max"] = "first"
     name: Literal["bert"] = "bert"
 
@@ -57,6 +59,7 @@ class BertConfig:
         check_at_least(self, 1, "vocab_size", "layers")
         if not -1 <= self.lower < self.layers:
             raise UserError(f"lower={self.lower} must be below layers={self.layers}, and at least 0 (-1 for half)")
+        check_at_least(self, 0, "stddev")
         check_block(self.block)
 
     @property
@@ -99,7 +102,7 @@ class Bert(nnx.Module):
     """
 
     def __init__(self, config: BertConfig, *, rngs: nnx.Rngs, context_width: int = 0):
-        width, start = config.width, normal(0.02)  # google-research/bert, modeling.py: initializer_range
+        width, start = config.width, normal(config.stddev)
         self.config = config
         self.token_embedding = nnx.Param(start(rngs.params(), (config.vocab_size, width)))
         self.positions = nnx.Param(start(rngs.params(), (config.context_length, width)))
@@ -164,6 +167,32 @@ class Bert(nnx.Module):
           context: what the blocks attend to besides the text, for a tower with cross-attention.
         """
         return self.upper(states, ctx, mask=_seen(states, end), context=context)
+
+
+class WordHead(nnx.Module):
+    """Scores of all words from states, for masked language modeling: a layer, and the token embedding as output matrix.
+
+    google-research/bert, run_pretraining.py `get_masked_lm_output`.
+
+    >>> config = BertConfig(vocab_size=100, context_length=8, width=64, layers=2, heads=2)
+    >>> head = WordHead(config, rngs=nnx.Rngs(params=0))
+    >>> head(jnp.zeros((2, 3, 64)), jnp.zeros((100, 64))).shape
+    (2, 3, 100)
+    """
+
+    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
+        self.activation = config.activation
+        self.transform = Linear(config.width, config.width, kernel=normal(config.stddev), bias=zeros, rngs=rngs)
+        self.ln = LayerNorm(config.width, config.eps)
+        self.bias = nnx.Param(jnp.zeros((config.vocab_size,), jnp.float32))
+
+    def __call__(
+        self, states: Float[Array, "*batch width"], table: Float[Array, "vocabulary width"]
+    ) -> Float[Array, "*batch vocabulary"]:
+        """Logits in float32; `table` is the token embedding."""
+        hidden = self.ln(activate(self.transform(states), self.activation))
+        logits = jnp.einsum("...w,vw->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return logits + self.bias[...]
 
 
 def _seen(states: Float[Array, "batch context width"], end: Int[Array, "batch"]) -> Bool[Array, "batch context"]:

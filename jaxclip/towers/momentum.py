@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxclip.errors import UserError
 from jaxclip.towers.layers import normal
@@ -26,6 +26,7 @@ class Queue(nnx.Module):
     Args:
       size: how many keys; a multiple of the batch size.
       width: of a key.
+      rngs: for the initial keys; None for keys of the number -1 in int32, to which no record number is equal.
 
     Attributes:
       queue: [size, width], sharded by rows over all devices.
@@ -38,12 +39,15 @@ class Queue(nnx.Module):
     [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
     """
 
-    def __init__(self, size: int, width: int, *, rngs: nnx.Rngs):
-        start = normal(1.0)(rngs.params(), (size, width))
-        self.queue = nnx.Variable(start / jnp.linalg.norm(start, axis=1, keepdims=True))
+    def __init__(self, size: int, width: int, *, rngs: nnx.Rngs | None):
+        if rngs is None:
+            self.queue = nnx.Variable(jnp.full((size, width), -1, jnp.int32))
+        else:
+            start = normal(1.0)(rngs.params(), (size, width))
+            self.queue = nnx.Variable(start / jnp.linalg.norm(start, axis=1, keepdims=True))
         self.turn = nnx.Variable(jnp.zeros((), jnp.int32))
 
-    def push(self, keys: Float[Array, "batch width"]) -> None:
+    def push(self, keys: Shaped[Array, "batch width"]) -> None:
         """Replaces the oldest keys by those of a batch, whose size must be the same in every call.
 
         Raises:
@@ -60,10 +64,11 @@ class Queue(nnx.Module):
 
 
 def follow(slow: nnx.Module, fast: nnx.Module, momentum: float | Float[Array, ""], step: Int[Array, ""] | None) -> None:
-    """slow = momentum * slow + (1 - momentum) * fast, of all parameters, in place and without gradient.
+    """slow = momentum * slow + (1 - momentum) * fast, of all parameters of `slow`, in place and without gradient.
 
     Args:
-      slow, fast: modules with the same parameters.
+      slow: a copy of `fast`, or of a part of it.
+      fast: has all parameters of `slow` under the same names, and perhaps others.
       momentum: of the slow one, from 0 to 1.
       step: steps done. The first step copies, so that `slow` starts as `fast` does whatever weights a run starts from.
 
@@ -79,7 +84,12 @@ def follow(slow: nnx.Module, fast: nnx.Module, momentum: float | Float[Array, ""
     moved = jax.tree.map(
         lambda old, new: (kept * old + (1 - kept) * jax.lax.stop_gradient(new)).astype(old.dtype),
         nnx.to_pure_dict(state),
-        nnx.to_pure_dict(nnx.state(fast, nnx.Param)),
+        _part(nnx.to_pure_dict(nnx.state(fast, nnx.Param)), nnx.to_pure_dict(state)),
     )
     nnx.replace_by_pure_dict(state, moved)
     nnx.update(slow, state)
+
+
+def _part(tree: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+    """The leaves of a nested dict that another one has, too."""
+    return {key: _part(tree[key], value) if isinstance(value, dict) else tree[key] for key, value in like.items()}

@@ -168,8 +168,12 @@ class Block(nnx.Module):
         mask: Bool[Array, "batch tokens"] | None = None,
         context: Float[Array, "batch context context_width"] | None = None,
         context_mask: Bool[Array, "batch context"] | None = None,
+        change_cross: Callable[[jax.Array], jax.Array] = lambda weights: weights,
     ) -> Float[Array, "batch tokens width"]:
-        """Runs the block; a block with cross-attention needs the `context` it was made for."""
+        """Runs the block; a block with cross-attention needs the `context` it was made for.
+
+        `change_cross` is applied to its cross-attention's weights, [batch, heads, tokens, context].
+        """
         heads = self.config.heads
 
         def drop(place: int) -> Callable[[jax.Array], jax.Array]:
@@ -184,7 +188,7 @@ class Block(nnx.Module):
             assert context is not None
             q = linear(x, self.cross_q_kernel[...], self.cross_q_bias[...])
             k, v = jnp.split(linear(context, self.cross_kv_kernel[...], self.cross_kv_bias[...]), 2, axis=-1)
-            mixed = attend(q, k, v, heads, mask=context_mask, drop=drop(2))
+            mixed = attend(q, k, v, heads, mask=context_mask, drop=lambda weights: drop(2)(change_cross(weights)))
             return drop(3)(linear(mixed, self.cross_out_kernel[...], self.cross_out_bias[...]))
 
         def mlp(x: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ from jaxclip.weights.positions import cuts_text, resized
 
 # Keys in which a tower may differ from its initial weights: sizes to which positions are resized, sizes that the shapes
 # determine, and settings of the computation.
-_FREE = {"image_size", "context_length", "vocab_size", "scan", "remat", "patch_drop", "drop", "norm_groups"}
+_FREE = {"image_size", "context_length", "vocab_size", "scan", "remat", "patch_drop", "drop", "stddev", "norm_groups"}
 _SHOWN = 6  # faults named in an error
 _SAMPLE = ("a photo of a dog", "Two red circles, left of 3 blue stars!", "ein Strassenschild", "don't", "")
 
