@@ -25,7 +25,7 @@ def get_config():
     config.optimizer.weight_decay = 2e-2
     config.optimizer.clip_norm = 1.0
     # Adam moves a parameter by about the learning rate in a step, which is too much for a temperature.
-    config.optimizer.groups = ({"match": "^temperature$", "rate": 0.1},)
+    config.optimizer.groups = ({"match": "^temperature$", "rate": 0.02},)
     image = recipes.vit(image_size=48, patch_size=8, width=128, layers=4, scan=False, patch_bias=True, ln_pre=False)
     text = defaults(BertConfig) | {"vocab_size": 200, "context_length": 24, "width": 128, "heads": 2, "layers": 4}
     text |= {"scan": False, "stddev": 0.05}
@@ -44,8 +44,11 @@ def get_config():
             # The copy of a model that knows nothing has nothing to teach.
             "distillation_steps": 1200,
             "teacher_dropout": False,
-            "negatives_among": 0,
+            "negatives_among": 16,
             "positives": "pair",
         }
     )
+    # Scenes that are described alike are answers to each other's captions.
+    retrieval = recipes.evaluation("two_stage_retrieval", "shapes:test", k=32, equal_captions=True)
+    config.evals = {"scenes": retrieval}
     return config

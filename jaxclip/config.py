@@ -111,6 +111,8 @@ class DataConfig:
       train_vocabulary: size of the vocabulary to train from the run's own captions; 0 to use `vocabulary`.
       vocabulary_form: the form of the vocabulary that `train_vocabulary` trains: "clip" for CLIP's byte-level BPE;
         "sentencepiece" for VirTex's BPE, which has a token for masked ones.
+      clean: how texts are cleaned before a published vocabulary divides them, in training and whenever the model is
+        used: "" for the vocabulary's own way; "albef" for lower case without punctuation.
       caption_templates: phrases with a `{c}` that captions are wrapped in at random in training; empty for none.
       shuffle_window: the number of records that are shuffled with each other if the order of storage matters (remote
         files, Parquet); otherwise all records are shuffled.
@@ -134,6 +136,7 @@ class DataConfig:
     vocabulary: str = ""
     train_vocabulary: int = 0
     vocabulary_form: Literal["clip", "sentencepiece"] = "clip"
+    clean: Literal["", "albef"] = ""
     caption_templates: tuple[str, ...] = ()
     shuffle_window: int = 4096
     max_pixels: int = 64_000_000

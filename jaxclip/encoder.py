@@ -243,6 +243,17 @@ class Encoder:
         start = jax.process_index() * self.share
         return batch[start : start + self.share]
 
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """(variables, *arrays) -> function(model, ctx, *arrays) jitted, with its results on every device.
+
+        Args:
+          function: of the model, the context and arrays as they lie on the devices.
+        """
+        replicated = NamedSharding(self.mesh, PartitionSpec())
+        return jax.jit(
+            lambda variables, *arrays: function(self._bind(variables), self._ctx, *arrays), out_shardings=replicated
+        )
+
     def _image_input(self) -> Image:
         """The images that the model takes; raises UserError if it takes none."""
         if self.image is None:

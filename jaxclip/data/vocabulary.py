@@ -36,7 +36,9 @@ def tokenizer_of(inputs: Inputs, config: DataConfig, source: Source, saved: str 
     if saved is not None:
         return tokenizers.from_json(saved)
     if config.vocabulary:
-        return tokenizers.load(storage.resolve(config.vocabulary, config.root))
+        return tokenizers.load(storage.resolve(config.vocabulary, config.root), clean=config.clean or None)
+    if config.clean:
+        raise UserError(f"config.data.clean={config.clean!r} is for a published vocabulary; give data.vocabulary=PATH")
     if config.train_vocabulary:
         train = virtex.train if config.vocabulary_form == "sentencepiece" else tokenizers.train
         return train(caption_sample(source, config.caption_templates), config.train_vocabulary)

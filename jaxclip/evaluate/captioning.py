@@ -6,8 +6,6 @@ import dataclasses
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
-from PIL import Image
 
 from jaxclip import evaluate
 from jaxclip.config import check_at_least
@@ -19,10 +17,10 @@ from jaxclip.data.tokenizers import Tokenizer, generated_text
 from jaxclip.encoder import EmbeddedSet, Encoder
 from jaxclip.errors import UserError
 from jaxclip.evaluate.caption_metrics import bleu, cider, words
+from jaxclip.evaluate.lit import enlarged, lit_words
 from jaxclip.evaluate.pairs import captions_of_images
 
 _EXAMPLES = 10
-_PIXELS = 112
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +109,9 @@ class Evaluator(evaluate.Evaluator):
         weights = encoder("attention", variables, images, tokens) if encoder.has("attention") else [None] * len(rows)
         return [
             evaluate.Example(
-                _enlarged(image),
+                enlarged(image),
                 f"{generated_text(tokenizer, text)} — of the data: {found.captions[row][0]}",
-                () if attention is None else tuple(_words(image, text, attention, tokenizer)),
+                () if attention is None else lit_words(image, text, attention, tokenizer),
             )
             for row, image, text, attention in zip(rows, images, tokens, weights, strict=True)
         ]
@@ -127,35 +125,3 @@ def _names_class(captions: list[str], labels: list[int | None], names: Any) -> f
         if label is not None and label < len(names)
     ]
     return float(np.mean(found)) if found else None
-
-
-def _words(
-    image: UInt8[np.ndarray, "size size 3"],
-    tokens: Int[np.ndarray, "length"],
-    attention: Float[np.ndarray, "words places"],
-    tokenizer: Tokenizer,
-) -> list[evaluate.Example]:
-    """Each word of a caption, and the image lit where the model attended to when it wrote the word's tokens."""
-    ends = np.flatnonzero(tokens[1:] == tokenizer.end_id)
-    count = int(ends[0]) if len(ends) else len(tokens) - 1
-    found: list[tuple[str, list[np.ndarray]]] = []
-    for number in range(count):
-        text = tokenizer.decode(tokens[: number + 2]).split()
-        if len(text) > len(found):
-            found.append(("", []))
-        if found:
-            found[-1] = (text[-1] if text else "", [*found[-1][1], attention[number]])
-    return [evaluate.Example(_lit(image, np.mean(weights, axis=0)), word) for word, weights in found]
-
-
-def _lit(image: UInt8[np.ndarray, "size size 3"], weights: Float[np.ndarray, "places"]) -> np.ndarray:
-    """The image, dark where the weights are small; uint8 [112, 112, 3]."""
-    side = int(len(weights) ** 0.5)
-    grid = weights[len(weights) - side * side :].reshape(side, side)  # A vision transformer's class token is the first.
-    grid = grid / max(float(grid.max()), 1e-9)
-    light = Image.fromarray(np.round(255 * grid).astype(np.uint8)).resize((_PIXELS, _PIXELS), Image.Resampling.BICUBIC)
-    return np.round(_enlarged(image) * (0.15 + 0.85 * np.asarray(light)[..., None] / 255)).astype(np.uint8)
-
-
-def _enlarged(image: UInt8[np.ndarray, "size size 3"]) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize((_PIXELS, _PIXELS), Image.Resampling.BICUBIC))

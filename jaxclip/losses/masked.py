@@ -86,7 +86,7 @@ def soft_cross_entropy(
     logits: Float[Array, "*batch words"],
     labels: Int[Array, "*batch"],
     teacher: Float[Array, "*batch words"] | None = None,
-    weight: Float[Array, ""] | float = 0.0,
+    weight: Float[Array, "*#batch"] | float = 0.0,
 ) -> Float[Array, "*batch"]:
     """The cross-entropy with labels of which a teacher's softmax takes the share `weight`, in nats.
 

@@ -61,8 +61,7 @@ def hard_negatives(
         )
         return Negatives(text, image, ~jnp.all(barred, axis=1))
 
-    grouped = (_grouped(x, group) for x in (images, texts, same))
-    found = jax.vmap(of_group)(*grouped, keys)
+    found = jax.vmap(of_group)(_grouped(images, group), _grouped(texts, group), _grouped(same, group), keys)
     return Negatives(*(part.reshape(-1) for part in found))
 
 

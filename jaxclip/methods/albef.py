@@ -197,13 +197,13 @@ class Method(methods.Method):
             raise UserError(f"image.pool={self.image.pool!r} must be 'class': the class token is what is projected")
         if self.image.patch_drop:
             raise UserError("image.patch_drop must be 0: all losses share the image's tokens")
-        if not 0 < self.text.lower_layers:
+        if self.text.lower_layers == 0:
             raise UserError("text.lower must be above 0 (-1 for half): the lower layers encode texts")
 
     def inputs(self) -> Inputs:
         """One image and one caption."""
-        pair = {"image": Image(self.image.image_size, self.pixels), "text": Text(self.text.context_length)}
-        return pair | ({"record": RecordId()} if self.positives == "record" else {})
+        pair: Inputs = {"image": Image(self.image.image_size, self.pixels), "text": Text(self.text.context_length)}
+        return {**pair, "record": RecordId()} if self.positives == "record" else pair
 
     def check(self, tokenizer: Any) -> None:
         """Raises UserError if the vocabulary is too large, or has another mask token."""
@@ -300,6 +300,8 @@ class Method(methods.Method):
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """The loss of telling pairs from hard negatives (equation 4), and how many of them are told."""
         end, group = batch["text_end"], self.negatives_among or len(batch["text"])
+        if len(end) % group:
+            raise UserError(f"method.negatives_among={group} must divide the batch of {len(end)}")
         # Captions occur more than once, and an image's own caption is not wrong because another image has it, too.
         same = batch["record"] if self.positives == "record" else batch["text"]
         key = jax.random.key(0) if ctx.key is None else jax.random.fold_in(ctx.key, _DRAW)

@@ -109,7 +109,7 @@ def _pieces(form: Form, image: ViTConfig | ModifiedResNetConfig | ResNetConfig) 
     if isinstance(image, ResNetConfig):
         return torchvision.pieces(image)
     if form == "timm" and isinstance(image, ViTConfig):
-        return timm.trunk_pieces(image, "")
+        return timm.pieces(image)
     can = "'resnet' and 'vit'" if form == "timm" else "'resnet'"
     raise UserError(
         f"--to={form} writes image towers named {can}, and this one is {image.name!r}; --to=jaxclip writes all"

@@ -20,12 +20,14 @@ from jaxclip.parsing import parse, to_dict
 from jaxclip.paths import local
 from jaxclip.towers.bert import BertConfig
 from jaxclip.towers.resnet import ResNetConfig
+from jaxclip.towers.vit import ViTConfig
 from jaxclip.weights import image_part, public, tensor_map
-from jaxclip.weights.families import bert, torchvision
-from jaxclip.weights.formats.safetensors import open_tensors
+from jaxclip.weights.families import bert, timm, torchvision
+from jaxclip.weights.formats.safetensors import Stored, open_tensors
 from jaxclip.weights.load import check_finite, open_weights
 from jaxclip.weights.overrides import Answers
 from jaxclip.weights.positions import cuts_text, resized
+from jaxclip.weights.tensor_map import Piece
 
 # Keys in which a tower may differ from its initial weights: sizes to which positions are resized, sizes that the shapes
 # determine, and settings of the computation.
@@ -42,19 +44,22 @@ class _Start:
       keys: the method's keys, as far as they are known.
       arrays: the arrays by path.
       tokenizer: the tokenizer; None if it is not known.
+      new: a regular expression for the paths of arrays that the run's tower has in addition; empty for none.
     """
 
     keys: Mapping[str, Any]
     arrays: Mapping[str, jax.Array]
     tokenizer: Tokenizer | None
+    new: str = ""
 
 
 def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer | None, state: Any) -> tuple[Any, int]:
     """Replaces the parameters of a fresh state, or those that match `config.init_only`, by trained ones.
 
-    The source is anything `jaxclip.load` opens, or a single tower: torchvision's or timm's ResNet in a .safetensors, a
-    Hugging Face folder of a BertModel, or a folder of `image_part.save`. Several of these, joined by " + ", give a
-    tower each and nothing else.
+    The source is anything `jaxclip.load` opens, or a single tower: torchvision's or timm's ResNet, or timm's vision
+    transformer with a class token (DeiT), in a .safetensors, a Hugging Face folder of a BertModel, or a folder of
+    `image_part.save`. Several of these, joined by " + ", give a tower each and nothing else. The cross-attention of a
+    tower that starts from a BERT stays as it is.
 
     Args:
       config: the run's config.
@@ -85,9 +90,11 @@ def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer | N
             if start is None:
                 raise UserError(f"config.init_from: {source} is no single tower, and only those are joined by ' + '")
             tower = "image" if "image" in start.keys else "text"
-            part = {path: leaf for path, leaf in wanted.items() if path.startswith(f"{tower}/")}
-            if not part or not taken.keys().isdisjoint(part):
-                raise UserError(f"config.init_from: {source} is the {tower} tower, which is not taken or given twice")
+            part = {path: leaf for path, leaf in wanted.items() if path.startswith(f"{tower}/") or path in start.arrays}
+        if start is not None and start.new:
+            part = {path: leaf for path, leaf in part.items() if path in start.arrays or not re.search(start.new, path)}
+        if len(sources) > 1 and (not part or not taken.keys().isdisjoint(part)):
+            raise UserError(f"config.init_from: {source} is the {tower} tower, which is not taken or given twice")
         taken |= _taken(source, start or _whole(config, method, mesh), method, tokenizer, part)
     params, stats = (
         tensor_map.nested({path: taken.get(path, leaf) for path, leaf in tensor_map.flat(part).items()})
@@ -143,6 +150,7 @@ def _whole(config: Config, method: Any, mesh: Mesh) -> _Start:
 def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
     """The weights of a single tower; None if the source is something else."""
     path = local(source, "config.init_from")
+    further: list[Piece] = []
     own = checkpoint.find(path) if path.is_dir() else None
     if own is not None:
         saved = checkpoint.load_model(own)
@@ -161,17 +169,23 @@ def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
         # How the blocks are divided is the run's choice, and not said by the files.
         if isinstance(method.text, BertConfig) and method.text.lower < keys["layers"]:
             keys["lower"] = method.text.lower
-        tensors = bert.names(open_tensors(public.weight_file(path, "model")))
+        stored = open_tensors(public.weight_file(path, "model"))
+        further = _word_head(stored, method)
+        tensors = bert.names(stored, word_head=bool(further))
         tokenizer = tokenizers.load(path) if public.has_tokenizer(path) else None
     elif path.is_file() and torchvision.is_one(stored := open_tensors(path)):
         family, kind = torchvision, ResNetConfig
         tensors, tokenizer = torchvision.names(stored), None
         tower, keys = "image", torchvision.describe(source, tensors)
+    elif path.is_file() and timm.is_one(stored) and isinstance(method.image, ViTConfig):
+        family, kind = timm, ViTConfig
+        tensors, tokenizer = timm.names(stored), None
+        tower, keys = "image", timm.describe(source, tensors, method.image.heads)
     else:
         return None
     public.check_numbers(source, keys, len(tensors))
     theirs = parse(kind, keys, source)
-    listed = family.pieces(theirs)
+    listed = family.pieces(theirs) + further
     # Together with the run's other tower, for paths and shapes.
     variables = methods.abstract_variables(dataclasses.replace(method, **{tower: theirs}))
     shapes = tensor_map.flat(methods.joined(*variables))
@@ -181,7 +195,15 @@ def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
     arrays = tensor_map.read(tensors, listed, {path: leaf for path, leaf in abstract.items() if path in named})
     # The vector of a BERT's text is the method's choice, and not said by its files.
     said = {key: value for key, value in to_dict(theirs).items() if (tower, key) != ("text", "pool")}
-    return _Start({tower: said}, arrays, tokenizer)
+    return _Start({tower: said}, arrays, tokenizer, bert.ADDED if family is bert else "")
+
+
+def _word_head(stored: Mapping[str, Stored], method: Any) -> list[Piece]:
+    """The pieces of a BERT's head of masked language modeling if both the file and the method have one."""
+    listed = bert.word_head_pieces()
+    there = bert.names(stored, word_head=True)
+    wanted = tensor_map.flat(methods.abstract_variables(method)[0])
+    return listed if all(piece.name in there and piece.path in wanted for piece in listed) else []
 
 
 def _check_same(source: str, theirs: Mapping[str, Any], ours: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

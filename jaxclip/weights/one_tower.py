@@ -38,11 +38,14 @@ def refuse(path: pathlib.Path, tensors: Mapping[str, Stored]) -> None:
         )
     other = next((f"{whose} vision transformer" for name, whose in _VITS.items() if name in tensors), None)
     if timm.is_one(tensors):
-        other = "timm's vision transformer"
+        raise UserError(
+            f"{path} is a vision transformer of timm's, one tower alone: config.init_from={path} with "
+            "config.init_only='^image/' trains from it, if it is read at a class token, as DeiT is"
+        )
     if torchvision.is_other(tensors):
         other = "a ResNet without bottlenecks or with another stem"
     if other is not None:
         raise UserError(
             f"{path} is {other}, an image encoder alone, which jaxclip does not open: take a model of two towers, or "
-            "for config.init_from the .safetensors of a ResNet-50, 101 or 152"
+            "for config.init_from the .safetensors of a ResNet-50, 101 or 152, or of timm's DeiT"
         )

@@ -91,7 +91,7 @@ def test_every_number_of_a_vision_transformer_is_in_one_of_timms_tensors(keys):
     config = ViTConfig(image_size=32, patch_size=8, width=32, layers=2, heads=2, **keys)
     shapes = shapes_of(methods.from_config(changed(image=IMAGE | {"layers": 2} | keys)))
     image = {path: shape for path, shape in shapes.items() if path.startswith("image/")}
-    assert_covered_once(timm.trunk_pieces(config, ""), image)
+    assert_covered_once(timm.pieces(config), image)
 
 
 def test_a_tower_in_jaxclips_form_is_a_source_beside_others(saved, resnet, tmp_path):

@@ -38,7 +38,7 @@ HELD_OUT: tuple[int, ...] = tuple(
 )
 TRAINED_ON: tuple[int, ...] = tuple(index for index in range(len(CLASS_NAMES)) if index not in HELD_OUT)
 
-SPLITS: dict[str, int] = {"train": 20_000, "validation": 1_000, "seen": 960, "unseen": 320}
+SPLITS: dict[str, int] = {"train": 20_000, "validation": 1_000, "seen": 960, "unseen": 320, "test": 500}
 
 # Radii as fractions of the image's side. Two large objects must fit beside each other, hence the narrower range.
 _RADII_ALONE = {"small": (0.17, 0.20), "large": (0.27, 0.32)}
@@ -55,8 +55,8 @@ class Shapes:
     """Procedural scenes as a `Source`.
 
     Splits: "train" has one object in 60 % of the scenes and two in the others, of the training classes only.
-    "validation" has two objects of the training classes, with full descriptions. "seen" and "unseen" have one object
-    each, of the classes of `TRAINED_ON` and `HELD_OUT` in turn.
+    "validation" and "test" have two objects of the training classes, with full descriptions. "seen" and "unseen" have
+    one object each, of the classes of `TRAINED_ON` and `HELD_OUT` in turn.
 
     A record depends only on (split, id), and nothing is stored. The label is an index into `CLASS_NAMES` for scenes
     with one object, None for two.
@@ -98,7 +98,7 @@ class Shapes:
     def _record(self, i: int) -> Record:
         scene = sample_scene(self.split, i)
         label = CLASS_NAMES.index(scene.figures[0].name) if len(scene.figures) == 1 else None
-        captions = describe_fully(scene) if self.split == "validation" else describe(scene)
+        captions = describe_fully(scene) if self.split in ("validation", "test") else describe(scene)
         return Record(render(scene, self.size), captions, f"shapes:{self.split}/{i}", label)
 
 

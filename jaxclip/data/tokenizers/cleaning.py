@@ -25,6 +25,7 @@ _STRAIGHT = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 # are reduced to 64, with the same result: "&" if ftfy unescapes, and over a hundred tokens if it does not (it does not
 # unescape text that contains "<").
 _NESTED = re.compile(r"((?:(?:amp|AMP|#0*38|#[xX]0*26);){64})(?:(?:amp|AMP|#0*38|#[xX]0*26);)+")
+_NO_MARKS = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
 _NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 
 
@@ -63,6 +64,17 @@ def canonical(text: str) -> str:
     big_vision/evaluators/proj/image_text/prompt_engineering.py.
     """
     return " ".join(text.translate(_NO_PUNCTUATION).lower().split())
+
+
+def plain_words(text: str) -> str:
+    """Lower-case text without the punctuation of captions; hyphens and slashes become spaces.
+
+    This is ALBEF's form: `pre_caption` in salesforce/ALBEF, dataset/utils.py.
+
+    >>> plain_words("A man's T-shirt: <person> on/off, (red)!")
+    'a mans t shirt person on off red'
+    """
+    return " ".join(text.lower().translate(_NO_MARKS).replace("<person>", "person").split())
 
 
 def unaccented(text: str) -> str:

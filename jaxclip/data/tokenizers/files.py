@@ -53,7 +53,7 @@ def load(path: str | os.PathLike[str], *, clean: str | None = None, named_paddin
         beside it; a Hugging Face tokenizer.json; the vocab.txt of an uncased BERT; a SentencePiece .model, in VirTex's
         form if it has the control symbols [SOS], [EOS] and [MASK], or else in SigLIP's; or a folder that contains one
         of these.
-      clean: open_clip's text cleaning before tokenization: "whitespace", "lower" or "canonicalize".
+      clean: the text cleaning before tokenization: open_clip's "whitespace", "lower" or "canonicalize", or "albef".
       named_padding: whether a vocabulary of CLIP's form is padded as in transformers, with the token that the files
         name. By default it is padded with id 0, as in OpenAI's code; a causal tower that is read at the end token does
         not see the difference.
@@ -64,10 +64,10 @@ def load(path: str | os.PathLike[str], *, clean: str | None = None, named_paddin
     """
     tokenizer = _open(path, clean, named_padding)
     # "whitespace" and "lower" make no difference, because CLIP's texts are repaired and in lower case anyway.
-    if isinstance(tokenizer, ClipTokenizer) and clean == "canonicalize":
+    if isinstance(tokenizer, ClipTokenizer) and clean in ("canonicalize", "albef"):
         raise UserError(
             f"{path} is a vocabulary of CLIP's form, which jaxclip supports only for texts with punctuation; "
-            "remove clean='canonicalize'"
+            f"remove clean={clean!r}"
         )
     return tokenizer
 
@@ -147,6 +147,8 @@ def _from_model(model: bytes, settings: _Settings, clean: str | None) -> Tokeniz
         return virtex.VirTexTokenizer(model)
     kind: Clean = _CLEAN_OF.get(settings.kind or "", "canonical")
     pad_token = settings.pad_token or ("<pad>" if settings.kind in _CLEAN_OF else None)
+    if clean == "albef":
+        raise ValueError("the texts of a SentencePiece .model are not cleaned by clean='albef'")
     if clean == "canonicalize" or clean == "lower" and kind == "none":
         kind = "canonical" if clean == "canonicalize" else "lower"
     return SentencePieceTokenizer(model, pad_token=pad_token, clean=kind)

@@ -33,6 +33,13 @@ _WORDS = (
     normalizers.Replace(tokenizers.Regex(_SPACE), " "),
     normalizers.Strip(),
 )
+_PLAIN_WORDS = (
+    normalizers.Lowercase(),
+    normalizers.Replace(tokenizers.Regex("[,.'!?\"()*#:;~]"), ""),
+    normalizers.Replace(tokenizers.Regex("[-/]"), " "),
+    normalizers.Replace("<person>", "person"),
+    *_WORDS,
+)
 _CANONICAL = (
     normalizers.Replace("_", " "),
     normalizers.Replace(tokenizers.Regex(_PUNCTUATION), ""),
@@ -56,7 +63,7 @@ class Cleaning:
     punctuation: bool
 
 
-# By open_clip's names; "siglip" is SigLIP's own (`cleaning.canonical`), which repairs nothing.
+# By open_clip's names; "siglip" is SigLIP's own (`cleaning.canonical`), which repairs nothing, nor does "albef".
 CLEANINGS = {
     "canonicalize": Cleaning(lambda text: cleaning.canonical(cleaning.repaired(text)), (*REPAIRS, *_CANONICAL), False),
     "lower": Cleaning(
@@ -64,6 +71,7 @@ CLEANINGS = {
     ),
     "whitespace": Cleaning(lambda text: " ".join(cleaning.repaired(text).split()), (*REPAIRS, *_WORDS), True),
     "siglip": Cleaning(cleaning.canonical, _CANONICAL, False),
+    "albef": Cleaning(cleaning.plain_words, _PLAIN_WORDS, True),
 }
 
 

@@ -13,7 +13,7 @@ from jaxclip.towers.bert import BertConfig
 from jaxclip.weights.checked_json import Keys
 from jaxclip.weights.families.hugging_face.tensors import block_keys, blocks
 from jaxclip.weights.formats.safetensors import Stored
-from jaxclip.weights.tensor_map import Piece, layer_norm
+from jaxclip.weights.tensor_map import LINEAR, Piece, layer_norm
 
 _DEFAULTS = {
     "vocab_size": 30522,
@@ -40,6 +40,9 @@ _LAYERS = {
     "ln_2": "output.LayerNorm",
 }
 _HEADS = ("cls.", "pooler.")  # the pretraining heads and the pooler
+
+# What a method may have in addition to a BERT: cross-attention to images, and a head that the file may lack.
+ADDED = r"^text/upper/blocks/(ln_cross/|cross_)|^words/"
 _COUNTED = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
@@ -75,16 +78,21 @@ def describe(source: str, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The tensors of the encoder under BertModel's names.
+def names(tensors: Mapping[str, Stored], *, word_head: bool = False) -> dict[str, Stored]:
+    """The tensors of the encoder under BertModel's names, and with `word_head` those of the head of masked words.
 
-    The prefix "bert." of models with a head is removed, and so are the heads, the pooler and the position ids. Layer
+    The prefix "bert." of models with a head is removed, and so are other heads, the pooler and the position ids. Layer
     normalizations have a gamma and a beta if the file was converted from Google's, as bert-base-uncased's was.
     """
     short = {re.sub(r"^bert\.", "", name): tensor for name, tensor in tensors.items()}
     short = {re.sub(r"\.gamma$", ".weight", name): tensor for name, tensor in short.items()}
     short = {re.sub(r"\.beta$", ".bias", name): tensor for name, tensor in short.items()}
-    return {name: short[name] for name in short if not name.startswith(_HEADS) and name not in _COUNTED}
+    head = {piece.name for piece in word_head_pieces()} if word_head else set()
+    return {
+        name: tensor
+        for name, tensor in short.items()
+        if name in head or not name.startswith(_HEADS) and name not in _COUNTED
+    }
 
 
 def pieces(config: BertConfig) -> list[Piece]:
@@ -96,4 +104,15 @@ def pieces(config: BertConfig) -> list[Piece]:
         *layer_norm("embeddings.LayerNorm", "text/ln_embedding"),
         *blocks("encoder.layer", "text/lower", config.width, range(config.lower_layers), _LAYERS),
         *blocks("encoder.layer", "text/upper", config.width, range(config.lower_layers, config.layers), _LAYERS),
+    ]
+
+
+def word_head_pieces() -> list[Piece]:
+    """The pieces of the head of masked language modeling, a `towers.bert.WordHead`."""
+    head = "cls.predictions"
+    return [
+        Piece(f"{head}.transform.dense.weight", "words/transform/kernel", layout=LINEAR),
+        Piece(f"{head}.transform.dense.bias", "words/transform/bias"),
+        *layer_norm(f"{head}.transform.LayerNorm", "words/ln"),
+        Piece(f"{head}.bias", "words/bias"),
     ]

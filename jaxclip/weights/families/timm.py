@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from jaxclip.errors import UserError
 from jaxclip.towers.layers import Activation
 from jaxclip.towers.vit import ViTConfig
+from jaxclip.weights.families.torchvision import count
 from jaxclip.weights.formats.safetensors import Stored
 from jaxclip.weights.tensor_map import LINEAR, ONE_ROW, PATCHES, TWO_ROWS, Piece, layer_norm, linear
 
@@ -53,6 +55,48 @@ def is_one(tensors: Mapping[str, Stored]) -> bool:
     return "patch_embed.proj.weight" in tensors and "blocks.0.attn.qkv.weight" in tensors
 
 
+def describe(source: str, tensors: Mapping[str, Stored], heads: int) -> dict[str, Any]:
+    """The config of a tower with a class token, such as DeiT's, from the tensors' names and shapes.
+
+    Args:
+      source: the name of the file, for messages.
+      tensors: tensors for which `is_one` is true.
+      heads: of the attention, which the file does not say.
+
+    Raises:
+      UserError: the tower is not read at its class token, or has further tokens, as DeiT's distilled models have.
+    """
+    shapes = {name: tensors[name].shape for name in ("patch_embed.proj.weight", "pos_embed")}
+    rows = shapes["pos_embed"][1] if len(shapes["pos_embed"]) == 3 else 0
+    patch, grid = shapes["patch_embed.proj.weight"], math.isqrt(max(0, rows - 1))
+    if "cls_token" not in tensors or "attn_pool.latent" in tensors or "norm.weight" not in tensors:
+        raise UserError(f"{source} is a vision transformer that is not read at a class token; take one such as DeiT's")
+    if len(patch) != 4 or patch[1:] != (3, patch[2], patch[2]) or grid**2 + 1 != rows:
+        raise UserError(
+            f"{source}: pos_embed is {shapes['pos_embed']} and patch_embed.proj.weight {patch}: not a class token and "
+            "a square of patches; of DeiT take a model that is not distilled"
+        )
+    return {
+        "name": "vit",
+        "image_size": grid * patch[2],
+        "patch_size": patch[2],
+        "width": patch[0],
+        "layers": count(tensors, "blocks."),
+        "heads": heads,
+        "mlp_width": tensors["blocks.0.mlp.fc1.bias"].shape[0] if "blocks.0.mlp.fc1.bias" in tensors else 0,
+        "activation": "gelu",
+        "eps": EPS,
+        "pool": "class",
+        "ln_pre": "norm_pre.weight" in tensors,
+        "patch_bias": "patch_embed.proj.bias" in tensors,
+    }
+
+
+def names(tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The tensors without the classifier, which jaxclip's towers do not have."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(("head.", "pre_logits."))}
+
+
 def keys(trunk: Trunk) -> dict[str, Any]:
     """The keys of the image tower in jaxclip's config."""
     return {
@@ -75,6 +119,11 @@ def trunk_name(config: ViTConfig) -> str | None:
 def heads(width: int) -> int | None:
     """The number of heads of the trunks of a width; None if there is no such trunk."""
     return next((trunk.heads for trunk in TRUNKS.values() if trunk.width == width), None)
+
+
+def pieces(config: ViTConfig) -> list[Piece]:
+    """The pieces of a tower that is a file of its own; raises UserError as `trunk_pieces`."""
+    return trunk_pieces(config, "")
 
 
 def trunk_pieces(config: ViTConfig, prefix: str) -> list[Piece]:
