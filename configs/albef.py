@@ -1,6 +1,6 @@
 """ALBEF (Li et al. 2021): ViT-B/16 and BERT-base on 4M or 14M images; batch 512, 30 epochs.
 
-Needs --config.data.train=SOURCE, --config.data.eval=SOURCE and --config.data.vocabulary=FOLDER of bert-base-uncased, and
+Needs --config.data.train=SOURCE, --config.data.eval=SOURCE and --config.data.vocabulary=FOLDER of bert-base-uncased; it
 starts from --config.init_from='DEIT.safetensors + FOLDER'. --config.method.distillation_steps are those of an epoch.
 """
 

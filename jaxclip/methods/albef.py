@@ -20,7 +20,7 @@ from jaxclip.losses.masked import mask_tokens, soft_cross_entropy, text_keys
 from jaxclip.losses.matching import hard_negatives, pick
 from jaxclip.losses.queued import cross_entropy, similarities, softmax
 from jaxclip.methods.clip import spreads
-from jaxclip.towers.bert import BertConfig, WordHead
+from jaxclip.towers.bert import BertConfig, WordHead, seen
 from jaxclip.towers.grad_cam import grad_cam
 from jaxclip.towers.layers import Linear, normalized_pixels, uniform, unit
 from jaxclip.towers.momentum import Queue, follow
@@ -35,20 +35,18 @@ _ENCODE, _MATCH, _MASK, _DRAW = 1, 2, 3, 4  # salts of the step's randomness
 _LOWEST, _HIGHEST = 0.001, 0.5  # of the temperature
 
 
-class Encoders(nnx.Module):
-    """The parts of which there is a momentum copy (section 3.2)."""
+class Fusion(nnx.Module):
+    """The image encoder, the text encoder and the multimodal encoder (figure 1).
 
-    def __init__(self, method: Method, *, rngs: nnx.Rngs):
-        def linear(inputs: int, outputs: int) -> Linear:
-            return Linear(inputs, outputs, kernel=uniform(inputs**-0.5), bias=uniform(inputs**-0.5), rngs=rngs)
+    Args:
+      image, text: their configs; the lower half of the text's encodes texts, the upper half fuses them with images.
+      pixels: preprocessing.
+    """
 
-        self.pixels = method.pixels
-        self.image = method.image.init(rngs=rngs)
-        self.image_projection = linear(method.image.output_width, method.embed_dim)
-        # The lower half encodes texts, the upper half fuses them with the tokens of an image.
-        self.text = method.text.init(rngs=rngs, context_width=method.image.output_width)
-        self.text_projection = linear(method.text.width, method.embed_dim)
-        self.words = WordHead(method.text, rngs=rngs)
+    def __init__(self, image: ViTConfig, text: BertConfig, pixels: PixelsConfig, *, rngs: nnx.Rngs):
+        self.pixels = pixels
+        self.image = image.init(rngs=rngs)
+        self.text = text.init(rngs=rngs, context_width=image.output_width)
 
     def image_tokens(self, images: Images, ctx: Context = Context()) -> ImageTokens:
         """The states of the class token and the patches, in `ctx.dtype`."""
@@ -59,19 +57,34 @@ class Encoders(nnx.Module):
         # Other keys than the image tower's: what dropout takes from a text is independent of its image.
         return self.text.lower_states(tokens, end, ctx.fold(1))
 
-    def embed_image(self, tokens: ImageTokens) -> Float[Array, "batch embed"]:
-        """The unit embedding that `image_tokens` gives, float32."""
-        return unit(self.image_projection(tokens[:, 0]))
-
-    def embed_text(self, states: TextStates) -> Float[Array, "batch embed"]:
-        """The unit embedding that `text_states` gives, float32."""
-        return unit(self.text_projection(states[:, 0]))
-
     def fuse(
         self, image_tokens: ImageTokens, text_states: TextStates, end: Int[Array, "batch"], ctx: Context = Context()
     ) -> TextStates:
         """The states of a text's tokens after they have attended to an image's."""
         return self.text.upper_states(text_states, end, ctx, context=image_tokens)
+
+    def features(self, images: Images, ctx: Context = Context()) -> Float[Array, "batch channels"]:
+        """The state of the class token, in `ctx.dtype`."""
+        return self.image_tokens(images, ctx)[:, 0]
+
+
+class Encoders(Fusion):
+    """The parts of which there is a momentum copy (section 3.2)."""
+
+    def __init__(self, method: Method, *, rngs: nnx.Rngs):
+        super().__init__(method.image, method.text, method.pixels, rngs=rngs)
+        for name, tower in (("image_projection", method.image), ("text_projection", method.text)):
+            start = uniform(tower.output_width**-0.5)
+            setattr(self, name, Linear(tower.output_width, method.embed_dim, kernel=start, bias=start, rngs=rngs))
+        self.words = WordHead(method.text, rngs=rngs)
+
+    def embed_image(self, tokens: ImageTokens) -> Float[Array, "batch embed"]:
+        """The unit embedding of what `image_tokens` gives, float32."""
+        return unit(self.image_projection(tokens[:, 0]))
+
+    def embed_text(self, states: TextStates) -> Float[Array, "batch embed"]:
+        """The unit embedding of what `text_states` gives, float32."""
+        return unit(self.text_projection(states[:, 0]))
 
     def word_logits(self, states: Float[Array, "*batch width"]) -> Float[Array, "*batch words"]:
         """A score of each word from fused states."""
@@ -86,10 +99,6 @@ class Encoders(nnx.Module):
     ) -> Float[Array, "batch embed"]:
         """Unit embeddings of token ids, float32."""
         return self.embed_text(self.text_states(tokens, end, ctx))
-
-    def features(self, images: Images, ctx: Context = Context()) -> Float[Array, "batch channels"]:
-        """The state of the class token, in `ctx.dtype`."""
-        return self.image_tokens(images, ctx)[:, 0]
 
 
 class ALBEF(Encoders):
@@ -118,11 +127,11 @@ class ALBEF(Encoders):
 
         Values are at least 0, and 0 for tokens behind the end.
         """
-        seen = jnp.arange(tokens.shape[1]) <= end[:, None]
+        mask = seen(tokens, end)
         states, context = self.text_states(tokens, end, ctx), self.image_tokens(images, ctx)
         layer = min(2, self.text.upper.layers - 1)
-        found = grad_cam(self.text.upper, layer, self._log_odds, states, seen, context, ctx)
-        return jnp.where(seen[..., None], found[..., 1:], 0)
+        found = grad_cam(self.text.upper, layer, self._log_odds, states, mask, context, ctx)
+        return jnp.where(mask[..., None], found[..., 1:], 0)
 
     def _log_odds(self, fused: TextStates) -> Float[Array, "batch"]:
         logits = self.matching(fused[:, 0]).astype(jnp.float32)
@@ -250,8 +259,7 @@ class Method(methods.Method):
 
     def alpha(self, ctx: Context) -> Float[Array, ""]:
         """The momentum copy's share of the targets; all of it in evaluation."""
-        share = jnp.ones(()) if ctx.step is None else (ctx.step + 1) / max(1, self.distillation_steps)
-        return self.distillation * jnp.minimum(share, 1.0)
+        return ramp(self.distillation, self.distillation_steps, ctx)
 
     def _contrastive(
         self,
@@ -346,6 +354,12 @@ class Method(methods.Method):
         losses = soft_cross_entropy(found, text.labels, teacher, rows["alpha"][:, None])
         hits = jnp.argmax(found, axis=-1) == text.labels
         return tuple(jnp.sum(part * text.weights, axis=1) for part in (losses, hits, text.weights))  # type: ignore
+
+
+def ramp(highest: float, steps: int, ctx: Context) -> Float[Array, ""]:
+    """A share that grows linearly from 0 over the first steps, and is the highest in evaluation."""
+    share = jnp.ones(()) if ctx.step is None else (ctx.step + 1) / max(1, steps)
+    return highest * jnp.minimum(share, 1.0)
 
 
 def _encode(encoders: Encoders, rows: Mapping[str, Array], ctx: Context) -> dict[str, Array]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxclip.config import check_at_least
 from jaxclip.context import Context
@@ -138,7 +138,7 @@ class Bert(nnx.Module):
             return states[:, 0]
         # By position, not by jnp.max: its derivative compares the states with their maximum, and a compiler that
         # computes the states twice, rounded in two ways, finds none that is equal.
-        where = jnp.argmax(jnp.where(_seen(states, end)[..., None], states, -jnp.inf), axis=1, keepdims=True)
+        where = jnp.argmax(jnp.where(seen(states, end)[..., None], states, -jnp.inf), axis=1, keepdims=True)
         return jnp.take_along_axis(states, where, axis=1)[:, 0]
 
     def lower_states(
@@ -148,7 +148,7 @@ class Bert(nnx.Module):
         x = self.token_embedding[...].astype(ctx.dtype)[tokens]
         x = x + (self.positions[...] + self.segments[0]).astype(ctx.dtype)
         x = ctx.constrain(dropout(self.ln_embedding(x), self.config.drop, ctx.keys, 0))
-        return self.lower(x, ctx, mask=_seen(x, end)) if self.config.lower_layers else x
+        return self.lower(x, ctx, mask=seen(x, end)) if self.config.lower_layers else x
 
     def upper_states(
         self,
@@ -157,6 +157,8 @@ class Bert(nnx.Module):
         ctx: Context = Context(),
         *,
         context: Float[Array, "batch tokens context_width"] | None = None,
+        context_mask: Bool[Array, "batch tokens"] | None = None,
+        causal: bool = False,
     ) -> Float[Array, "batch context width"]:
         """The states of all tokens after the upper half.
 
@@ -164,9 +166,11 @@ class Bert(nnx.Module):
           states: after the lower half.
           end: the position of each text's last token.
           ctx: as of `tokens`.
-          context: what the blocks attend to besides the text, for a tower with cross-attention.
+          context, context_mask: what the blocks attend to besides the text, for a tower with cross-attention.
+          causal: a token sees those up to itself, as in a decoder.
         """
-        return self.upper(states, ctx, mask=_seen(states, end), context=context)
+        mask = None if causal else seen(states, end)
+        return self.upper(states, ctx, causal=causal, mask=mask, context=context, context_mask=context_mask)
 
 
 class WordHead(nnx.Module):
@@ -195,6 +199,6 @@ class WordHead(nnx.Module):
         return logits + self.bias[...]
 
 
-def _seen(states: Float[Array, "batch context width"], end: Int[Array, "batch"]) -> Bool[Array, "batch context"]:
+def seen(states: Shaped[Array, "batch context *rest"], end: Int[Array, "batch"]) -> Bool[Array, "batch context"]:
     """Which tokens are seen: those up to the end of their text."""
     return jnp.arange(states.shape[1]) <= end[:, None]
