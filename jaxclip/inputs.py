@@ -36,7 +36,8 @@ class Text:
 
     Attributes:
       length: tokens, start and end included.
-      field: what of the record it is: a caption, chosen as `config.data.captions` says, or its question.
+      field: what of the record it is: a caption, chosen as `config.data.captions` says, or a question about its image,
+        chosen in the same way.
     """
 
     length: int
@@ -45,13 +46,14 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """Weighted answers: int32 NAME [batch, count, length], NAME_end [batch, count], float32 NAME_weight [batch, count].
+    """Weighted answers to the question that was chosen.
 
-    A record with fewer answers has a weight of 0 in the other places; of one with more, the heaviest are taken.
+    They are int32 NAME [batch, count, length], NAME_end [batch, count], float32 NAME_weight [batch, count]. A question
+    with fewer answers has a weight of 0 in the other places; of one with more, the heaviest are taken.
 
     Attributes:
       length: tokens of an answer, start and end included.
-      count: answers per record.
+      count: answers per question.
     """
 
     length: int
@@ -71,7 +73,10 @@ class Tags:
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """The class index of a record, int32 [batch]; -1 if it has none."""
+    """The class index, int32 [batch]: of the chosen question if the record has labeled ones, else of the record.
+
+    It is -1 if there is none.
+    """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,18 @@
-"""Caption selection, sentence splitting and text augmentation."""
+"""Selection of captions and questions, sentence splitting and text augmentation."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from jaxclip.data.order import hash_ints
+
+T = TypeVar("T")
+
+Choice = Literal["random", "first", "all", "sentence"]
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
@@ -29,7 +33,7 @@ def choose(
     captions: Sequence[str],
     templates: Sequence[str],
     rng: np.random.Generator,
-    choice: Literal["random", "first", "all", "sentence"],
+    choice: Choice,
     epoch: int,
     record: int,
 ) -> str:
@@ -43,24 +47,29 @@ def choose(
         caption, as in ConVIRT; Zhang et al. 2020, section 3).
       epoch, record: determine the turn for "all".
     """
-    match choice:
-        case "first":
-            caption = captions[0]
-        case "all":
-            caption = in_turn(captions, epoch, record)
-        case _:
-            caption = captions[int(rng.integers(len(captions)))]
-            if choice == "sentence":
-                caption = sentence(caption, rng)
+    caption = one_of(captions, rng, choice, epoch, record)
+    if choice == "sentence":
+        caption = sentence(caption, rng)
     return wrap(caption, templates[int(rng.integers(len(templates)))]) if templates else caption
 
 
-def in_turn(captions: Sequence[str], epoch: int, record: int) -> str:
-    """The caption of an epoch: each of n captions is used once in any n consecutive epochs.
+def one_of(texts: Sequence[T], rng: np.random.Generator, choice: Choice, epoch: int, record: int) -> T:
+    """One of a record's captions or questions: the first, each in turn, or else a random one; arguments of `choose`."""
+    match choice:
+        case "first":
+            return texts[0]
+        case "all":
+            return in_turn(texts, epoch, record)
+        case _:
+            return texts[int(rng.integers(len(texts)))]
 
-    Records start at different captions, so that an epoch does not consist of all first captions.
+
+def in_turn(texts: Sequence[T], epoch: int, record: int) -> T:
+    """The caption or question of an epoch: each of n is used once in any n consecutive epochs.
+
+    Records start at different ones, so that an epoch does not consist of all first captions.
     """
-    return captions[(epoch + int(hash_ints(record))) % len(captions)]
+    return texts[(epoch + int(hash_ints(record))) % len(texts)]
 
 
 def sentence(text: str, rng: np.random.Generator) -> str:

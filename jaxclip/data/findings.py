@@ -5,14 +5,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from PIL import Image
 
 from jaxclip.data.images.decode import MAX_PIXELS, Unreadable, open_image
 from jaxclip.data.mixture import spread
-from jaxclip.data.record import Record, Skip, Source, image_digest
+from jaxclip.data.record import Question, Record, Skip, Source, image_digest
 from jaxclip.data.skips import SkipLog
 from jaxclip.errors import UserError
 from jaxclip.io import printable
@@ -32,6 +32,7 @@ class Example:
       size: (width, height) of the whole image.
       stored: the size of the stored image in bytes.
       captions: all captions.
+      questions: all questions.
       digest: of the whole image: equal ones show the same.
     """
 
@@ -40,7 +41,13 @@ class Example:
     size: tuple[int, int]
     stored: int
     captions: tuple[str, ...]
+    questions: tuple[Question, ...]
     digest: str
+
+    @property
+    def text(self) -> str:
+        """The first caption, or the first question of an image without captions."""
+        return self.captions[0] if self.captions else self.questions[0].text
 
 
 @dataclasses.dataclass
@@ -49,6 +56,7 @@ class Findings:
 
     Attributes:
       records: the number of records in the whole source.
+      class_names: the names that the labels of questions index; empty if unknown.
       looked_at: the number of records read, spread evenly over the source.
       examples: the usable records, in the source's order.
       skips: the unusable records by reason.
@@ -56,10 +64,15 @@ class Findings:
     """
 
     records: int
+    class_names: Sequence[str] = ()
     looked_at: int = 0
     examples: list[Example] = dataclasses.field(default_factory=list)
     skips: SkipLog = dataclasses.field(default_factory=SkipLog)
     at_fault: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def name_of(self, label: int) -> str:
+        """The name of a label; the label itself if it has none."""
+        return self.class_names[label] if 0 <= label < len(self.class_names) else str(label)
 
     @property
     def repeated_images(self) -> int:
@@ -84,7 +97,7 @@ class Findings:
 
 def no_caption(record: Record) -> str:
     """Why a record cannot be trained on, besides its image."""
-    return "" if record.captions else "no caption"
+    return "" if record.captions or record.questions else "no caption"
 
 
 def look_at(
@@ -98,7 +111,7 @@ def look_at(
       max_pixels: larger images are unusable.
       lacks: why a record with a readable image is unusable; empty if it is not.
     """
-    findings = Findings(len(source))
+    findings = Findings(len(source), source.class_names)
     ids = spread(source, sample)
     for start in range(0, len(ids), _READ):
         for record in source.read(ids[start : start + _READ]):
@@ -120,7 +133,15 @@ def _example(record: Record | Skip, max_pixels: int, lacks: Callable[[Record], s
     size, stored = image.size, record.image.nbytes if isinstance(record.image, np.ndarray) else len(record.image)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     digest = image_digest(record.image)
-    return Example(key=record.key, image=image, size=size, stored=stored, captions=record.captions, digest=digest)
+    return Example(
+        key=record.key,
+        image=image,
+        size=size,
+        stored=stored,
+        captions=record.captions,
+        questions=record.questions,
+        digest=digest,
+    )
 
 
 def _repeated(values: Iterable[str]) -> int:

@@ -16,9 +16,24 @@ LARGEST_CAPTION = 16 << 20
 _LARGEST_LABEL = 999_999_999
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Question:
+    """A question about an image, or a sentence about it with a label: a hypothesis, a statement.
+
+    Attributes:
+      text: the question or the sentence.
+      answers: to the question, each with its weight; empty if there are none.
+      label: the class index of the sentence, among the source's `class_names`; None if it has none.
+    """
+
+    text: str
+    answers: tuple[tuple[str, float], ...] = ()
+    label: int | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One image with its captions, as stored. Nothing is decoded yet.
+    """One image with its captions and questions, as stored. Nothing is decoded yet.
 
     Attributes:
       image: the encoded image (JPEG, PNG, WebP, ...), or uint8 RGB pixels of shape [height, width, 3].
@@ -26,8 +41,7 @@ class Record:
       key: a stable name within the source, for messages ("train-00003.tar:noto_1f4be").
       label: the index of the image's class; None if unknown.
       more_images: further images of the same record, as `image`.
-      question: about the image; empty if there is none.
-      answers: to the question, each with its weight.
+      questions: about the image, and sentences about it; empty if there are none.
       tags: indices of the tags that hold of the image; None if the source has no tags.
     """
 
@@ -36,8 +50,7 @@ class Record:
     key: str
     label: int | None = None
     more_images: tuple[bytes | np.ndarray, ...] = ()
-    question: str = ""
-    answers: tuple[tuple[str, float], ...] = ()
+    questions: tuple[Question, ...] = ()
     tags: tuple[int, ...] | None = None
 
 
@@ -61,7 +74,7 @@ class Source(Protocol):
     `read` never raises for a bad record; it returns a `Skip` instead. It may be called from several threads at once.
 
     Attributes:
-      class_names: the names that labels and tags index; empty if unknown.
+      class_names: the names that labels, of records or of their questions, and tags index; empty if unknown.
       chunk_ends: int64 [chunks], increasing; the last is the source's length. Records between two of these ids should
         be read together, because they lie in one compressed block or in one request to remote storage. None if a
         record costs the same when read alone.

@@ -15,12 +15,13 @@ from jaxclip.data import captions, order
 from jaxclip.data.images.augment import Augmentation, from_config
 from jaxclip.data.images.crops import Crops, prepare, random_box
 from jaxclip.data.images.decode import Unreadable, open_image
-from jaxclip.data.record import Record, Skip, caption_lines
+from jaxclip.data.record import Question, Record, Skip, caption_lines
 from jaxclip.data.tokenizers import Tokenizer
 from jaxclip.errors import UserError
 from jaxclip.inputs import Inputs
 
 _EVALUATION = 0x5EED  # seed of the views that evaluations augment, the same for every run
+_QUESTION = 0xA5C  # number of the randomness that chooses a record's question; those of images are small
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Views:
 
     Args:
       method_inputs: as `Method.inputs` gives them.
-      config: the augmentation, by view, and how captions are chosen.
+      config: the augmentation, by view, and how captions and questions are chosen.
       tokenizer: of the texts; None for a method without any.
 
     Raises:
@@ -77,7 +78,11 @@ class Views:
           The inputs by name, or why the record cannot be used.
         """
         config, rng = self._config, order.record_rng(key)
-        values = self._fields(record, record_id)
+        question = None
+        if questions := self._questions(record):
+            # The choice has its own randomness, so that crops and captions are those of a method without questions.
+            question = captions.one_of(questions, _rng(key, _QUESTION), config.captions, epoch, record_id)
+        values = self._fields(record, record_id, question)
         if isinstance(values, Skip):
             return values
         texts = {
@@ -95,12 +100,34 @@ class Views:
                 caption = captions.drop_words(caption, config.drop_words, rng)
         if config.flip and rng.random() < 0.5:
             caption = captions.swap_sides(caption)
-            images = {
-                name: image if self._images[name].view else image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-                for name, image in images.items()
-            }
+            values |= self._swapped(values)
+            images |= self._mirrored(images)
         values |= dict.fromkeys(texts, caption)
         return values | {name: self._augment(name, image, rngs[name]) for name, image in images.items()}
+
+    def _swapped(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The question and its answers for the mirrored images."""
+        swapped: dict[str, Any] = {}
+        for name, kind in self.inputs.items():
+            match kind:
+                case inputs.Text(field="question"):
+                    swapped[name] = captions.swap_sides(values[name])
+                case inputs.Answers():
+                    swapped[name] = [(captions.swap_sides(text), weight) for text, weight in values[name]]
+        return swapped
+
+    def _mirrored(self, images: Mapping[str, Image.Image]) -> dict[str, Image.Image]:
+        """The mirrored images of the data's own view.
+
+        Several images of a record are side by side, as a statement of NLVR2 on "the left image" sees them: in the
+        mirror, they change places. Images of different sizes cannot.
+        """
+        own = [name for name, kind in self._images.items() if not kind.view]
+        mirrored = [images[name].transpose(Image.Transpose.FLIP_LEFT_RIGHT) for name in own]
+        numbers = [self._images[name].number for name in own]
+        if numbers == list(range(len(own))) and len({image.size for image in mirrored}) == 1:
+            mirrored.reverse()
+        return dict(zip(own, mirrored, strict=True))
 
     def _augment(self, name: str, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         view = self._training[name]
@@ -111,12 +138,13 @@ class Views:
         return np.asarray(image)
 
     def evaluation(self, record: Record, record_id: int) -> dict[str, Any] | Skip:
-        """The inputs of one record without chance: first captions, the evaluation crop.
+        """The inputs of one record without chance: the first caption and question, the evaluation crop.
 
         A view of its own name is augmented as in training, in the same way at every evaluation: a loss between views
         means nothing if they are all the same.
         """
-        values = self._fields(record, record_id)
+        questions = self._questions(record)
+        values = self._fields(record, record_id, questions[0] if questions else None)
         if isinstance(values, Skip):
             return values
         key = int(order.record_keys(_EVALUATION, 0, record_id))
@@ -138,7 +166,21 @@ class Views:
                 values[name] = caption_lines(record.captions)[0]
         return values
 
-    def _fields(self, record: Record, record_id: int) -> dict[str, Any] | Skip:
+    def _questions(self, record: Record) -> Sequence[Question]:
+        """The questions of a record among which one is chosen: those with answers or labels if the method takes these.
+
+        If none has what the method takes, all of them.
+        """
+        questions: Sequence[Question] = record.questions
+        for kind in self.inputs.values():
+            match kind:
+                case inputs.Answers():
+                    questions = [question for question in questions if question.answers] or questions
+                case inputs.Label():
+                    questions = [question for question in questions if question.label is not None] or questions
+        return questions
+
+    def _fields(self, record: Record, record_id: int, question: Question | None) -> dict[str, Any] | Skip:
         """What a record has besides images and captions, or what it lacks."""
         values: dict[str, Any] = {}
         for name, kind in self.inputs.items():
@@ -148,13 +190,13 @@ class Views:
                 case inputs.Text(field="caption") if not caption_lines(record.captions):
                     return Skip("no caption", record.key)
                 case inputs.Text(field="question"):
-                    if not record.question:
+                    if question is None:
                         return Skip("no question", record.key)
-                    values[name] = record.question
+                    values[name] = question.text
                 case inputs.Answers(count=count):
-                    if not record.answers:
+                    if question is None or not question.answers:
                         return Skip("no answer", record.key)
-                    values[name] = sorted(record.answers, key=lambda answer: -answer[1])[:count]
+                    values[name] = sorted(question.answers, key=lambda answer: -answer[1])[:count]
                 case inputs.Tags(count=count):
                     if record.tags is None:
                         return Skip("no tags", record.key)
@@ -162,7 +204,8 @@ class Views:
                     values[name] = np.zeros(count, np.float32)
                     values[name][tags] = 1
                 case inputs.Label():
-                    values[name] = np.int32(-1 if record.label is None else record.label)
+                    label = record.label if question is None or question.label is None else question.label
+                    values[name] = np.int32(-1 if label is None else label)
                 case inputs.RecordId():
                     values[name] = np.int32(record_id)
         return values

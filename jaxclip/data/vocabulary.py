@@ -1,4 +1,4 @@
-"""Tokenizer of a recipe: the one a run saved, a published vocabulary, or one trained on the captions."""
+"""Tokenizer of a recipe: the one a run saved, a published vocabulary, or one trained on the captions and questions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def tokenizer_of(inputs: Inputs, config: DataConfig, source: Source, saved: str 
     Args:
       inputs: of the method.
       config: names a vocabulary, or the size and the form of one to train.
-      source: the training data, whose captions a vocabulary is trained on.
+      source: the training data, whose captions a vocabulary is trained on, and whose questions and answers if the
+        method has such inputs.
       saved: the content of a run's tokenizer.json, which is taken instead.
 
     Returns:
@@ -31,7 +32,8 @@ def tokenizer_of(inputs: Inputs, config: DataConfig, source: Source, saved: str 
     Raises:
       UserError: the config gives neither a vocabulary nor a size, or none of this size can be trained.
     """
-    if not any(isinstance(kind, Text | Answers) for kind in inputs.values()):
+    texts = [kind for kind in inputs.values() if isinstance(kind, Text | Answers)]
+    if not texts:
         return None
     if saved is not None:
         return tokenizers.from_json(saved)
@@ -41,18 +43,27 @@ def tokenizer_of(inputs: Inputs, config: DataConfig, source: Source, saved: str 
         raise UserError(f"config.data.clean={config.clean!r} is for a published vocabulary; give data.vocabulary=PATH")
     if config.train_vocabulary:
         train = virtex.train if config.vocabulary_form == "sentencepiece" else tokenizers.train
-        return train(caption_sample(source, config.caption_templates), config.train_vocabulary)
+        questions = any(isinstance(kind, Answers) or kind.field == "question" for kind in texts)
+        return train(caption_sample(source, config.caption_templates, questions=questions), config.train_vocabulary)
     raise UserError(
         "config.data.vocabulary is empty: give data.vocabulary=PATH (OpenAI's bpe_simple_vocab_16e6.txt.gz is in "
         "the folder clip/ of github.com/openai/CLIP) or data.train_vocabulary=SIZE to train one from the captions"
     )
 
 
-def caption_sample(source: Source, templates: Sequence[str], limit: int = 8192) -> list[str]:
+def caption_sample(
+    source: Source, templates: Sequence[str], limit: int = 8192, *, questions: bool = False
+) -> list[str]:
     """Captions of up to `limit` records spread over a source, as training sees them, to train a vocabulary from.
 
     Each caption comes in every template: a vocabulary of bare class names would spell the words around them out, letter
     by letter, and the class would fall behind the end of the context.
+
+    Args:
+      source: the records.
+      templates: of captions.
+      limit: the most records.
+      questions: whether their questions and answers come along, each as it is.
     """
     ids = spread(source, limit)
     texts: list[str] = []
@@ -62,4 +73,6 @@ def caption_sample(source: Source, templates: Sequence[str], limit: int = 8192) 
                 texts.extend(
                     wrap(caption, template) for caption in record.captions for template in templates or ("{c}",)
                 )
+                for question in record.questions if questions else ():
+                    texts += [question.text, *(answer for answer, _ in question.answers)]
     return texts

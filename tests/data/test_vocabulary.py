@@ -10,9 +10,9 @@ from made_source import MadeSource
 
 from jaxclip.config import DataConfig
 from jaxclip.data import tokenizers, vocabulary
-from jaxclip.data.record import Record, Skip
+from jaxclip.data.record import Question, Record, Skip
 from jaxclip.errors import UserError
-from jaxclip.inputs import Image, Text
+from jaxclip.inputs import Answers, Image, Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,25 @@ def test_a_vocabulary_is_trained_from_captions_all_over_the_source():
 def test_a_vocabulary_is_trained_on_captions_in_their_templates():
     found = vocabulary.caption_sample(Numbered(1), ("a photo of {c}.", "{c}"))
     assert found == ["a photo of number 0.", "number 0"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked(MadeSource):
+    """A source of questions without captions."""
+
+    def record(self, index: int) -> Record | Skip:
+        question = Question(f"question {index}", (("left", 0.5), ("right", 0.5)))
+        return Record(np.zeros((2, 2, 3), np.uint8), (), str(index), questions=(question,))
+
+
+def test_a_vocabulary_is_trained_on_questions_and_answers_if_the_method_takes_them():
+    assert vocabulary.caption_sample(Asked(2), ()) == []
+    expected = ["question 0", "left", "right", "question 1", "left", "right"]
+    assert vocabulary.caption_sample(Asked(2), ("a {c}",), questions=True) == expected
+    config = DataConfig("given", train_vocabulary=560)
+    for kinds in ({"asked": Text(8, field="question")}, {"answers": Answers(8, 2)}):
+        tokenizer = vocabulary.tokenizer_of(kinds, config, Asked(50))
+        assert tokenizer is not None and tokenizer(["left"], 8)[1].tolist() == [2]  # one token, then the end
 
 
 def test_a_saved_tokenizer_goes_before_a_vocabulary():

@@ -1,19 +1,22 @@
 """python -m jaxclip.data.check SOURCE: statistics and a contact sheet of a data source.
 
-Reads a sample, prints a table, and writes a contact sheet of images with their captions and token counts. With
---config=RECIPE instead of a source (and any --config.KEY=VALUE), the sheet shows what the recipe gives its model:
+Reads a sample, prints a table, and writes a contact sheet of images with their captions, questions and token counts.
+With --config=RECIPE instead of a source (and any --config.KEY=VALUE), the sheet shows what the recipe gives its model:
 training crops as augmented, evaluation crops, and texts with their tokens.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import functools
 import os
 import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from jaxclip.errors import UserError
 from jaxclip.exit_status import run_command
@@ -22,6 +25,7 @@ from jaxclip.paths import local
 from jaxclip.progress import phase
 
 _TIMED_SECONDS = 4.0
+_MOST_LABELS = 10
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,19 +89,20 @@ def _check_source(arguments: argparse.Namespace) -> int:
     with phase(f"reading {min(arguments.sample, len(source)):,} records"):
         sampled = findings.look_at(source, arguments.sample)
     if sampled.examples:
-        with phase("reading the captions"):
+        with phase("reading the texts"):
             if arguments.vocabulary:
                 tokenizer = tokenizers.load(storage.resolve(arguments.vocabulary, arguments.root))
             else:
-                tokenizer = tokenizers.train((c for example in sampled.examples for c in example.captions), 4096)
+                tokenizer = tokenizers.train(_texts(sampled), 4096)
         # One place more than the context, which shows what is truncated.
-        first = [example.captions[0] for example in sampled.examples]
+        first = [example.text for example in sampled.examples]
         tokens = tokenizers.text_lengths(tokenizer, tokenizer(first, arguments.context_length + 1)[0])
         with phase("measuring the speed"):
-            rate = _images_per_second(source, tokenizer, arguments)
+            field = "caption" if any(example.captions for example in sampled.examples) else "question"
+            rate = _images_per_second(source, tokenizer, field, arguments)
     else:
         tokens, rate = [], 0.0
-    name = pathlib.Path(arguments.vocabulary).name if arguments.vocabulary else "a vocabulary trained on these captions"
+    name = pathlib.Path(arguments.vocabulary).name if arguments.vocabulary else "a vocabulary trained on these texts"
     table = _table(sampled, tokens=tokens, rate=rate, arguments=arguments, vocabulary=name)
     _write(output, contact_sheet.page(arguments.source, table, sampled, tokens))
     _print([*table, ("contact sheet", str(output.absolute()))])
@@ -127,7 +132,18 @@ def _print(table: list[tuple[str, str]]) -> None:
         print(f"{name:<{width}}  {printable(value)}")
 
 
-def _images_per_second(source, tokenizer, arguments: argparse.Namespace) -> float:
+def _texts(sampled) -> Iterator[str]:
+    """The captions, questions and answers of a sample."""
+    for example in sampled.examples:
+        yield from example.captions
+        for question in example.questions:
+            yield question.text
+            yield from (answer for answer, _ in question.answers)
+
+
+def _images_per_second(
+    source, tokenizer, field: Literal["caption", "question"], arguments: argparse.Namespace
+) -> float:
     """The rate at which this machine delivers the source, cropped and tokenized as for training."""
     from jaxclip.config import DataConfig
     from jaxclip.data.loader import TrainingLoader
@@ -137,7 +153,7 @@ def _images_per_second(source, tokenizer, arguments: argparse.Namespace) -> floa
     # Bad records are only counted here, whatever their fraction.
     config = DataConfig(train=arguments.source, train_vocabulary=4096, max_skip_rate=1.0)
     batch = 64
-    inputs: Inputs = {"image": Image(arguments.image_size), "text": Text(arguments.context_length)}
+    inputs: Inputs = {"image": Image(arguments.image_size), "text": Text(arguments.context_length, field)}
     loader = TrainingLoader(source, Views(inputs, config, tokenizer), config, batch, seed=0)
     start_time, count = 0.0, -batch
     for _ in loader.batches(0, 1 << 30):
@@ -165,8 +181,8 @@ def _table(sampled, *, tokens: list[int], rate: float, arguments: argparse.Names
         sizes = sorted((example.size for example in examples), key=lambda size: size[0] * size[1])
         small, median, large = sizes[0], sizes[len(sizes) // 2], sizes[-1]
         stored = statistics.mean(example.stored for example in examples) / 1000
-        captions = [len(example.captions) for example in examples]
-        words = sorted(len(example.captions[0].split()) for example in examples)
+        captions = [example.captions for example in examples if example.captions]
+        questions = [example.questions for example in examples if example.questions]
         percentile = sorted(tokens)[int(0.95 * (len(tokens) - 1))]
         num_truncated = sum(number > arguments.context_length for number in tokens)
         lines += [
@@ -175,13 +191,8 @@ def _table(sampled, *, tokens: list[int], rate: float, arguments: argparse.Names
                 f"{median[0]} x {median[1]} (median), {small[0]} x {small[1]} to {large[0]} x {large[1]}; "
                 f"{stored:,.1f} kB on average",
             ),
-            (
-                "captions",
-                f"{min(captions)} to {max(captions)} per image, of {words[0]} to {words[-1]} words, "
-                f"median {words[len(words) // 2]}"
-                if max(captions) > 1
-                else f"1 per image, of {words[0]} to {words[-1]} words, median {words[len(words) // 2]}",
-            ),
+            *([("captions", _per_image(captions, [texts[0] for texts in captions]))] if captions else []),
+            *([("questions", _questions(questions, sampled))] if questions else []),
             (
                 "repeated",
                 f"{sampled.repeated_images:,} images and {sampled.repeated_captions:,} captions of the sample occur "
@@ -205,6 +216,24 @@ def _table(sampled, *, tokens: list[int], rate: float, arguments: argparse.Names
             ),
         ]
     return lines
+
+
+def _per_image(groups: Sequence[Sequence[object]], texts: Sequence[str]) -> str:
+    """How many texts an image has, and how long they are."""
+    counts = [len(group) for group in groups]
+    words = sorted(len(text.split()) for text in texts)
+    number = f"{min(counts)} to {max(counts)}" if max(counts) > 1 else "1"
+    return f"{number} per image, of {words[0]} to {words[-1]} words, median {words[len(words) // 2]}"
+
+
+def _questions(groups, sampled) -> str:
+    """As `_per_image` of questions, and how many have answers and each of the labels."""
+    questions = [question for group in groups for question in group]
+    answered = sum(bool(question.answers) for question in questions)
+    labels = collections.Counter(question.label for question in questions if question.label is not None)
+    counts = [f"{answered:,} of {len(questions):,} with answers"] if answered or not labels else []
+    counts += [f"{sampled.name_of(label)} {number:,}" for label, number in labels.most_common(_MOST_LABELS)]
+    return f"{_per_image(groups, [question.text for question in questions])}; {', '.join(counts)}"
 
 
 if __name__ == "__main__":
