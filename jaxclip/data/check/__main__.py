@@ -16,7 +16,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from jaxclip.errors import UserError
 from jaxclip.exit_status import run_command
@@ -78,6 +77,7 @@ def _check_recipe(arguments: argparse.Namespace, keys: list[str]) -> int:
 def _check_source(arguments: argparse.Namespace) -> int:
     from jaxclip.data import findings, sources, storage, tokenizers
     from jaxclip.data.check import contact_sheet
+    from jaxclip.inputs import Text
 
     if not arguments.source:
         raise UserError("give a source, such as 'shards/*.tar', or --config=RECIPE")
@@ -98,8 +98,9 @@ def _check_source(arguments: argparse.Namespace) -> int:
         first = [example.text for example in sampled.examples]
         tokens = tokenizers.text_lengths(tokenizer, tokenizer(first, arguments.context_length + 1)[0])
         with phase("measuring the speed"):
-            field = "caption" if any(example.captions for example in sampled.examples) else "question"
-            rate = _images_per_second(source, tokenizer, field, arguments)
+            captioned = any(example.captions for example in sampled.examples)
+            text = Text(arguments.context_length, "caption" if captioned else "question")
+            rate = _images_per_second(source, tokenizer, text, arguments)
     else:
         tokens, rate = [], 0.0
     name = pathlib.Path(arguments.vocabulary).name if arguments.vocabulary else "a vocabulary trained on these texts"
@@ -141,19 +142,17 @@ def _texts(sampled) -> Iterator[str]:
             yield from (answer for answer, _ in question.answers)
 
 
-def _images_per_second(
-    source, tokenizer, field: Literal["caption", "question"], arguments: argparse.Namespace
-) -> float:
+def _images_per_second(source, tokenizer, text, arguments: argparse.Namespace) -> float:
     """The rate at which this machine delivers the source, cropped and tokenized as for training."""
     from jaxclip.config import DataConfig
     from jaxclip.data.loader import TrainingLoader
     from jaxclip.data.views import Views
-    from jaxclip.inputs import Image, Inputs, Text
+    from jaxclip.inputs import Image, Inputs
 
     # Bad records are only counted here, whatever their fraction.
     config = DataConfig(train=arguments.source, train_vocabulary=4096, max_skip_rate=1.0)
     batch = 64
-    inputs: Inputs = {"image": Image(arguments.image_size), "text": Text(arguments.context_length, field)}
+    inputs: Inputs = {"image": Image(arguments.image_size), "text": text}
     loader = TrainingLoader(source, Views(inputs, config, tokenizer), config, batch, seed=0)
     start_time, count = 0.0, -batch
     for _ in loader.batches(0, 1 << 30):

@@ -14,14 +14,15 @@ import numpy as np
 
 from jaxclip.data.index.checked import Content, Writer, open_checked
 
-_FORMAT = 4  # a kept index of another format is built again
+_FORMAT = 5  # a kept index of another format is built again
 _MAGIC = b"jaxclip tar index\n"
 
-# A record: for its image, caption and label the member's first block of 512 bytes and its size in bytes, (0, 0) if it
-# has none (block 0 is always a header); the end of its name among those of its tar; whether the caption is json.
-ROW = np.dtype([("places", "<u4", (3, 2)), ("name_end", "<u4"), ("json_caption", "?")])
-_ROW = struct.Struct("<7I?")
-_ROW_AND_THE_ONE_BEFORE = struct.Struct("<24xIx7I?")
+# A record: for its image, caption, label and second image the member's first block of 512 bytes and its size in bytes,
+# (0, 0) if it has none (block 0 is always a header); the end of its name among those of its tar; whether the caption is
+# json.
+ROW = np.dtype([("places", "<u4", (4, 2)), ("name_end", "<u4"), ("json_caption", "?")])
+_ROW = struct.Struct("<9I?")
+_ROW_AND_THE_ONE_BEFORE = struct.Struct("<32xIx9I?")
 
 NAMED_EXTENSIONS = 12  # the number of extensions kept for messages
 
@@ -111,6 +112,7 @@ class Row(NamedTuple):
     image: tuple[int, int]
     caption: tuple[int, int]
     label: tuple[int, int]
+    second_image: tuple[int, int]
     json_caption: bool
 
 
@@ -187,8 +189,8 @@ class TarIndex:
             *places, name_end, json_caption = _ROW.unpack(self._content.read(place, ROW.itemsize))
         names = self._names + (int(self._name_ends[shard - 1]) if shard else 0)
         name = self._content.read(names + name_start, name_end - name_start)
-        image, caption, label = zip(places[::2], places[1::2], strict=True)
-        return Row(shard, name, image, caption, label, json_caption)
+        image, caption, label, second_image = zip(places[::2], places[1::2], strict=True)
+        return Row(shard, name, image, caption, label, second_image, json_caption)
 
     def part(self) -> Part:
         """The complete content of an index of one tar."""

@@ -12,9 +12,16 @@ from jaxclip.data.storage import REMOTE_BLOCK, Files
 from jaxclip.io import printable
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-# The place of a member among the four of a record, by extension.
-_IMAGE = 0
-_PLACES = {b"txt": 1, b"json": 2, b"cls": 3} | dict.fromkeys((name.encode() for name in IMAGE_EXTENSIONS), _IMAGE)
+# The place of a member among the five of a record, by extension. A pair of images is KEY.0.png and KEY.1.png, or
+# KEY.img0.png and KEY.img1.png.
+_IMAGE, _SECOND_IMAGE = 0, 4
+_NUM_PLACES = 5
+_NUMBERED = {"0.": _IMAGE, "img0.": _IMAGE, "1.": _SECOND_IMAGE, "img1.": _SECOND_IMAGE}
+_PLACES = {b"txt": 1, b"json": 2, b"cls": 3} | {
+    f"{number}{name}".encode(): place
+    for number, place in {"": _IMAGE, **_NUMBERED}.items()
+    for name in IMAGE_EXTENSIONS
+}
 
 _LONGEST_EXTENSION = 20  # characters kept for messages
 # These bound the memory for one tar, whatever its size.
@@ -82,11 +89,11 @@ def scan(files: Files, number: int) -> Part:
 
 
 class _Runs:
-    """Runs of adjacent members with the same name, 50 bytes and the name per run; most records are one run."""
+    """Runs of adjacent members with the same name, 58 bytes and the name per run; most records are one run."""
 
     def __init__(self) -> None:
         self._name = b""
-        self._places = array.array("I")  # first block and size for each of the four places
+        self._places = array.array("I")  # first block and size for each of the places
         self._hashes = array.array("q")
         self._names = bytearray()
         self._name_ends = array.array("q")
@@ -99,14 +106,15 @@ class _Runs:
             if len(self._hashes) >= _MOST_RECORDS or len(self._names) >= _MOST_NAMES:
                 raise FlawError("has too many members")
             self._name = name
-            self._places.extend((0,) * 8)
+            self._places.extend((0,) * 2 * _NUM_PLACES)
             self._hashes.append(hash(name))
             self._names += name
             self._name_ends.append(len(self._names))
         if place is not None:
-            if self._places[2 * place - 8]:
+            at = 2 * (place - _NUM_PLACES)
+            if self._places[at]:
                 self._repeated, self._repeated_example = self._repeated + 1, self._repeated_example or name
-            self._places[2 * place - 8], self._places[2 * place - 7] = block, size
+            self._places[at], self._places[at + 1] = block, size
 
     def add_dotted(self, name: bytes) -> None:
         """Counts a member that was added last and would be an image if its name had no dot but the last."""
@@ -117,7 +125,7 @@ class _Runs:
 
     def dotted(self) -> tuple[int, bytes]:
         """The number of images with further dots in their names whose record has no other, and the name of one."""
-        places = np.frombuffer(self._places, np.uint32).reshape(-1, 4, 2)
+        places = np.frombuffer(self._places, np.uint32).reshape(-1, _NUM_PLACES, 2)
         hashes = np.frombuffer(self._hashes, np.int64)
         with_image = set(hashes[places[:, _IMAGE, 0] > 0].tolist()) if self._dotted else set()
         lost = [found for key, found in self._dotted.items() if key not in with_image]
@@ -126,9 +134,9 @@ class _Runs:
     def repeated(self) -> tuple[int, bytes]:
         """The number of members in whose place a later one of their record is used, and the name of such a record."""
         number, example = self._repeated, self._repeated_example
-        places = np.frombuffer(self._places, np.uint32).reshape(-1, 4, 2)
+        places = np.frombuffer(self._places, np.uint32).reshape(-1, _NUM_PLACES, 2)
         hashes = np.frombuffer(self._hashes, np.int64)
-        for place in range(4):
+        for place in range(_NUM_PLACES):
             there = np.flatnonzero(places[:, place, 0])
             _, first = np.unique(hashes[there], return_index=True)
             again = np.delete(there, first)
@@ -142,12 +150,12 @@ class _Runs:
         """The rows and names of the records with an image, and the number of records without."""
         # Runs with the same name form one record. Names are compared by 64-bit hashes: among 8 million names, two
         # collide with a probability of 2e-6.
-        run_places = np.frombuffer(self._places, np.uint32).reshape(-1, 4, 2)
+        run_places = np.frombuffer(self._places, np.uint32).reshape(-1, _NUM_PLACES, 2)
         _, first, record = np.unique(np.frombuffer(self._hashes, np.int64), return_index=True, return_inverse=True)
         first_runs = np.sort(first)
         record = np.searchsorted(first_runs, first[record])
-        places = np.zeros((len(first_runs), 4, 2), np.uint32)
-        for place in range(4):
+        places = np.zeros((len(first_runs), _NUM_PLACES, 2), np.uint32)
+        for place in range(_NUM_PLACES):
             there = np.flatnonzero(run_places[:, place, 0])
             places[record[there], place] = run_places[there, place]  # the last of several is used
         whole = places[:, _IMAGE, 0] > 0
@@ -159,14 +167,14 @@ class _Runs:
         kept[first_runs[whole]] = True
         rows = np.zeros(len(places), ROW)
         rows["json_caption"] = (places[:, 1, 0] == 0) & (places[:, 2, 0] > 0)
-        rows["places"] = places[:, (0, 1, 3)]
+        rows["places"] = places[:, (_IMAGE, 1, 3, _SECOND_IMAGE)]
         rows["places"][rows["json_caption"], 1] = places[rows["json_caption"], 2]
         rows["name_end"] = np.cumsum(lengths[kept])
         return rows, np.frombuffer(self._names, np.uint8)[np.repeat(kept, lengths)], len(whole) - len(rows)
 
 
 def _has_text_or_label(rows: np.ndarray) -> bool:
-    _, caption, label = (rows["places"][:, :, 0] > 0).T
+    _, caption, label, _ = (rows["places"][:, :, 0] > 0).T
     return bool(np.any(label | (caption & ~rows["json_caption"])))
 
 

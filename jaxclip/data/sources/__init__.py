@@ -25,7 +25,9 @@ def open_source(text: str | Sequence[tuple[str, float]], *, root: str = "") -> S
         metadata.jsonl (Hugging Face's ImageFolder), or CLIP_benchmark's shards and nshards.txt. The captions of COCO,
         Flickr8k and Flickr30k are opened as published: `PATH/captions_train2017.json`, `PATH/Flickr8k.token.txt`,
         `PATH/results_20130124.token`, `PATH/captions.txt`; optionally followed by `[LIST]`, a text file beside them
-        that names the images to use, and by `:FOLDER`, the folder of the images.
+        that names the images to use, and by `:FOLDER`, the folder of the images. So are the questions of VQA v2, the
+        hypotheses of SNLI-VE and the statements of NLVR2: `PATH/v2_OpenEnded_mscoco_train2014_questions.json`,
+        `PATH/snli_ve_train.jsonl`, `PATH/train.json`, optionally followed by `:FOLDER`.
       root: the folder that relative paths start from, and the first place to look for TFDS data sets. Defaults to the
         working directory and TFDS's own folder.
 
@@ -60,6 +62,8 @@ def _terms(text: str) -> list[str]:
 _KIND = re.compile(r"\.(tar|csv|tsv|jsonl|parquet|tfrecords?|array_?record)(-[\w.*?\[\]{}-]+)?$")
 # The captions of COCO and Flickr8k, with [LIST] and :FOLDER.
 _CAPTIONS = re.compile(r"(.+?\.(?:json|token|token\.txt)|(?:.+/)?captions\.txt)(?:\[([^]]+)\])?(?::(.+))?", re.I | re.S)
+# Files of questions, with :FOLDER.
+_QUESTIONS = re.compile(r"(.+?\.jsonl?)(?::(.+))?", re.I | re.S)
 _WEIGHTED = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s+\*\s+(.+)", re.DOTALL)
 
 
@@ -76,6 +80,13 @@ def _open_one(text: str, root: str) -> Source:
         return Tfds(text, root=root)
     if name == "folder" and split:
         return _open_folder(resolve(split, root))
+    if questions := _QUESTIONS.fullmatch(text):
+        from jaxclip.data.sources.question_file import QuestionFile, reader_of
+
+        path, folder = questions.groups(default="")
+        path = resolve(path, root)
+        if reader := reader_of(path):
+            return QuestionFile(path, reader, folder and resolve(folder, root))
     if captions := _CAPTIONS.fullmatch(text):
         from jaxclip.data.sources.caption_file import CaptionFile
 
@@ -109,7 +120,8 @@ def _open_one(text: str, root: str) -> Source:
     raise UserError(
         f"{text!r} is not a data source; write shapes, shapes:SPLIT, tfds:NAME, folder:PATH, or a path to files, as in "
         "PATH.tar, PATH/*.tar, PATH/{00000..00099}.tar, PATH/*.parquet, PATH/*.tfrecord, PATH/*.array_record, "
-        "PATH.csv, PATH.tsv, PATH.jsonl, PATH/captions_train2017.json, PATH/Flickr8k.token.txt; mix sources as in "
+        "PATH.csv, PATH.tsv, PATH.jsonl, PATH/captions_train2017.json, PATH/Flickr8k.token.txt, "
+        "PATH/v2_OpenEnded_mscoco_train2014_questions.json, PATH/snli_ve_train.jsonl; mix sources as in "
         "'0.7 * A + 0.3 * B'"
     )
 

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import collections
 import itertools
-import os
 from collections.abc import Callable, Sequence
 
 from jaxclip.data import storage
 from jaxclip.data.record import LARGEST_CAPTION, Record, Skip
-from jaxclip.data.sources import coco, flickr
+from jaxclip.data.sources import coco, flickr, image_folder
 from jaxclip.data.sources.single_file import at, opened, read_image, warn_of_replaced, warn_of_unused
 from jaxclip.data.sources.table_rows import refuse_url
 from jaxclip.errors import UserError
-from jaxclip.io import printable
 
 # Where the published archives have the images, beside the captions or beside their folder. "Flicker" is as published.
 _FOLDERS = (
     *("Flicker8k_Dataset", "Flickr8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset"),
     *("flickr30k-images", "flickr30k_images", "Images", "images", ""),
 )
-_TRIED = 8  # images, to find their folder
 
 
 class CaptionFile:
@@ -124,20 +121,7 @@ def _tags(path: str) -> tuple[dict[str, tuple[int, ...]], list[str]]:
 
 
 def _folder(path: str, names: Sequence[str], folder: str) -> str:
-    """The folder of the images: the first of those where they may be that has one of a few."""
-    relative = [name for name in names if not storage.is_remote(name)]
-    some = relative[:: -(-len(relative) // _TRIED) or 1]
-    beside, _, base = (path if storage.is_remote(path) else os.path.abspath(path)).rpartition("/")
-    above = beside.rpartition("/")[0]
-    if storage.is_remote(beside) and not storage.is_remote(above):
-        above = beside  # a bucket
-    split = base.removesuffix(".json").removeprefix("captions_")
-    published = (split, f"images/{split}", *_FOLDERS) if base.endswith(".json") else _FOLDERS
-    for place in [folder] if folder else [f"{start}/{name}" for name in published for start in (beside, above)]:
-        if not some or any(storage.exists(at(place, name)) for name in some):
-            return place
-    looked = folder or f"{beside}, {above}, or their folders {', '.join(filter(None, published))}"
-    example = printable(some[0], 200)
-    raise UserError(
-        f"{path}: its images, such as {example}, are not in {looked}; name their folder as in {base}:FOLDER"
-    )
+    """The folder of the images; raises UserError if it is not found."""
+    split = path.rpartition("/")[2].removesuffix(".json").removeprefix("captions_")
+    published = (split, f"images/{split}", *_FOLDERS) if path.endswith(".json") else _FOLDERS
+    return image_folder.find(path, [names], folder, published)[0]

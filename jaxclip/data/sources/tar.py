@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxclip.data.index.tar_build import load_index
 from jaxclip.data.index.tar_scan import IMAGE_EXTENSIONS
 from jaxclip.data.index.tar_walk import BLOCK
-from jaxclip.data.record import LARGEST_CAPTION, LARGEST_IMAGE, Record, Skip, clean_captions
+from jaxclip.data.record import LARGEST_CAPTION, LARGEST_IMAGE, Question, Record, Skip, clean_captions
+from jaxclip.data.sources import questions
 from jaxclip.data.storage import Files, is_remote, list_files
 from jaxclip.errors import UserError
 from jaxclip.io import printable
@@ -21,6 +23,7 @@ _log = logging.getLogger(__name__)
 _JSON_FIELDS = ("caption", "text", "captions")
 _LARGEST_LABEL = 1 << 10  # digits and space; more is no label
 _MOST_WARNINGS = 20  # on single shards
+_NAME_PROBES = 4  # records in which names of labels are looked for
 _PROBES = 64  # records checked for captions before shards whose only texts are .json are rejected
 
 
@@ -28,12 +31,15 @@ class TarShards:
     """The records of webdataset shards, in the order of the shards and of the members within each.
 
     Members whose names agree up to the first dot of the basename form one record. Its image is the member .jpg, .jpeg,
-    .png or .webp. Its caption is the member .txt, or else the field `caption`, `text` or `captions` (a list) of .json.
-    Its label is the member .cls, an integer as text. Of several images, captions or labels the last is used.
+    .png or .webp; a pair of images are .0.png and .1.png, or .img0.png and .img1.png. Its caption is the member .txt,
+    or else the field `caption`, `text` or `captions` (a list) of .json, which may also have `questions` and `items`
+    (`questions.from_json`). Its label is the member .cls, an integer as text. Of several images, captions or labels the
+    last is used.
 
     Records without an image are left out. A warning per kind reports what was left out or unreadable while indexing.
 
     Attributes:
+      class_names: as given; otherwise, of the labels of `items` if a record at the beginning gives them by name.
       chunk_ends: see `Source`; None if all shards are local.
     """
 
@@ -46,13 +52,13 @@ class TarShards:
 
         Raises:
           UserError: a shard is missing or is not a tar; the shards contain no members, no images, or neither captions
-            nor labels.
+            nor questions nor labels; the name of a label is not known.
         """
         self.pattern = pattern
-        self.class_names = class_names
         self._files = Files(list_files(pattern))
         self._index = load_index(self._files)
         self.chunk_ends = self._index.chunk_ends if any(is_remote(file.path) for file in self._files) else None
+        self.class_names = class_names or self._class_names()
         self._check()
         self._report()
 
@@ -60,23 +66,29 @@ class TarShards:
         return len(self._index)
 
     def read(self, ids: Sequence[int]) -> list[Record | Skip]:
-        """The records of `ids` in order, with a `Skip` for each that is unreadable or has neither caption nor label."""
+        """The records of `ids` in order, with a `Skip` for each that cannot be used.
+
+        It is unreadable, has no caption, question or label, or one of its `items` has a label of an unknown name.
+        """
         return [self._record(int(index)) for index in ids]
 
     def _record(self, index: int) -> Record | Skip:
         row = self._index.row(index)
         key = f"{self._files[row.shard].name}:{printable(row.name)}"
         # Sizes come from the headers, which may be malicious: check them before reading or allocating.
-        if row.image[1] > LARGEST_IMAGE:
+        if max(row.image[1], row.second_image[1]) > LARGEST_IMAGE:
             return Skip("image file too large", key)
         if row.caption[1] > LARGEST_CAPTION:
             return Skip("caption too large", key)
         try:
-            captions = _captions(self._member(row.shard, row.caption), is_json=row.json_caption)
+            captions, asked = _texts(self._member(row.shard, row.caption), is_json=row.json_caption)
             label = _label(self._member(row.shard, row.label)) if row.label[1] <= _LARGEST_LABEL else None
-            if not captions and label is None:
+            if not captions and not asked and label is None:
                 return Skip("no caption", key)
-            return Record(self._member(row.shard, row.image), captions, key, label)
+            image, second = self._member(row.shard, row.image), self._member(row.shard, row.second_image)
+            return Record(image, captions, key, label, more_images=(second,) if second else (), questions=asked)
+        except questions.UnknownLabelError:
+            return Skip("unknown name of a label", key)
         except OSError:
             return Skip("unreadable shard", key)
 
@@ -114,6 +126,27 @@ class TarShards:
         if facts.irregular:
             _log.warning("%s: %d links, devices or sparse files are ignored", self.pattern, facts.irregular)
 
+    def _class_names(self) -> Sequence[str]:
+        """The names of the classes that the first items with labels are given in; raises UserError for other names."""
+        for index in range(min(_NAME_PROBES, len(self))):
+            row = self._index.row(index)
+            if not row.json_caption or row.caption[1] > LARGEST_CAPTION:
+                continue
+            try:
+                fields = _json(self._member(row.shard, row.caption))
+                questions.from_json(fields)
+            except OSError:
+                continue
+            except questions.UnknownLabelError as error:
+                name, known = printable(str(error), 80), ", ".join((*questions.ENTAILMENT, *questions.TRUTH))
+                raise UserError(
+                    f"{self.pattern}: the label {name!r} of an item in {printable(row.name)}.json is none of {known}; "
+                    "write the index of the class, 0, 1, ..."
+                ) from None
+            if names := questions.class_names(fields):
+                return names
+        return ()
+
     def _check(self) -> None:
         """Raises UserError if the shards contain no usable record."""
         facts = self._index.facts
@@ -130,19 +163,34 @@ class TarShards:
         if not any(isinstance(self._record(index), Record) for index in probes):
             raise UserError(
                 f"{self.pattern}: no record has a caption or a class label: found {extensions}, "
-                f"looked for .txt, .json (with a field {', '.join(_JSON_FIELDS)}) and .cls"
+                f"looked for .txt, .json (with a field {', '.join(_JSON_FIELDS)}, questions, items) and .cls"
             )
 
 
-def _captions(data: bytes, *, is_json: bool) -> tuple[str, ...]:
-    """The captions in a .txt or .json member; empty if there are none or the member is missing."""
+def _texts(data: bytes, *, is_json: bool) -> tuple[tuple[str, ...], tuple[Question, ...]]:
+    """The captions and questions in a .txt or .json member; empty if there are none or the member is missing.
+
+    Raises:
+      UnknownLabelError: as `questions.from_json`.
+    """
     if not is_json:
-        return clean_captions([data])
+        return clean_captions([data]), ()
+    fields = _json(data)
+    return _captions(fields), questions.from_json(fields)
+
+
+def _json(data: bytes) -> dict[str, Any]:
+    """The object of a .json member; empty if it is none."""
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError):
-        return ()
-    for name in _JSON_FIELDS if isinstance(fields, dict) else ():
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _captions(fields: dict[str, Any]) -> tuple[str, ...]:
+    """The captions of a JSON object; empty if there are none."""
+    for name in _JSON_FIELDS:
         values = fields.get(name)
         texts = [text for text in (values if isinstance(values, list) else [values]) if isinstance(text, str)]
         # JSON may contain a lone surrogate, which no tokenizer accepts: it becomes "?".

@@ -227,7 +227,7 @@ def test_the_bare_index_of_a_billion_records_is_opened_and_looked_up(tmp_path):
     sizes = np.tile(np.array([per_shard, 10 * per_shard, 1000]), (shard_count, 1))
     last = tar_index.Part(
         facts=tar_index.Facts(members=1),
-        rows=np.array([(((7, 70), (8, 80), (0, 0)), 4, False)] * per_shard, tar_index.ROW),
+        rows=np.array([(((7, 70), (8, 80), (0, 0), (9, 90)), 4, False)] * per_shard, tar_index.ROW),
         names=np.frombuffer(b"last" * (10 * per_shard // 4), np.uint8),
         chunk_ends=np.arange(100, per_shard + 1, 100),
     )
@@ -241,15 +241,15 @@ def test_the_bare_index_of_a_billion_records_is_opened_and_looked_up(tmp_path):
     assert keep(place, fill)
     index = tar_index.TarIndex.open(place, shard_count)
     assert len(index) == 1_000_000_000 and index.facts.members == shard_count
-    assert index.row(0) == (0, b"", (0, 0), (0, 0), (0, 0), False)
-    assert index.row(999_900_000) == (9999, b"last", (7, 70), (8, 80), (0, 0), False)
+    assert index.row(0) == (0, b"", *[(0, 0)] * 4, False)
+    assert index.row(999_900_000) == (9999, b"last", (7, 70), (8, 80), (0, 0), (9, 90), False)
     assert index.chunk_ends[[-2, -1]].tolist() == [999_999_900, 1_000_000_000]
 
 
 def test_looking_up_records_takes_no_memory(tmp_path):
     part = tar_index.Part(
         facts=tar_index.Facts(members=1),
-        rows=np.array([(((7, 70), (8, 80), (0, 0)), 0, False)] * 1_000_000, tar_index.ROW),
+        rows=np.array([(((7, 70), (8, 80), (0, 0), (9, 90)), 0, False)] * 1_000_000, tar_index.ROW),
         names=np.zeros(40_000_000, np.uint8),
         chunk_ends=np.array([1_000_000]),
     )
