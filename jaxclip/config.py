@@ -119,14 +119,14 @@ class DataConfig:
       max_pixels: images with more pixels according to their header are skipped in training (in evaluation: 64 million).
       max_skip_rate: the share of unusable records above which training stops; see docs/data.md.
       crop_scale: the minimum and maximum share of an image's area that a training crop covers.
-      flip: mirror training images with probability 1/2, and exchange "left" and "right" in their captions.
+      flip: mirror training images with probability 1/2, and exchange "left" and "right" in their texts.
       augment: further augmentations in training.
       views: by name, the views that the method's inputs require besides the default one, which is `crop_scale`, `flip`
         and `augment` above.
       augment_on_device: apply color jitter, gray and blur, and the flip of `views`, on the devices. The random draws
         differ from those on the CPU.
-      captions: the caption of an image used in training: "random" for any of them; "first"; "all" for each in turn,
-        one per epoch; "sentence" for one sentence of any of them.
+      captions: the caption or question of an image used in training: "random" for any of them; "first"; "all" for each
+        in turn, one per epoch; "sentence" for one sentence of any of the captions.
       drop_words: the probability that a word of a caption is left out in training.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
 import re
 from html.parser import HTMLParser
@@ -13,7 +14,7 @@ from commands import png, recipe, write_tar
 from made_source import MadeSource
 from paths import MODELS
 
-from jaxclip import command_line
+from jaxclip import command_line, inputs
 from jaxclip.config import Config
 from jaxclip.data import findings
 from jaxclip.data.check import __main__ as check
@@ -198,6 +199,29 @@ config.method.update({"ssl_hidden": 8, "ssl_dim": 8})
 def sampled_from(path: pathlib.Path, count: int, epochs: int, **changes) -> recipe_sample.Sample:
     config = parse(Config, command_line.read(["check", f"--config={path}"]))
     return recipe_sample.sample(dataclasses.replace(config, **changes), count, epochs)
+
+
+class Asking:
+    """A method that takes questions, as far as its inputs go."""
+
+    def inputs(self) -> inputs.Inputs:
+        asked = {"question": inputs.Text(20, field="question"), "answers": inputs.Answers(12, count=2)}
+        return {"image": inputs.Image(16), **asked, "label": inputs.Label()}
+
+    def check(self, tokenizer: object) -> None:
+        pass
+
+
+def test_the_sheet_of_a_recipe_shows_the_questions_of_all_epochs_with_their_answers(tmp_path, monkeypatch):
+    asked = {"questions": [["red or blue", ["red", "red", "red", "blue"]], ["how many", "two"]]}
+    write_tar(tmp_path / "asked.tar", {"0.png": png("red"), "0.json": json.dumps(asked).encode()})
+    monkeypatch.setattr(recipe_sample.methods, "from_config", lambda config: Asking())
+    path = recipe(tmp_path, 'config.data.train = "asked.tar"\nconfig.data.captions = "all"')
+    (record,) = sampled_from(path, count=1, epochs=2).records
+    assert {text.text for text in record.texts["question"]} == {"red or blue", "how many"}
+    found = {(text.text, text.name) for text in record.texts["answers"]}
+    assert found == {("red", "weight 0.75"), ("blue", "weight 0.25"), ("two", "weight 1")}
+    assert record.values == {"label": "-1"}
 
 
 def test_what_a_recipe_feeds_is_what_its_run_draws(tmp_path):

@@ -179,15 +179,17 @@ def _drawn(record: Record, kinds: Inputs, tokenizer: Tokenizer | None, drawn, st
                 drawn_record.texts[name] = list(dict.fromkeys(_tokens(tokenizer, row[name]) for row in drawn))
             case inputs.Answers():
                 assert tokenizer is not None
-                drawn_record.texts[name] = [
+                answers = [
                     _tokens(tokenizer, tokens, f"weight {weight:g}")
-                    for tokens, weight in zip(drawn[0][name], drawn[0][f"{name}_weight"], strict=True)
+                    for row in drawn
+                    for tokens, weight in zip(row[name], row[f"{name}_weight"], strict=True)
                     if weight
                 ]
+                drawn_record.texts[name] = list(dict.fromkeys(answers))
             case inputs.Tags():
                 drawn_record.values[name] = ", ".join(map(str, np.flatnonzero(drawn[0][name]))) or "none"
             case _:
-                drawn_record.values[name] = str(drawn[0][name])
+                drawn_record.values[name] = ", ".join(dict.fromkeys(str(row[name]) for row in drawn))
     return drawn_record
 
 

@@ -48,12 +48,14 @@ class QuestionFile:
         read = reader(path)
         self.class_names = read.class_names
         self._questions = [tuple(questions) for questions in read.questions.values()]
-        named = list(read.questions)
+        forms = [list(read.questions)]
         # Copies of NLVR2 have the images of training in one folder instead of a hundred.
-        flat = [tuple(name.rpartition("/")[2] for name in names) for names in named]
-        forms = [[names[0] for names in form] for form in (named, flat)]
-        self._folder, number = image_folder.find(path, forms, folder, read.folders)
-        self._names = (named, flat)[number]
+        flat = [tuple(name.rpartition("/")[2] for name in names) for names in read.questions]
+        if flat != forms[0]:
+            forms.append(flat)
+        first = [[names[0] for names in form] for form in forms]
+        self._folder, number = image_folder.find(path, first, folder, read.folders)
+        self._names = forms[number]
 
     def __len__(self) -> int:
         return len(self._names)

@@ -42,16 +42,16 @@ def cleaned(text: object) -> str:
     return " ".join(text.encode("utf-8", errors="replace").decode().split())
 
 
-def shares(answers: Sequence[object]) -> tuple[tuple[str, float], ...]:
+def shares(answers: Sequence[str]) -> tuple[tuple[str, float], ...]:
     """The different answers to a question, each weighted by its share of the annotators (Li et al. 2021, section 5).
 
     Args:
-      answers: one of each annotator; those that are not text have a share, but are left out.
+      answers: one of each annotator, cleaned; empty ones have a share, but are left out.
 
     >>> shares(["red", "dark red", "red", "red"])
     (('red', 0.75), ('dark red', 0.25))
     """
-    counts = collections.Counter(map(cleaned, answers))
+    counts = collections.Counter(answers)
     return tuple((answer, count / len(answers)) for answer, count in counts.items() if answer)
 
 
@@ -100,7 +100,7 @@ def from_json(fields: Mapping[str, Any]) -> tuple[Question, ...]:
                 answers = ()
         answers = answers if isinstance(answers, list) else [answers] if isinstance(answers, str) else []
         if question := cleaned(text):
-            found.append(Question(question, shares(answers)))
+            found.append(Question(question, shares([cleaned(answer) for answer in answers])))
     for entry in _entries(fields, "items"):
         if isinstance(entry, dict) and (sentence := cleaned(entry.get("hypothesis", entry.get("sentence")))):
             label = entry.get("label")

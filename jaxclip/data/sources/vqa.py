@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import json
 import logging
 import re
@@ -21,6 +22,10 @@ _log = logging.getLogger(__name__)
 # COCO's split in the name of a file or its data_subtype: "train2014"; "test-dev2015" has images of test2015.
 _SPLIT = re.compile(r"(train|val|test)(?:-\w+)?(\d{4})")
 _LARGEST_ID = 10**12 - 1  # twelve digits in a file name
+
+# Ten answers to each of 400,000 questions are mostly the same few thousand.
+_LONGEST_SHORT = 64
+_short = functools.lru_cache(1 << 16)(cleaned)
 
 Answers = tuple[tuple[str, float], ...]
 
@@ -117,11 +122,13 @@ def _asked(fields: dict[str, Any]) -> dict[str, Any] | _Asked:
 
 def _annotation(fields: dict[str, Any]) -> Any:
     if "answer" in fields:  # of one annotator
-        return fields["answer"]
+        answer = fields["answer"]
+        return _short(answer) if isinstance(answer, str) and len(answer) <= _LONGEST_SHORT else cleaned(answer)
     if "answers" not in fields:
         return fields
-    answers = fields["answers"]
-    return _Annotation(_id(fields.get("question_id")), shares(answers) if isinstance(answers, list) else ())
+    answers = fields["answers"] if isinstance(fields["answers"], list) else []
+    texts = [answer for answer in answers if isinstance(answer, str)]
+    return _Annotation(_id(fields.get("question_id")), shares(texts))
 
 
 def _id(value: object) -> int | None:
