@@ -1,23 +1,29 @@
-"""Scores of selected pairs of images and texts by a model that fuses the two."""
+"""What a model that fuses images and texts says of selected pairs, with the images passing by in batches."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from jaxclip import sharding
-from jaxclip.data.record import Source
+from jaxclip.config import PixelsConfig
+from jaxclip.data.images.crops import prepare
+from jaxclip.data.images.decode import Unreadable, open_image
+from jaxclip.data.record import Record, Source
 from jaxclip.data.skips import SkipLog
-from jaxclip.encoder import Encoder
+from jaxclip.encoder import Batch, Encoder, gather
 from jaxclip.errors import UserError
 
 _CHUNK = 512  # queries whose similarities to all keys are held at a time
+
+# Of the model, the context, the images' tokens [rows, images, places, channels] and further rows: an array [rows, ...].
+OfPairs = Callable[..., jax.Array]
 
 
 def most_similar(
@@ -56,42 +62,104 @@ def match_scores(
     texts: Sequence[str],
     pairs: Int[np.ndarray, "pairs 2"],
 ) -> Float[np.ndarray, "pairs"]:
-    """The model's `match` of each pair.
-
-    The images pass by in batches: the tokens of one batch are on the devices and not of all. The states of all texts
-    are in the memory of each process. Every process takes part and gets all scores.
+    """The model's `match` of each pair. The states of all texts are in the memory of each process.
 
     Args:
-      encoder, variables: of a model with `image_tokens`, `text_states` and `match`.
-      source: of the images.
-      skips: where records that cannot be read are counted.
-      numbers: of the images' records in the source.
-      texts: the captions.
-      pairs: rows of `numbers` and of `texts`, ordered by the first.
+      encoder, variables, source, skips, numbers, pairs: as of `of_pairs`, for a model with `text_states` and `match`.
+      texts: the captions, which the second column of `pairs` counts.
 
     Raises:
       UserError: an image cannot be read.
     """
     tokens, ends = encoder.tokenize(texts)
-    states = encoder("text_states", variables, tokens, ends)
+    rows = encoder("text_states", variables, tokens, ends), ends
+
+    def function(model: Any, ctx: Any, images: jax.Array, states: jax.Array, end: jax.Array) -> jax.Array:
+        return model.match(images[:, 0], states, end, ctx)
+
+    scores, known = of_pairs(encoder, variables, source, skips, numbers, pairs, rows, function)
+    if not known.all():
+        raise UserError(f"an image could be read before and cannot any more: {skips}")
+    return scores
+
+
+def of_pairs(
+    encoder: Encoder,
+    variables: Any,
+    source: Source,
+    skips: SkipLog,
+    numbers: Sequence[int],
+    pairs: Int[np.ndarray, "pairs 2"],
+    rows: tuple[np.ndarray, ...],
+    function: OfPairs,
+    *,
+    images: int = 1,
+    blank: bool = False,
+) -> tuple[np.ndarray, Bool[np.ndarray, "pairs"]]:
+    """A function of pairs of a record's images and a text; every process takes part and gets all results.
+
+    The tokens of one batch of images are on the devices at a time.
+
+    Args:
+      encoder, variables: of a model with `image_tokens`.
+      source: of the images.
+      skips: where records that cannot be read are counted.
+      numbers: of the records in the source.
+      pairs: rows of `numbers` and of `rows`, ordered by the first.
+      rows: arrays with a row for each text.
+      function: see `OfPairs`; its further rows are those of `rows`.
+      images: how many of a record's images the function takes.
+      blank: whether gray images stand in for all of them, to measure what the texts alone say.
+
+    Returns:
+      The results, and of which pairs the images could be read; the results of the others mean nothing.
+    """
     shared = sharding.batch_sharding(encoder.mesh)
     encode = encoder.compiled(lambda model, ctx, images: model.image_tokens(images, ctx))
-    match = encoder.compiled(
-        lambda model, ctx, images, row, states, end: model.match(ctx.constrain(images[row]), states, end, ctx)
+    run = encoder.compiled(
+        lambda model, ctx, tokens, place, *rows: function(model, ctx, ctx.constrain(tokens[place]), *rows)
     )
-    size, scores = encoder.batch_size, np.empty(len(pairs), np.float32)
+    size = encoder.batch_size
     starts = np.searchsorted(pairs[:, 0], np.arange(0, len(numbers) + size, size))
+    results: list[np.ndarray] = []
+    readable: list[int] = []
     for number, batch in enumerate(encoder.batches(source, skips, numbers)):
-        first = number * size
-        mine = range(len(numbers))[first : first + size][jax.process_index() * encoder.share :][: encoder.share]
-        if len(batch.rows) != len(mine):
-            raise UserError(f"an image could be read before and cannot any more: {skips}")
-        images = encode(variables, encoder.on_devices(batch.images))
+        shown, positions = _images(encoder, batch, images, skips)
+        readable += positions
+        if blank:
+            shown = [np.full_like(part, 127) for part in shown]
+        tokens = jnp.stack([encode(variables, encoder.on_devices(part)) for part in shown], axis=1)
         for start in range(starts[number], starts[number + 1], size):
             chosen = pairs[start : min(start + size, starts[number + 1])]
             # The last pair stands in for those that are missing.
             filled = chosen[np.minimum(np.arange(size), len(chosen) - 1)]
-            rows = ((filled[:, 0] - first).astype(np.int32), states[filled[:, 1]], ends[filled[:, 1]])
-            given = sharding.from_host(rows, shared)
-            scores[start : start + len(chosen)] = np.asarray(match(variables, images, *given))[: len(chosen)]
-    return scores
+            place = (filled[:, 0] - number * size).astype(np.int32)
+            given = sharding.from_host((place, *(part[filled[:, 1]] for part in rows)), shared)
+            results.append(np.asarray(run(variables, tokens, *given))[: len(chosen)])
+    known = np.zeros(len(numbers), bool)
+    known[[position for part in gather(readable) for position in part]] = True
+    return np.concatenate(results), known[pairs[:, 0]]
+
+
+def _images(
+    encoder: Encoder, batch: Batch, count: int, skips: SkipLog
+) -> tuple[list[UInt8[np.ndarray, "share size size 3"]], list[int]]:
+    """This process's share of a batch, an array for each image of a record, and the positions that have all of them."""
+    assert encoder.image is not None
+    size, pixels = encoder.image.size, encoder.image.pixels
+    further = [np.zeros_like(batch.images) for _ in range(count - 1)]
+    positions = []
+    for row, position, record in zip(batch.rows, batch.positions, batch.records, strict=True):
+        try:
+            for place, part in enumerate(further):
+                part[row] = _further(record, place, size, pixels)
+            positions.append(position)
+        except Unreadable as error:
+            skips.add(str(error), record.key)
+    return [batch.images, *further], positions
+
+
+def _further(record: Record, place: int, size: int, pixels: PixelsConfig) -> UInt8[np.ndarray, "size size 3"]:
+    if place >= len(record.more_images):
+        raise Unreadable("no further image")
+    return prepare(open_image(record.more_images[place]), size, pixels)

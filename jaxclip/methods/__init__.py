@@ -73,6 +73,10 @@ class Method:
         """
         raise NotImplementedError
 
+    def source_path(self, path: str) -> str:
+        """The path of the array from which the one at `path` starts, if the weights of `config.init_from` lack it."""
+        return path
+
     def clamp(self, params: Any) -> Any:
         """The parameters moved back into the paper's bounds, after each update."""
         return params

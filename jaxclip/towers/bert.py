@@ -194,9 +194,13 @@ class WordHead(nnx.Module):
         self, states: Float[Array, "*batch width"], table: Float[Array, "vocabulary width"]
     ) -> Float[Array, "*batch vocabulary"]:
         """Logits in float32; `table` is the token embedding."""
-        hidden = self.ln(activate(self.transform(states), self.activation))
+        hidden = self.hidden(states)
         logits = jnp.einsum("...w,vw->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
         return logits + self.bias[...]
+
+    def hidden(self, states: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        """What is multiplied by the token embedding."""
+        return self.ln(activate(self.transform(states), self.activation))
 
 
 def seen(states: Shaped[Array, "batch context *rest"], end: Int[Array, "batch"]) -> Bool[Array, "batch context"]:

@@ -90,9 +90,9 @@ def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer | N
             if start is None:
                 raise UserError(f"config.init_from: {source} is no single tower, and only those are joined by ' + '")
             tower = "image" if "image" in start.keys else "text"
-            part = {path: leaf for path, leaf in wanted.items() if path.startswith(f"{tower}/") or path in start.arrays}
+            part = {path: leaf for path, leaf in wanted.items() if _is_of(_given(path, start, method), tower, start)}
         if start is not None and start.new:
-            part = {path: leaf for path, leaf in part.items() if path in start.arrays or not re.search(start.new, path)}
+            part = {path: leaf for path, leaf in part.items() if not _is_new(_given(path, start, method), start)}
         if len(sources) > 1 and (not part or not taken.keys().isdisjoint(part)):
             raise UserError(f"config.init_from: {source} is the {tower} tower, which is not taken or given twice")
         taken |= _taken(source, start or _whole(config, method, mesh), method, tokenizer, part)
@@ -109,7 +109,8 @@ def _taken(
     """The arrays of a source in place of the wanted ones, by path; raises UserError as `start_from`."""
     _check_same(source, start.keys, to_dict(method), wanted)
     shapes = {path: leaf.shape for path, leaf in wanted.items()}
-    found = resized(start.arrays, shapes, cut_text=cuts_text(method))
+    arrays = {path: start.arrays[given] for path in wanted if (given := _given(path, start, method)) in start.arrays}
+    found = resized(arrays, shapes, cut_text=cuts_text(method))
     faults = [f"{path} is not there" for path in wanted if path not in found]
     faults += [
         f"{path} is {found[path].shape}, not {leaf.shape}"
@@ -129,6 +130,21 @@ def _taken(
     ):
         _check_vocabulary(source, start.tokenizer, tokenizer)
     return {path: jax.device_put(found[path].astype(leaf.dtype), leaf.sharding) for path, leaf in wanted.items()}
+
+
+def _given(path: str, start: _Start, method: Any) -> str:
+    """The path in the source of what an array of the run starts from."""
+    return path if path in start.arrays else method.source_path(path)
+
+
+def _is_of(path: str, tower: str, start: _Start) -> bool:
+    """Whether a source of one tower should have this path."""
+    return path.startswith(f"{tower}/") or path in start.arrays
+
+
+def _is_new(path: str, start: _Start) -> bool:
+    """Whether the run has this array in addition to the source's."""
+    return path not in start.arrays and re.search(start.new, path) is not None
 
 
 def _whole(config: Config, method: Any, mesh: Mesh) -> _Start:

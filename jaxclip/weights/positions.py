@@ -18,7 +18,7 @@ from jaxclip.weights.load import Weights, check_finite
 
 # Paths of arrays with one row per patch in reading order, optionally after a row for the class token (or the mean).
 _IMAGE = ("image/positions", "image/attention_pool/positions")
-_TEXT = ("text/positions",)
+_TEXT = ("text/positions", "decoder/positions")
 
 
 def at_size(method: Any, image_size: int | None, context_length: int | None) -> Any:
