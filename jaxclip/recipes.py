@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxclip.config import Config, PixelsConfig
 from jaxclip.parsing import defaults
+from jaxclip.towers.bert import BertConfig
 from jaxclip.towers.modified_resnet import ModifiedResNetConfig
 from jaxclip.towers.text import TextConfig
 from jaxclip.towers.vit import ViTConfig
@@ -121,6 +122,53 @@ def convirt(image: dict[str, Any], text: dict[str, Any], embed_dim: int) -> Conf
     for key in ("image_projection", "image_projection_bias", "text_projection_bias"):
         del config.method[key]
     config.method.update({"head": "mlp", "image_weight": 0.75, "temperature": 0.1, "learn_temperature": False})
+    return config
+
+
+def albef(*, image_size: int, context_length: int) -> dict[str, Any]:
+    """The towers and the preprocessing of ALBEF (Li et al. 2021, section 3.1): ViT-B/16 and BERT-base."""
+    image = vit(image_size=image_size, patch_size=16, width=768, layers=12, patch_bias=True, ln_pre=False)
+    text = defaults(BertConfig) | {"context_length": context_length, "drop": 0.1}
+    return {"image": image | {"activation": "gelu", "eps": 1e-6}, "text": text, "pixels": defaults(PixelsConfig)}
+
+
+def albef_base(learning_rate: float, last: float) -> ConfigDict:
+    """What ALBEF's recipes share: augmentation, caption cleaning, AdamW (Li et al. 2021, section 3.5).
+
+    `data.train`, `data.eval` and `data.vocabulary` are left to who runs them.
+
+    Args:
+      learning_rate: at its highest.
+      last: the learning rate at the end.
+    """
+    config = base()
+    config.checkpoint_every = 2000
+    config.data.flip = True
+    config.data.augment.rand_augment = (2, 7)
+    config.data.clean = "albef"
+    config.optimizer.learning_rate = learning_rate
+    config.optimizer.warmup_steps = 1000
+    config.optimizer.beta2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.02
+    config.optimizer.schedule = {"name": "cosine", "end": last / learning_rate}
+    return config
+
+
+def albef_fine_tuning(learning_rate: float, *, batch_size: int, epochs: float, init_only: str) -> ConfigDict:
+    """What its fine-tuning shares (appendix A): larger crops, each caption or question of an image in turn.
+
+    Args:
+      learning_rate: at its highest; 1e-6 at the end.
+      batch_size, epochs: of images.
+      init_only: what is taken from the weights of `config.init_from`.
+    """
+    config = albef_base(learning_rate, 1e-6)
+    config.batch_size = batch_size
+    config.epochs = epochs
+    config.init_only = init_only
+    config.data.crop_scale = (0.5, 1.0)
+    config.data.captions = "all"
     return config
 
 

@@ -146,7 +146,7 @@ class Bert(nnx.Module):
     ) -> Float[Array, "batch context width"]:
         """The states of all tokens after the lower half: the embedded tokens if that has no blocks."""
         x = self.token_embedding[...].astype(ctx.dtype)[tokens]
-        x = x + (self.positions[...] + self.segments[0]).astype(ctx.dtype)
+        x = x + (self.positions[: tokens.shape[1]] + self.segments[0]).astype(ctx.dtype)
         x = ctx.constrain(dropout(self.ln_embedding(x), self.config.drop, ctx.keys, 0))
         return self.lower(x, ctx, mask=seen(x, end)) if self.config.lower_layers else x
 
