@@ -123,13 +123,14 @@ class ALBEF(Encoders):
     def word_places(
         self, images: Images, tokens: Tokens, end: Int[Array, "batch"], ctx: Context = Context()
     ) -> Float[Array, "batch length patches"]:
-        """Which patches each token of a text made the pair match by: Grad-CAM in the third layer of fusion (figure 4).
+        """Which patches each token of a text made the pair match by: Grad-CAM (figure 4), in the third of six layers of fusion.
 
         Values are at least 0, and 0 for tokens behind the end.
         """
         mask = seen(tokens, end)
         states, context = self.text_states(tokens, end, ctx), self.image_tokens(images, ctx)
-        layer = min(2, self.text.upper.layers - 1)
+        # Of the last layer only the first token's weights matter to the score.
+        layer = (self.text.upper.layers - 1) // 2
         found = grad_cam(self.text.upper, layer, self._log_odds, states, mask, context, ctx)
         return jnp.where(mask[..., None], found[..., 1:], 0)
 
