@@ -84,7 +84,7 @@ def start_from(config: Config, method: Any, mesh: Mesh, tokenizer: Tokenizer | N
     sources = re.split(r"\s+\+\s+", config.init_from.strip())
     taken: dict[str, jax.Array] = {}
     for source in sources:
-        start = _one_tower(source, method, mesh)
+        start = _one_tower(source, method, mesh, config.data.clean or None)
         part = wanted
         if len(sources) > 1:
             if start is None:
@@ -163,8 +163,11 @@ def _whole(config: Config, method: Any, mesh: Mesh) -> _Start:
     return _Start(to_dict(weights.method), tensor_map.flat(params) | tensor_map.flat(stats), weights.tokenizer)
 
 
-def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
-    """The weights of a single tower; None if the source is something else."""
+def _one_tower(source: str, method: Any, mesh: Mesh, clean: str | None) -> _Start | None:
+    """The weights of a single tower, whose vocabulary cleans texts as the run's; None if the source is something else.
+
+    How texts are cleaned is the run's choice, and changes none of the ids that the tower has learned.
+    """
     path = local(source, "config.init_from")
     further: list[Piece] = []
     own = checkpoint.find(path) if path.is_dir() else None
@@ -183,24 +186,33 @@ def _one_tower(source: str, method: Any, mesh: Mesh) -> _Start | None:
         kind: Any = BertConfig
         tower, keys = "text", bert.describe(source, config)
         # How the blocks are divided is the run's choice, and not said by the files.
-        if isinstance(method.text, BertConfig) and method.text.lower < keys["layers"]:
-            keys["lower"] = method.text.lower
+        text = getattr(method, "text", None)
+        if isinstance(text, BertConfig) and text.lower < keys["layers"]:
+            keys["lower"] = text.lower
         stored = open_tensors(public.weight_file(path, "model"))
         further = _word_head(stored, method)
         tensors = bert.names(stored, word_head=bool(further))
-        tokenizer = tokenizers.load(path) if public.has_tokenizer(path) else None
+        tokenizer = tokenizers.load(path, clean=clean) if public.has_tokenizer(path) else None
     elif path.is_file() and torchvision.is_one(stored := open_tensors(path)):
         family, kind = torchvision, ResNetConfig
         tensors, tokenizer = torchvision.names(stored), None
         tower, keys = "image", torchvision.describe(source, tensors)
-    elif path.is_file() and timm.is_one(stored) and isinstance(method.image, ViTConfig):
+    elif path.is_file() and timm.is_one(stored):
         family, kind = timm, ViTConfig
         tensors, tokenizer = timm.names(stored), None
-        tower, keys = "image", timm.describe(source, tensors, method.image.heads)
+        heads = method.image.heads if isinstance(method.image, ViTConfig) else 1
+        tower, keys = "image", timm.describe(source, tensors, heads)
     else:
         return None
     public.check_numbers(source, keys, len(tensors))
     theirs = parse(kind, keys, source)
+    # Before a method is made with this tower, which not every method can have.
+    own = getattr(getattr(method, tower, None), "name", None)
+    if own != theirs.name:
+        raise UserError(
+            f"config.init_from={source} has {tower}.name={theirs.name!r} where the recipe has {own!r}; take weights of "
+            "the recipe's kind of tower, or another kind of tower if config.method has it"
+        )
     listed = family.pieces(theirs) + further
     # Together with the run's other tower, for paths and shapes.
     variables = methods.abstract_variables(dataclasses.replace(method, **{tower: theirs}))

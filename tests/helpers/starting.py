@@ -54,7 +54,7 @@ def arrays(tree: Any) -> dict[str, np.ndarray]:
 
 
 def started(
-    init_from: str, keys: dict[str, Any] = CLIP, init_only: str = "", tokenizer: Any = TOKENIZER
+    init_from: str, keys: dict[str, Any] = CLIP, init_only: str = "", tokenizer: Any = TOKENIZER, clean: str = ""
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], int]:
     """What a run with this recipe begins with, what it would begin with without a source, and how much was taken."""
     config = parse(
@@ -63,7 +63,7 @@ def started(
             "seed": 0,
             "steps": 1,
             "batch_size": 8,
-            "data": {"train": "shapes", "train_vocabulary": 300},
+            "data": {"train": "shapes", "train_vocabulary": 300, "clean": clean},
             "method": keys,
             "optimizer": {"learning_rate": 1e-3},
             "init_from": init_from,

@@ -1,19 +1,21 @@
-"""config.init_from with weights of single towers: ResNets of torchvision's names, BERTs, and one of each."""
+"""config.init_from with weights of single towers: torchvision's ResNets, timm's DeiT, BERTs, and two of them."""
 
 from __future__ import annotations
 
 import json
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
-from starting import assert_equal, changed, source, started
+from safetensors.numpy import load_file, save_file
+from starting import IMAGE, assert_equal, changed, source, started
 
 from jaxclip.data import tokenizers
 from jaxclip.errors import UserError
+from jaxclip.weights.positions import resized
 
 
 def resnet_file(folder: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
@@ -57,6 +59,89 @@ def test_an_image_tower_starts_from_torchvisions_resnet(tmp_path):
     found, fresh, taken = started(path, RESNET, init_only="^image/")
     assert_equal(found, fresh | ours)
     assert taken == sum(values.size for values in ours.values()) > 0
+
+
+def deit_file(
+    folder: pathlib.Path, without: tuple[str, ...] = (), more: Mapping[str, tuple[int, ...]] = {}
+) -> tuple[str, dict[str, np.ndarray]]:
+    """timm's names and layouts, of a tiny DeiT of 16 patches with its classifier; and what it is here.
+
+    Args:
+      folder: where it is written.
+      without: names of tensors to leave out.
+      more: shapes of further tensors, or of these.
+    """
+    rng = np.random.default_rng(5)
+    shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, 32), "pos_embed": (1, 17, 32)}
+    shapes |= {"patch_embed.proj.weight": (32, 3, 8, 8), "patch_embed.proj.bias": (32,), "head.weight": (10, 32)}
+    vectors = {"norm": 32, "blocks.0.norm1": 32, "blocks.0.norm2": 32}
+    shapes |= {f"{name}.{kind}": (size,) for name, size in vectors.items() for kind in ("weight", "bias")}
+    layers = {"attn.qkv": (96, 32), "attn.proj": (32, 32), "mlp.fc1": (128, 32), "mlp.fc2": (32, 128)}
+    for name, shape in layers.items():
+        shapes |= {f"blocks.0.{name}.weight": shape, f"blocks.0.{name}.bias": shape[:1]}
+    drawn = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in (shapes | dict(more)).items()}
+    path = folder / "deit.safetensors"
+    save_file({name: values for name, values in drawn.items() if name not in without}, path)
+    ours = {
+        "patch_kernel": drawn["patch_embed.proj.weight"].transpose(2, 3, 1, 0).reshape(192, 32),
+        "patch_bias": drawn["patch_embed.proj.bias"],
+        "class_embedding": drawn["cls_token"][0, 0],
+        "positions": drawn["pos_embed"][0],
+        "ln_post/scale": drawn["norm.weight"],
+        "ln_post/bias": drawn["norm.bias"],
+    }
+    places = {"norm1": "ln_1", "attn.qkv": "qkv", "attn.proj": "attention_out", "norm2": "ln_2"}
+    for theirs, name in (places | {"mlp.fc1": "mlp_in", "mlp.fc2": "mlp_out"}).items():
+        kinds = ("/scale", "/bias") if name.startswith("ln") else ("_kernel", "_bias")
+        ours[f"transformer/blocks/{name}{kinds[0]}"] = drawn[f"blocks.0.{theirs}.weight"].T[None]
+        ours[f"transformer/blocks/{name}{kinds[1]}"] = drawn[f"blocks.0.{theirs}.bias"][None]
+    return str(path), {f"image/{name}": values for name, values in ours.items()}
+
+
+DEIT_IMAGE = IMAGE | {"ln_pre": False, "patch_bias": True, "activation": "gelu", "eps": 1e-6}
+DEIT = changed(image=DEIT_IMAGE)
+
+
+def test_an_image_tower_starts_from_deit(tmp_path):
+    path, ours = deit_file(tmp_path)
+    found, fresh, taken = started(path, DEIT, init_only="^image/")
+    assert_equal(found, fresh | ours)
+    assert taken == sum(values.size for values in ours.values()) > 0
+
+
+def test_an_image_tower_starts_from_a_deit_for_smaller_images_than_its_own(tmp_path):
+    path, ours = deit_file(tmp_path)
+    found, fresh, _ = started(path, changed(image=DEIT_IMAGE | {"image_size": 48}), init_only="^image/")
+    assert_equal(found, fresh | ours, "image/positions")
+    positions = found["image/positions"]
+    assert positions.shape == (1 + 36, 32)
+    np.testing.assert_array_equal(positions[0], ours["image/positions"][0])  # of the class token
+    np.testing.assert_array_equal(positions, resized(ours, {"image/positions": (37, 32)})["image/positions"])
+
+
+PATCHES_ALONE = "is not read at a class token; take one such as DeiT's"
+OTHERS: dict[str, tuple[tuple[str, ...], dict[str, tuple[int, ...]], str]] = {
+    "distilled": ((), {"pos_embed": (1, 18, 32), "dist_token": (1, 1, 32)}, "take a model that is not distilled"),
+    "SigLIP's": (("cls_token",), {"pos_embed": (1, 16, 32), "attn_pool.latent": (1, 1, 32)}, PATCHES_ALONE),
+    "with pooled patches": (("norm.weight", "norm.bias"), {"fc_norm.weight": (32,)}, PATCHES_ALONE),
+    "BEiT's": (("pos_embed",), {"rel_pos_bias.table": (9, 2)}, "pos_embed is missing"),
+    "with scaled layers": ((), {"blocks.0.ls1.gamma": (32,)}, "1 too many (blocks.0.ls1.gamma)"),
+    "damaged": ((), {"blocks.0.mlp.fc1.bias": ()}, "blocks.0.mlp.fc1.bias scalar instead of 128"),
+    "CLIP's": (
+        ("patch_embed.proj.bias",),
+        {"norm_pre.weight": (32,), "norm_pre.bias": (32,)},
+        "has image.ln_pre=True where the recipe has False",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_another_vision_transformer_is_refused(tmp_path, kind):
+    without, more, said = OTHERS[kind]
+    path, _ = deit_file(tmp_path, without, more)
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        started(path, DEIT, "^image/")
+    assert "\n" not in str(error.value)
 
 
 BERT_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgnopstw'!,.", "dog", "##s", "blue"]
@@ -145,6 +230,76 @@ def test_two_towers_start_from_a_source_each(tmp_path):
     found, fresh, taken = started(f"{image} + {text}", keys, tokenizer=tokenizers.load(tmp_path / "bert"))
     assert_equal(found, fresh | image_arrays | text_arrays)
     assert taken == sum(values.size for values in (image_arrays | text_arrays).values())
+
+
+ALBEF = {"name": "albef", "image": DEIT_IMAGE, "text": BERT_TEXT, "embed_dim": 16, "mask_id": 4, "queue": 16}
+
+
+def add_word_head(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """Adds the rest of the head of masked words to a BERT's folder; what the head is here."""
+    rng = np.random.default_rng(6)
+    theirs = load_file(folder / "model.safetensors")
+    matrix, *vectors = (
+        rng.standard_normal(shape).astype(np.float32) for shape in ((16, 16), 16, 16, 16, len(BERT_WORDS))
+    )
+    names = ("transform.dense.bias", "transform.LayerNorm.gamma", "transform.LayerNorm.beta", "bias")
+    head = {"transform.dense.weight": matrix, **dict(zip(names, vectors, strict=True))}
+    # Another one, which is not taken.
+    head = {f"cls.predictions.{name}": values for name, values in head.items()}
+    save_file(theirs | head | {"cls.seq_relationship.bias": np.zeros(2, np.float32)}, folder / "model.safetensors")
+    paths = ("words/transform/bias", "words/ln/scale", "words/ln/bias", "words/bias")
+    return {"words/transform/kernel": matrix.T, **dict(zip(paths, vectors, strict=True))}
+
+
+def test_a_bert_starts_both_halves_and_the_word_head_and_no_cross_attention(tmp_path):
+    path, ours = bert_folder(tmp_path)
+    ours["text/positions"] = ours["text/positions"][:6]
+    words = add_word_head(tmp_path)
+    found, fresh, taken = started(path, ALBEF, "^(text|words)/", tokenizers.load(tmp_path))
+    assert_equal(found, fresh | ours | words)
+    assert taken == sum(values.size for values in (ours | words).values())
+    new = [name for name in fresh if name.startswith("text/") and name not in ours]
+    assert len(new) == 8 and all(
+        name.startswith(("text/upper/blocks/cross_", "text/upper/blocks/ln_cr")) for name in new
+    )
+    # The same path of parameters without the head leaves the head as it was.
+    found, fresh, _ = started(path, ALBEF, "^text/", tokenizers.load(tmp_path))
+    assert_equal(found, fresh | ours)
+
+
+def test_the_word_head_stays_as_it_was_if_the_file_has_no_complete_one(tmp_path):
+    path, ours = bert_folder(tmp_path)
+    ours["text/positions"] = ours["text/positions"][:6]
+    found, fresh, _ = started(path, ALBEF, "^(text|words)/", tokenizers.load(tmp_path))
+    assert_equal(found, fresh | ours)
+
+
+def test_an_albef_starts_from_deit_and_bert(tmp_path):
+    text, text_arrays = bert_folder(tmp_path / "bert")
+    text_arrays["text/positions"] = text_arrays["text/positions"][:6]
+    arrays = text_arrays | add_word_head(tmp_path / "bert")
+    image, image_arrays = deit_file(tmp_path)
+    # Texts that the run cleans in another way than the files have the same vocabulary.
+    for clean in ("", "albef"):
+        tokenizer = tokenizers.load(tmp_path / "bert", clean=clean or None)
+        found, fresh, taken = started(f"{image} + {text}", ALBEF, tokenizer=tokenizer, clean=clean)
+        assert_equal(found, fresh | image_arrays | arrays)
+        assert taken == sum(values.size for values in (image_arrays | arrays).values())
+
+
+def test_a_tower_of_another_kind_than_the_methods_is_refused(tmp_path):
+    resnet, _ = resnet_file(tmp_path)
+    deit, _ = deit_file(tmp_path)
+    text, _ = bert_folder(tmp_path / "bert")
+    virtex = {"name": "virtex", "image": RESNET["image"]}
+    for path, keys, said in (
+        (resnet, ALBEF, "has image.name='resnet' where the recipe has 'vit'; take weights of the recipe's kind"),
+        (deit, RESNET, "has image.name='vit' where the recipe has 'resnet'; take weights of the recipe's kind"),
+        (text, virtex, "has text.name='bert' where the recipe has None; take weights of the recipe's kind"),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            started(path, keys, tokenizer=None)
+        assert "\n" not in str(error.value)
 
 
 def test_sources_that_are_joined_are_different_single_towers_that_are_taken(tmp_path):

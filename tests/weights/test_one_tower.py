@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from starting import started
-from test_init_from_one_tower import bert_folder, resnet_file
+from test_init_from_one_tower import bert_folder, deit_file, resnet_file
 
 import jaxclip
 from jaxclip.errors import UserError
@@ -50,8 +50,15 @@ def test_a_resnet_is_used_in_init_from(tmp_path):
     )
 
 
+def test_a_vision_transformer_of_timms_is_used_in_init_from(tmp_path):
+    path, _ = deit_file(tmp_path)
+    assert refusal(pathlib.Path(path)) == (
+        f"{path} is a vision transformer of timm's, one tower alone: config.init_from={path} with "
+        "config.init_only='^image/' trains from it, if it is read at a class token, as DeiT is"
+    )
+
+
 OTHERS = {
-    "timm's vision transformer": ["cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"],
     "Hugging Face's vision transformer": ["vit.embeddings.patch_embeddings.projection.weight"],
     "torchvision's vision transformer": ["conv_proj.weight", "class_token"],
     "a ResNet without bottlenecks or with another stem": ["conv1.weight", "layer1.0.conv1.weight",
@@ -63,7 +70,7 @@ OTHERS = {
 def test_image_towers_that_nothing_here_opens_are_named(tmp_path, kind):
     path = written(tmp_path / "x.safetensors", *OTHERS[kind])
     said = f"{path} is {kind}, an image encoder alone, which jaxclip does not open: take a model of two towers, or for "
-    assert refusal(path) == said + "config.init_from the .safetensors of a ResNet-50, 101 or 152"
+    assert refusal(path) == said + "config.init_from the .safetensors of a ResNet-50, 101 or 152, or of timm's DeiT"
 
 
 def test_googles_vision_transformer_is_named(tmp_path):

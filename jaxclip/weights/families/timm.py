@@ -66,15 +66,16 @@ def describe(source: str, tensors: Mapping[str, Stored], heads: int) -> dict[str
     Raises:
       UserError: the tower is not read at its class token, or has further tokens, as DeiT's distilled models have.
     """
-    shapes = {name: tensors[name].shape for name in ("patch_embed.proj.weight", "pos_embed")}
-    rows = shapes["pos_embed"][1] if len(shapes["pos_embed"]) == 3 else 0
-    patch, grid = shapes["patch_embed.proj.weight"], math.isqrt(max(0, rows - 1))
+    named = ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.bias")
+    patch, positions, hidden = (tensors[name].shape if name in tensors else () for name in named)
+    rows = positions[1] if len(positions) == 3 else 0
+    grid = math.isqrt(max(0, rows - 1))
     if "cls_token" not in tensors or "attn_pool.latent" in tensors or "norm.weight" not in tensors:
         raise UserError(f"{source} is a vision transformer that is not read at a class token; take one such as DeiT's")
     if len(patch) != 4 or patch[1:] != (3, patch[2], patch[2]) or grid**2 + 1 != rows:
         raise UserError(
-            f"{source}: pos_embed is {shapes['pos_embed']} and patch_embed.proj.weight {patch}: not a class token and "
-            "a square of patches; of DeiT take a model that is not distilled"
+            f"{source}: pos_embed is {positions or 'missing'} and patch_embed.proj.weight {patch}: not a class token "
+            "and a square of patches; of DeiT take a model that is not distilled"
         )
     return {
         "name": "vit",
@@ -83,7 +84,7 @@ def describe(source: str, tensors: Mapping[str, Stored], heads: int) -> dict[str
         "width": patch[0],
         "layers": count(tensors, "blocks."),
         "heads": heads,
-        "mlp_width": tensors["blocks.0.mlp.fc1.bias"].shape[0] if "blocks.0.mlp.fc1.bias" in tensors else 0,
+        "mlp_width": 0 if hidden in ((), (4 * patch[0],)) else hidden[0],  # as in recipes
         "activation": "gelu",
         "eps": EPS,
         "pool": "class",
