@@ -76,6 +76,13 @@ def test_a_saved_tokenizer_goes_before_a_vocabulary():
         vocabulary.tokenizer_of(INPUTS, DataConfig("given"), Numbered(5))
 
 
+def test_a_cleaning_is_for_a_published_vocabulary():
+    with pytest.raises(
+        UserError, match="config.data.clean='albef' is for a published vocabulary; give data.vocabulary"
+    ):
+        vocabulary.tokenizer_of(INPUTS, DataConfig("given", train_vocabulary=520, clean="albef"), Numbered(5))
+
+
 def test_a_method_without_texts_has_no_tokenizer():
     assert (
         vocabulary.tokenizer_of({"image": Image(8)}, DataConfig("given", vocabulary="/no/such/file.gz"), Numbered(5))

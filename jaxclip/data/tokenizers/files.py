@@ -64,10 +64,15 @@ def load(path: str | os.PathLike[str], *, clean: str | None = None, named_paddin
     """
     tokenizer = _open(path, clean, named_padding)
     # "whitespace" and "lower" make no difference, because CLIP's texts are repaired and in lower case anyway.
-    if isinstance(tokenizer, ClipTokenizer) and clean in ("canonicalize", "albef"):
+    if isinstance(tokenizer, ClipTokenizer) and clean == "canonicalize":
         raise UserError(
             f"{path} is a vocabulary of CLIP's form, which jaxclip supports only for texts with punctuation; "
-            f"remove clean={clean!r}"
+            "remove clean='canonicalize'"
+        )
+    if clean == "albef" and not isinstance(tokenizer, HuggingFaceTokenizer):
+        raise UserError(
+            f"{path} is a vocabulary of CLIP's or SentencePiece's form, whose texts jaxclip does not clean as ALBEF's; "
+            "remove clean='albef', or take the vocabulary of BERT"
         )
     return tokenizer
 
@@ -142,13 +147,11 @@ def _from_clip(
 
 def _from_model(model: bytes, settings: _Settings, clean: str | None) -> Tokenizer:
     if virtex.is_one(model):
-        if clean is not None:
+        if clean not in (None, "albef"):  # see `load`
             raise ValueError(f"VirTex's texts are not cleaned by clean={clean!r}")
         return virtex.VirTexTokenizer(model)
     kind: Clean = _CLEAN_OF.get(settings.kind or "", "canonical")
     pad_token = settings.pad_token or ("<pad>" if settings.kind in _CLEAN_OF else None)
-    if clean == "albef":
-        raise ValueError("the texts of a SentencePiece .model are not cleaned by clean='albef'")
     if clean == "canonicalize" or clean == "lower" and kind == "none":
         kind = "canonical" if clean == "canonicalize" else "lower"
     return SentencePieceTokenizer(model, pad_token=pad_token, clean=kind)

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import html
 import json
+import pathlib
+import re
 import string
 import unicodedata
 
 import ftfy
 import numpy as np
 import pytest
+from paths import MODELS
 from tokenizer_reference import STRINGS
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from jaxclip.config import DataConfig
 from jaxclip.data import tokenizers
-from jaxclip.data.tokenizers import cleaning, normalizing
+from jaxclip.data.sources import open_source
+from jaxclip.data.tokenizers import cleaning, normalizing, virtex
 from jaxclip.data.tokenizers.hugging_face import HuggingFaceTokenizer
+from jaxclip.data.vocabulary import tokenizer_of
+from jaxclip.errors import UserError
+from jaxclip.inputs import Text
 
 # Ordinary captions, in which only curly quotes are repaired.
 CAPTIONS = [
@@ -52,11 +60,18 @@ def bare(text: str) -> str:
     return words(text.replace("_", " ").translate(str.maketrans("", "", string.punctuation)).lower())
 
 
+def plain(text: str) -> str:
+    """pre_caption of ALBEF, without its limit of thirty words."""
+    text = re.sub(r"[,.'!?\"()*#:;~]", "", text.lower())
+    return words(text.replace("-", " ").replace("/", " ").replace("<person>", "person"))
+
+
 EXPECTED = {
     "whitespace": lambda text: words(mended(text)),
     "lower": lambda text: words(mended(text)).lower(),
     "canonicalize": lambda text: bare(mended(text)),
     "siglip": bare,
+    "albef": plain,
 }
 
 
@@ -106,15 +121,16 @@ def test_other_programs_clean_texts_by_the_stored_file(clean):
     np.testing.assert_array_equal(rows(backend, texts, 64), rows(letters(), [EXPECTED[clean](t) for t in texts], 64))
 
 
-def test_the_stored_steps_convert_every_single_letter_correctly():
-    way = normalizing.CLEANINGS["siglip"]
-    normalizer = normalizing.join("siglip", None)
+@pytest.mark.parametrize("clean", ["siglip", "albef"])
+def test_the_stored_steps_convert_every_single_letter_correctly(clean):
+    way = normalizing.CLEANINGS[clean]
+    normalizer = normalizing.join(clean, None)
     known = [chr(number) for number in range(1, 0x3000) if unicodedata.category(chr(number)) != "Cn"]
     for letter in known:
         assert normalizer.normalize_str(f"a{letter}b") == way.apply(f"a{letter}b"), hex(ord(letter))
 
 
-@pytest.mark.parametrize("clean", ["whitespace", "lower", "canonicalize", "siglip", None])
+@pytest.mark.parametrize("clean", [*EXPECTED, None])
 def test_without_a_cleaning_or_with_the_files_own_the_ids_are_the_files(clean):
     plain = letters().to_str()
     stored = HuggingFaceTokenizer(plain, clean=clean).to_json()
@@ -130,3 +146,49 @@ def test_a_stronger_cleaning_precedes_the_files():
     np.testing.assert_array_equal(
         strong(CAPTIONS, 64)[0], HuggingFaceTokenizer(letters().to_str(), clean="canonicalize")(CAPTIONS, 64)[0]
     )
+
+
+# ------------------------------------------------------------------------------------------------- config.data.clean
+
+
+def vocabulary_of(path: pathlib.Path) -> tokenizers.Tokenizer:
+    config = DataConfig("shapes", vocabulary=str(path), clean="albef")
+    tokenizer = tokenizer_of({"text": Text(16)}, config, open_source("shapes"))
+    assert tokenizer is not None
+    return tokenizer
+
+
+def test_a_run_has_berts_vocabulary_with_its_own_cleaning(tmp_path):
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokens = [*special, *"smt'<>!/a", "man", "mans", "shirt", "person", "on", "off"]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    texts = ["A man's T-shirt: <person> on/off!", "<PERSON>", "[MASK]"]
+    expected = [["a", "mans", "t", "shirt", "person", "on", "off"], ["person"], ["[UNK]", "[UNK]", "[UNK]"]]
+    stored = vocabulary_of(tmp_path).to_json()
+    # As it is at first, and as the run and its checkpoints open it again.
+    for tokenizer in (vocabulary_of(tmp_path), tokenizers.from_json(stored)):
+        found = [[tokens[i] for i in row[: end + 1]] for row, end in zip(*tokenizer(texts, 16), strict=True)]
+        assert found == [["[CLS]", *text, "[SEP]"] for text in expected]
+        assert tokenizer.to_json() == stored
+    # Without the cleaning they are others.
+    assert not np.array_equal(tokenizers.load(tmp_path)(texts, 16)[0], tokenizers.from_json(stored)(texts, 16)[0])
+
+
+OTHER_FORMS = {
+    "CLIP's": lambda: ("tokenizer.json", tokenizers.train(["a"], 514).to_json().encode()),
+    "SigLIP's": lambda: ("spiece.model", (MODELS / "siglip_form.model").read_bytes()),
+    "SigLIP's, saved": lambda: ("tokenizer.json", tokenizers.load(MODELS / "siglip_form.model").to_json().encode()),
+    "VirTex's": lambda: ("coco.model", virtex.train(CAPTIONS, 200).model),
+    "VirTex's, saved": lambda: ("tokenizer.json", virtex.train(CAPTIONS, 200).to_json().encode()),
+}
+
+
+@pytest.mark.parametrize("form", OTHER_FORMS)
+def test_other_forms_of_vocabularies_refuse_it_in_one_line(tmp_path, form):
+    name, content = OTHER_FORMS[form]()
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(
+        UserError, match="is a vocabulary of CLIP's or SentencePiece's form.*; remove clean='albef'"
+    ) as error:
+        vocabulary_of(tmp_path / name)
+    assert name in str(error.value) and "\n" not in str(error.value)
