@@ -1,8 +1,8 @@
 """python benchmarks/albef_words.py PATH: what a run of configs/albef_shapes.py knows of words, on held-out scenes.
 
-Prints how often a masked color is found with the image and with a gray one, and in how many scenes Grad-CAM points at
-the object that two words of the caption name: the share of its mass inside the object's square is at least twice the
-square's share of the image.
+Prints how often a masked color is found with the image and with a gray one, and in how many scenes of two objects
+Grad-CAM points at the one that a text names ("a red circle"): the share of the words' mass inside its square is at
+least twice the square's share of the image.
 """
 
 from __future__ import annotations
@@ -58,13 +58,14 @@ def main() -> None:
         right = [(row[places] == own[places]).all() for row, own, places in zip(found, tokens, colors, strict=True)]
         print(f"masked color found {name}: {np.mean(right):.1%} of {len(right)}")
 
-    count = arguments.pointed
-    places = encoder("word_places", variables, images[:count], tokens[:count], ends[:count])
+    count = min(arguments.pointed, len(scenes))
+    named = [f"a {scene.figures[0].name}" for scene in scenes[:count]]
+    tokens, ends = encoder.tokenize(named)
+    places = encoder("word_places", variables, images[:count], tokens, ends)
     ratios = []
-    for weights, caption, scene in zip(places, captions, scenes, strict=False):
-        figure = scene.figures[0]
-        words = [place for word in (figure.color, figure.shape) for place in _places(encoder, caption, word)]
-        mass, square = weights[words].sum(axis=0), _inside(figure, int(weights.shape[1] ** 0.5))
+    for weights, end, scene in zip(places, ends, scenes, strict=False):
+        mass = weights[1:end].sum(axis=0)
+        square = _inside(scene.figures[0], int(weights.shape[1] ** 0.5))
         ratios.append((mass * square).sum() / max(mass.sum(), 1e-12) / square.mean())
     print(f"Grad-CAM points at the object: {np.mean(np.array(ratios) >= 2):.1%} of {count} (median ratio "
           f"{np.median(ratios):.2f})")  # fmt: skip

@@ -123,7 +123,7 @@ class ALBEF(Encoders):
     def word_places(
         self, images: Images, tokens: Tokens, end: Int[Array, "batch"], ctx: Context = Context()
     ) -> Float[Array, "batch length patches"]:
-        """Which patches each token of a text made the pair match by: Grad-CAM (figure 4), in the third of six layers of fusion.
+        """Which patches each token made the pair match by: Grad-CAM (figure 4) in the third of six layers of fusion.
 
         Values are at least 0, and 0 for tokens behind the end.
         """
