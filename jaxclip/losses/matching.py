@@ -10,7 +10,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt32
+
+_FACTOR = 0x9E3779B1  # of the polynomial of a text's digest: a prime near 2^32 / the golden ratio
 
 
 class Negatives(NamedTuple):
@@ -31,7 +34,7 @@ def hard_negatives(
     images: Float[Array, "batch width"],
     texts: Float[Array, "batch width"],
     scale: Float[Array, ""] | float,
-    same: Int[Array, "batch *rest"],
+    same: Shaped[Array, "batch"],
     group: int,
     key: Key[Array, ""],
 ) -> Negatives:
@@ -40,7 +43,7 @@ def hard_negatives(
     Args:
       images, texts: unit embeddings of pairs.
       scale: of the cosines.
-      same: records in which this is equal are never negatives of each other: a record number, or the tokens of a text.
+      same: records in which this is equal are never negatives of each other: a record's number, or `digests` of texts.
       group: records of a group; divides the batch.
       key: of the draws.
 
@@ -53,8 +56,7 @@ def hard_negatives(
 
     def of_group(images: Array, texts: Array, same: Array, keys: Array) -> Negatives:
         logits = scale * images.astype(jnp.float32) @ texts.astype(jnp.float32).T
-        equal = same[:, None] == same[None]
-        barred = jnp.all(equal.reshape(group, group, -1), axis=-1)
+        barred = same[:, None] == same
         text, image = (
             jax.random.categorical(key, jnp.where(barred, -jnp.inf, given))
             for key, given in zip(keys, (logits, logits.T), strict=True)
@@ -63,6 +65,16 @@ def hard_negatives(
 
     found = jax.vmap(of_group)(_grouped(images, group), _grouped(texts, group), _grouped(same, group), keys)
     return Negatives(*(part.reshape(-1) for part in found))
+
+
+def digests(tokens: Int[Array, "batch length"]) -> UInt32[Array, "batch"]:
+    """A number for each text; those of different texts are different but for one pair in four billion.
+
+    >>> len(set(digests(jnp.array([[1, 2, 3], [1, 3, 2], [1, 2, 3]])).tolist()))
+    2
+    """
+    powers = np.cumprod(np.full(tokens.shape[1], _FACTOR, np.uint32), dtype=np.uint32)
+    return jnp.sum(tokens.astype(jnp.uint32) * powers, axis=1, dtype=jnp.uint32)
 
 
 def pick(rows: Shaped[Array, "batch *rest"], index: Int[Array, "batch"], group: int) -> Shaped[Array, "batch *rest"]:

@@ -17,7 +17,7 @@ from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.inputs import Image, Inputs, RecordId, Text
 from jaxclip.losses.masked import mask_tokens, soft_cross_entropy, text_keys
-from jaxclip.losses.matching import hard_negatives, pick
+from jaxclip.losses.matching import digests, hard_negatives, pick
 from jaxclip.losses.queued import cross_entropy, similarities, softmax
 from jaxclip.methods.clip import spreads
 from jaxclip.towers.bert import BertConfig, WordHead, seen
@@ -312,7 +312,7 @@ class Method(methods.Method):
         if len(end) % group:
             raise UserError(f"method.negatives_among={group} must divide the batch of {len(end)}")
         # Captions occur more than once, and an image's own caption is not wrong because another image has it, too.
-        same = batch["record"] if self.positives == "record" else batch["text"]
+        same = batch["record"] if self.positives == "record" else digests(batch["text"])
         key = jax.random.key(0) if ctx.key is None else jax.random.fold_in(ctx.key, _DRAW)
         scale, _ = jax.lax.stop_gradient(model.scale_and_bias())
         to_draw = jax.lax.stop_gradient((ours["image"], ours["text"]))

@@ -190,6 +190,19 @@ MEMORIES = {
         {"name": "pirl", "image": _IMAGE, "records": 64, "jigsaw_size": 30, "patch_size": 8, "negatives": 20},
         ("image", "jigsaw"),
     ),
+    "albef": (
+        {
+            "name": "albef",
+            "image": _IMAGE,
+            "text": {"vocab_size": 300, "context_length": 16, "width": 32, "layers": 2, "heads": 2, "drop": 0.1},
+            "embed_dim": 8,
+            "queue": 32,
+            "momentum": 0.9,
+            "mask_id": 3,
+            "negatives_among": 4,
+        },
+        (),
+    ),
 }
 
 
@@ -200,7 +213,8 @@ def test_two_processes_share_a_queue_or_a_bank(name, tmp_path):
     method, views = MEMORIES[name]
     change = f"""
     config.steps = {STEPS}
-    config.data.train_vocabulary = 0
+    config.data.train_vocabulary = {300 if name == "albef" else 0}
+    config.data.vocabulary_form = "sentencepiece"
     config.method = type(config)({method!r})
     config.data.views = {dict.fromkeys(views, _VIEW)!r}
     """
