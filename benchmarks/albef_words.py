@@ -41,12 +41,13 @@ def main() -> None:
     for row, places in zip(masked, colors, strict=True):
         row[places] = encoder.tokenizer.mask_id
     predict = encoder.compiled(
+        "words",
         lambda model, ctx, images, tokens, end: jax.numpy.argmax(
             model.word_logits(
                 model.fuse(model.image_tokens(images, ctx), model.text_states(tokens, end, ctx), end, ctx)
             ),
             axis=-1,
-        )
+        ),
     )
     for name, shown in {"with the image": images, "with a gray one": np.full_like(images, GRAY)}.items():
         found = np.concatenate(

@@ -17,7 +17,7 @@ def get_config():
     config.method = ConfigDict(
         {
             "name": "albef",
-            **recipes.albef(image_size=256, context_length=25),
+            **recipes.albef(image_size=256, context_length=30),
             "embed_dim": 256,
             "mask_id": 103,
             "queue": 65_536,

@@ -1,7 +1,8 @@
 """Retrieval with ALBEF (Li et al. 2021, section 5): fine-tuned on images with several captions; batch 256, 10 epochs.
 
-Needs --config.init_from=RUN of configs/albef.py, --config.data.train=SOURCE, --config.data.eval=SOURCE (COCO takes 5
-epochs and --config.evals of k=256) and --config.data.vocabulary=FOLDER of bert-base-uncased.
+Needs --config.init_from=RUN of configs/albef.py, --config.data.train=SOURCE, --config.evals.retrieval.data=SOURCE and
+--config.data.vocabulary=FOLDER of bert-base-uncased. An epoch of images has one caption of each: 50 of Flickr30k are
+the paper's 10. COCO takes 25, with --config.method.distillation_steps=2214 and --config.evals.retrieval.k=256.
 """
 
 from ml_collections import ConfigDict
@@ -10,7 +11,7 @@ from jaxclip import recipes
 
 
 def get_config():
-    config = recipes.albef_fine_tuning(1e-5, batch_size=256, epochs=10.0, init_only="^(?!words/)")
+    config = recipes.albef_fine_tuning(1e-5, batch_size=256, epochs=50.0, init_only="^(?!words/)")
     config.method = ConfigDict(
         {
             "name": "albef",
@@ -21,10 +22,11 @@ def get_config():
             "momentum": 0.995,
             "temperature": 0.07,
             "distillation": 0.4,
-            "distillation_steps": 4000,
+            "distillation_steps": 566,
             "teacher_dropout": False,
             "negatives_among": 32,
             "positives": "record",
         }
     )
+    config.evals = {"retrieval": recipes.evaluation("two_stage_retrieval", "", k=128)}
     return config

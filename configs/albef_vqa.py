@@ -1,8 +1,9 @@
 """Questions about images with ALBEF (Li et al. 2021, section 5, VQA): fine-tuned; batch 256, 8 epochs of questions.
 
 Needs --config.init_from=RUN of configs/albef.py, --config.data.train=SOURCE, such as VQA's
-v2_OpenEnded_mscoco_train2014_questions.json, --config.data.vocabulary=FOLDER of bert-base-uncased, and an evaluation
-with question_answering. An epoch of images has one question of each, and VQA's images five.
+v2_OpenEnded_mscoco_train2014_questions.json, --config.evals.vqa.data=SOURCE, --config.evals.vqa.train=SOURCE of the
+answers to choose from, and --config.data.vocabulary=FOLDER of bert-base-uncased. An epoch of images has one question of
+each, and VQA's images have five.
 """
 
 from ml_collections import ConfigDict
@@ -23,4 +24,5 @@ def get_config():
             "distillation_steps": 2500,
         }
     )
+    config.evals = {"vqa": recipes.evaluation("question_answering", "", train="", answers=3192, k=128)}
     return config

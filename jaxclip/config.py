@@ -20,6 +20,13 @@ def check_at_least(config: Any, minimum: float, *names: str) -> None:
             raise UserError(f"{name}={value} must {must}")
 
 
+def check_shares(config: Any, *names: str) -> None:
+    """Raises UserError naming the first of the keys whose value is not from 0 to 1."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"{name}={getattr(config, name)} must be at least 0 and at most 1")
+
+
 def check_pattern(config: Any, name: str) -> None:
     """Raises UserError if the key's value is not a regular expression."""
     try:

@@ -16,6 +16,9 @@ from jaxclip.errors import UserError
 
 T = TypeVar("T", bound=Any)
 
+# Folded into the keys of a second tower of the same stage: no tower has a block of this number.
+SECOND_TOWER = 1 << 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Context:

@@ -243,16 +243,20 @@ class Encoder:
         start = jax.process_index() * self.share
         return batch[start : start + self.share]
 
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def compiled(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """(variables, *arrays) -> function(model, ctx, *arrays) jitted, with its results on every device.
 
         Args:
+          name: of the function; a second one of the same name is not compiled, the first is given again.
           function: of the model, the context and arrays as they lie on the devices.
         """
-        replicated = NamedSharding(self.mesh, PartitionSpec())
-        return jax.jit(
-            lambda variables, *arrays: function(self._bind(variables), self._ctx, *arrays), out_shardings=replicated
-        )
+        key = f"compiled {name}", ()
+        if key not in self._jitted:
+            replicated = NamedSharding(self.mesh, PartitionSpec())
+            self._jitted[key] = jax.jit(
+                lambda variables, *arrays: function(self._bind(variables), self._ctx, *arrays), out_shardings=replicated
+            )
+        return self._jitted[key]
 
     def _image_input(self) -> Image:
         """The images that the model takes; raises UserError if it takes none."""

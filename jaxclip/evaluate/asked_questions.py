@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Int
 
 from jaxclip.data.record import Question, Record, Source
 from jaxclip.data.skips import SkipLog
+from jaxclip.data.sources.question_file import QuestionFile
 from jaxclip.encoder import Encoder, gather
 from jaxclip.errors import UserError
 from jaxclip.evaluate.evaluator import examples_digest
@@ -51,14 +53,21 @@ class Questions:
         variables: Any,
         source: Source,
         skips: SkipLog,
-        function: OfPairs,
-        **options: Any,
-    ) -> tuple[np.ndarray, Bool[np.ndarray, "questions"]]:
-        """A function of images' tokens and tokens and ends of questions, for all of them; see `rescoring.of_pairs`."""
+        function: tuple[str, OfPairs],
+        images: int = 1,
+    ) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, "questions"]]:
+        """A function of images' tokens and of the tokens and ends of questions, for all of them.
+
+        Returns:
+          The results, those with gray images, and of which questions the images could be read; see
+          `rescoring.of_pairs`.
+        """
         tokens, ends = encoder.tokenize([question.text for question in self.questions])
         pairs = np.stack([self.records, np.arange(len(self.questions))], axis=1)
         given = (self.numbers, pairs, (tokens, ends), function)
-        return of_pairs(encoder, variables, source, skips, *given, **options)
+        found, blank, known = of_pairs(encoder, variables, source, skips, *given, images=images, blank=True)
+        assert blank is not None
+        return found, blank, known
 
 
 def questions_of(source: Source, *, labeled: bool) -> Questions:
@@ -75,10 +84,9 @@ def questions_of(source: Source, *, labeled: bool) -> Questions:
     found = []
     for start in range(0, len(ids), _CHUNK):
         chunk = ids[start : start + _CHUNK]
-        for number, record in zip(chunk, source.read(chunk), strict=True):
-            if isinstance(record, Record):
-                wanted = [one for one in record.questions if (one.label is not None if labeled else one.answers)]
-                found += [(number, one.text, one.answers, one.label) for one in wanted]
+        for number, questions in zip(chunk, _questions(source, chunk), strict=True):
+            wanted = [one for one in questions if (one.label is not None if labeled else one.answers)]
+            found += [(number, one.text, one.answers, one.label) for one in wanted]
     every = sorted((entry for part in gather(found) for entry in part), key=lambda entry: entry[0])
     if not every:
         raise UserError(f"no record has a {'sentence with a label' if labeled else 'question with answers'}")
@@ -92,6 +100,13 @@ def questions_of(source: Source, *, labeled: bool) -> Questions:
             for _, text, answers, label in every
         ],
     )
+
+
+def _questions(source: Source, ids: Sequence[int]) -> list[tuple[Question, ...]]:
+    """Of each record; the images are not read where the questions are known without them."""
+    if isinstance(source, QuestionFile):
+        return [source.questions[number] for number in ids]
+    return [record.questions if isinstance(record, Record) else () for record in source.read(ids)]
 
 
 def frequent_answers(questions: Questions, most: int) -> list[str]:

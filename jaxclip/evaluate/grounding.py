@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,25 @@ from jaxclip.evaluate.pairs import Pairs
 _EXAMPLES = 10
 
 
-def grounded_words(encoder: Encoder, variables: Any, source: Source, pairs: Pairs) -> tuple[Example, ...]:
-    """Some images with the first caption of each, and for every word of it the image lit by the model's `word_places`.
+def grounded_words(
+    encoder: Encoder, variables: Any, source: Source, pairs: Pairs, texts: Sequence[str]
+) -> tuple[Example, ...]:
+    """Some images with the first text of each, and for every word of it the image lit by the model's `word_places`.
 
     The images are spread over the data; no result picks them.
+
+    Args:
+      encoder, variables: of the model.
+      source: of the images.
+      pairs: its images and captions.
+      texts: the captions as the model reads them.
     """
     assert encoder.image is not None and encoder.tokenizer is not None
     chosen = np.unique(np.linspace(0, len(pairs.images) - 1, _EXAMPLES, dtype=int)).tolist()
     first = np.searchsorted(pairs.owners, chosen)
     # Those that cannot be read were counted before.
     read = examples(source, [pairs.numbers[i] for i in chosen], encoder.image.size, encoder.image.pixels, SkipLog())
-    shown = [(image, pairs.captions[i]) for i, (_, image, _) in zip(first, read, strict=True) if image is not None]
+    shown = [(image, texts[i]) for i, (_, image, _) in zip(first, read, strict=True) if image is not None]
     if not shown:
         return ()
     images, captions = zip(*shown, strict=True)

@@ -18,6 +18,7 @@ from jaxclip.data.sources import open_source
 from jaxclip.encoder import Encoder
 from jaxclip.errors import UserError
 from jaxclip.evaluate.asked_questions import Questions, frequent_answers, plain, questions_of
+from jaxclip.evaluate.evaluator import examples_digest
 from jaxclip.evaluate.shown import Shown, read_back
 
 _ANNOTATORS = 10  # of each question of VQA
@@ -79,10 +80,11 @@ class Evaluator(evaluate.Evaluator):
         def function(model: Any, ctx: Any, images: jax.Array, text: jax.Array, end: jax.Array) -> jax.Array:
             return model.answer(images[:, 0], text, end, tokens, ends, ctx, k=k)
 
-        found, known = questions.ask(encoder, variables, source, skips, function)
+        # The list of answers is part of the program.
+        name = f"answer {k} {examples_digest(prepared)}"
+        found, blank, known = questions.ask(encoder, variables, source, skips, (name, function))
         if not known.any():
             raise UserError(f"no record can be used: {skips}")
-        blank, _ = questions.ask(encoder, variables, source, skips, function, blank=True)
         right, without = (credits_of(questions, answers, prepared) for answers in (found, blank))
         accuracy, alone = (float(np.mean(part[known])) for part in (right, without))
         return evaluate.Result(
@@ -93,7 +95,6 @@ class Evaluator(evaluate.Evaluator):
                 evaluate.Table("Answers", ("with the image", "without"), {"right": (accuracy, alone)}, fractions=True),
             ),
             examples=read_back(encoder, source, _shown(questions, found, right, known, prepared)),
-            outcomes_of=questions.examples(known),
         )
 
 

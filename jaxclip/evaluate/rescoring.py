@@ -21,6 +21,7 @@ from jaxclip.encoder import Batch, Encoder, gather
 from jaxclip.errors import UserError
 
 _CHUNK = 512  # queries whose similarities to all keys are held at a time
+_GRAY = 127
 
 # Of the model, the context, the images' tokens [rows, images, places, channels] and further rows: an array [rows, ...].
 OfPairs = Callable[..., jax.Array]
@@ -77,7 +78,7 @@ def match_scores(
     def function(model: Any, ctx: Any, images: jax.Array, states: jax.Array, end: jax.Array) -> jax.Array:
         return model.match(images[:, 0], states, end, ctx)
 
-    scores, known = of_pairs(encoder, variables, source, skips, numbers, pairs, rows, function)
+    scores, _, known = of_pairs(encoder, variables, source, skips, numbers, pairs, rows, ("match", function))
     if not known.all():
         raise UserError(f"an image could be read before and cannot any more: {skips}")
     return scores
@@ -91,11 +92,11 @@ def of_pairs(
     numbers: Sequence[int],
     pairs: Int[np.ndarray, "pairs 2"],
     rows: tuple[np.ndarray, ...],
-    function: OfPairs,
+    function: tuple[str, OfPairs],
     *,
     images: int = 1,
     blank: bool = False,
-) -> tuple[np.ndarray, Bool[np.ndarray, "pairs"]]:
+) -> tuple[np.ndarray, np.ndarray | None, Bool[np.ndarray, "pairs"]]:
     """A function of pairs of a record's images and a text; every process takes part and gets all results.
 
     The tokens of one batch of images are on the devices at a time.
@@ -107,38 +108,46 @@ def of_pairs(
       numbers: of the records in the source.
       pairs: rows of `numbers` and of `rows`, ordered by the first.
       rows: arrays with a row for each text.
-      function: see `OfPairs`; its further rows are those of `rows`.
+      function: its name, as of `Encoder.compiled`, and the function, see `OfPairs`; its further rows are those of
+        `rows`.
       images: how many of a record's images the function takes.
-      blank: whether gray images stand in for all of them, to measure what the texts alone say.
+      blank: whether to compute it with gray images, too, to measure what the texts alone say.
 
     Returns:
-      The results, and of which pairs the images could be read; the results of the others mean nothing.
+      The results, those with gray images or None, and of which pairs the images could be read; the results of the
+      others mean nothing.
     """
+    name, of_rows = function
     shared = sharding.batch_sharding(encoder.mesh)
-    encode = encoder.compiled(lambda model, ctx, images: model.image_tokens(images, ctx))
+    encode = encoder.compiled("image_tokens", lambda model, ctx, images: model.image_tokens(images, ctx))
     run = encoder.compiled(
-        lambda model, ctx, tokens, place, *rows: function(model, ctx, ctx.constrain(tokens[place]), *rows)
+        name, lambda model, ctx, tokens, place, *rows: of_rows(model, ctx, ctx.constrain(tokens[place]), *rows)
     )
     size = encoder.batch_size
     starts = np.searchsorted(pairs[:, 0], np.arange(0, len(numbers) + size, size))
-    results: list[np.ndarray] = []
+    found: list[np.ndarray] = []
+    without: list[np.ndarray] = []
     readable: list[int] = []
+    gray = None
     for number, batch in enumerate(encoder.batches(source, skips, numbers)):
         shown, positions = _images(encoder, batch, images, skips)
         readable += positions
-        if blank:
-            shown = [np.full_like(part, 127) for part in shown]
         tokens = jnp.stack([encode(variables, encoder.on_devices(part)) for part in shown], axis=1)
+        if blank and gray is None:
+            grays = encode(variables, encoder.on_devices(np.full_like(batch.images, _GRAY)))
+            gray = jnp.stack([grays] * images, axis=1)
         for start in range(starts[number], starts[number + 1], size):
             chosen = pairs[start : min(start + size, starts[number + 1])]
             # The last pair stands in for those that are missing.
             filled = chosen[np.minimum(np.arange(size), len(chosen) - 1)]
             place = (filled[:, 0] - number * size).astype(np.int32)
             given = sharding.from_host((place, *(part[filled[:, 1]] for part in rows)), shared)
-            results.append(np.asarray(run(variables, tokens, *given))[: len(chosen)])
+            found.append(np.asarray(run(variables, tokens, *given))[: len(chosen)])
+            if gray is not None:
+                without.append(np.asarray(run(variables, gray, *given))[: len(chosen)])
     known = np.zeros(len(numbers), bool)
     known[[position for part in gather(readable) for position in part]] = True
-    return np.concatenate(results), known[pairs[:, 0]]
+    return np.concatenate(found), np.concatenate(without) if without else None, known[pairs[:, 0]]
 
 
 def _images(

@@ -44,17 +44,20 @@ class Evaluator(evaluate.Evaluator):
         labels = np.array([question.label for question in questions.questions])
         classes = encoder.method.classes  # type: ignore[attr-defined]
         if labels.max() >= classes or labels.min() < 0:
-            raise UserError(f"a sentence has the label {labels.max()}, and the model {classes} classes, from 0")
+            raise UserError(
+                f"a sentence has the label {labels.max()}, and the model {classes} classes, from 0: take a model of as "
+                "many classes (config.method.classes), or data with its labels"
+            )
         count = sum(isinstance(kind, inputs.Image) for kind in encoder.method.inputs().values())
 
         def function(model: Any, ctx: Any, images: jax.Array, text: jax.Array, end: jax.Array) -> jax.Array:
             return model.judge(images, text, end, ctx)
 
-        found, known = questions.ask(encoder, variables, source, skips, function, images=count)
+        found, blank, known = questions.ask(encoder, variables, source, skips, ("judge", function), count)
         if not known.any():
             raise UserError(f"no record can be used: {skips}")
-        blank, _ = questions.ask(encoder, variables, source, skips, function, images=count, blank=True)
-        names = list(source.class_names) or [str(number) for number in range(classes)]
+        # The data may name fewer classes than the model has.
+        names = [*source.class_names, *map(str, range(len(source.class_names), classes))]
         judged, right = found.argmax(axis=1), (found.argmax(axis=1) == labels)[known]
         alone = (blank.argmax(axis=1) == labels)[known]
         shares = np.bincount(labels[known], minlength=classes) / known.sum()

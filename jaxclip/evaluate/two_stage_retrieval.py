@@ -79,16 +79,17 @@ class Evaluator(evaluate.Evaluator):
             name: most_similar(encoder.mesh, queries, keys, min(self.k, len(keys)))
             for name, (queries, keys, *_) in sides.items()
         }
-        wanted = {name: _as_pairs(name, found) for name, found in candidates.items()}
-        every, places = np.unique(np.concatenate([*wanted.values()]), axis=0, return_inverse=True)
-        scores = match_scores(encoder, variables, source, skips, pairs.numbers, texts, every)[places.reshape(-1)]
+        wanted = {name: _as_numbers(name, found, len(texts)) for name, found in candidates.items()}
+        every, places = np.unique(np.concatenate([*wanted.values()]), return_inverse=True)
+        asked = np.stack(np.divmod(every, len(texts)), axis=1)
+        scores = match_scores(encoder, variables, source, skips, pairs.numbers, texts, asked)[places]
         found: dict[str, Int[np.ndarray, "queries"]] = {}
         for name, (_, _, query_groups, key_groups, before) in sides.items():
             mine, scores = scores[: len(wanted[name])], scores[len(wanted[name]) :]
             right = key_groups[candidates[name]] == query_groups[:, None]
             found[name] = reranked(mine.reshape(candidates[name].shape), right, before)
         result = _result({"": found, "single_stage_": {name: side[-1] for name, side in sides.items()}})
-        examples = grounded_words(encoder, variables, source, pairs) if encoder.has("word_places") else ()
+        examples = grounded_words(encoder, variables, source, pairs, texts) if encoder.has("word_places") else ()
         return dataclasses.replace(result, outcomes_of=pairs.examples, examples=examples)
 
 
@@ -107,11 +108,11 @@ def reranked(
     return np.where(hits.any(axis=1), hits.argmax(axis=1), before)
 
 
-def _as_pairs(name: str, candidates: Int[np.ndarray, "queries k"]) -> Int[np.ndarray, "pairs 2"]:
-    """Rows of (image, text)."""
+def _as_numbers(name: str, candidates: Int[np.ndarray, "queries k"], texts: int) -> Int[np.ndarray, "pairs"]:
+    """A number for each pair: that of its image times the number of texts, and that of its text."""
     queries = np.repeat(np.arange(len(candidates)), candidates.shape[1])
-    pair = (queries, candidates.ravel()) if name == "text_retrieval" else (candidates.ravel(), queries)
-    return np.stack(pair, axis=1)
+    image, text = (queries, candidates.ravel()) if name == "text_retrieval" else (candidates.ravel(), queries)
+    return image.astype(np.int64) * texts + text
 
 
 def _groups(pairs: Pairs) -> Int[np.ndarray, "images"]:
@@ -120,8 +121,9 @@ def _groups(pairs: Pairs) -> Int[np.ndarray, "images"]:
     first: dict[str, int] = {}
     for caption, owner in zip(pairs.captions, pairs.owners.tolist(), strict=True):
         other = first.setdefault(" ".join(caption.lower().split()), owner)
-        old, new = sorted((groups[other], groups[owner]), reverse=True)
-        groups[groups == old] = new
+        if groups[other] != groups[owner]:
+            old, new = sorted((groups[other], groups[owner]), reverse=True)
+            groups[groups == old] = new
     return groups
 
 

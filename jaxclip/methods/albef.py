@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -12,8 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from jaxclip import methods
-from jaxclip.config import PixelsConfig, check_at_least
-from jaxclip.context import Context
+from jaxclip.config import PixelsConfig, check_at_least, check_shares
+from jaxclip.context import SECOND_TOWER, Context
 from jaxclip.errors import UserError
 from jaxclip.inputs import Image, Inputs, RecordId, Text
 from jaxclip.losses.masked import mask_tokens, soft_cross_entropy, text_keys
@@ -31,7 +32,8 @@ Tokens = Int[Array, "batch length"]
 ImageTokens = Float[Array, "batch places channels"]
 TextStates = Float[Array, "batch length width"]
 
-_ENCODE, _MATCH, _MASK, _DRAW = 1, 2, 3, 4  # salts of the step's randomness
+_ENCODE, _TEACH, _MATCH, _MASK, _DRAW = 1, 2, 3, 4, 5  # salts of the step's randomness
+_TEACHER = SECOND_TOWER + 1  # folded into the keys of the copy's dropout
 _LOWEST, _HIGHEST = 0.001, 0.5  # of the temperature
 
 
@@ -55,13 +57,13 @@ class Fusion(nnx.Module):
     def text_states(self, tokens: Tokens, end: Int[Array, "batch"], ctx: Context = Context()) -> TextStates:
         """The states of a text's tokens before fusion."""
         # Other keys than the image tower's: what dropout takes from a text is independent of its image.
-        return self.text.lower_states(tokens, end, ctx.fold(1))
+        return self.text.lower_states(tokens, end, ctx.fold(SECOND_TOWER))
 
     def fuse(
         self, image_tokens: ImageTokens, text_states: TextStates, end: Int[Array, "batch"], ctx: Context = Context()
     ) -> TextStates:
         """The states of a text's tokens after they have attended to an image's."""
-        return self.text.upper_states(text_states, end, ctx, context=image_tokens)
+        return self.text.upper_states(text_states, end, ctx.fold(SECOND_TOWER), context=image_tokens)
 
     def features(self, images: Images, ctx: Context = Context()) -> Float[Array, "batch channels"]:
         """The state of the class token, in `ctx.dtype`."""
@@ -198,9 +200,7 @@ class Method(methods.Method):
         check_at_least(self, 1, "embed_dim")
         check_at_least(self, 0, "queue", "distillation_steps", "negatives_among")
         check_at_least(self, -1, "mask_id")
-        for name in ("momentum", "distillation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 0 and at most 1")
+        check_shares(self, "momentum", "distillation")
         if not _LOWEST <= self.temperature <= _HIGHEST:
             raise UserError(f"temperature={self.temperature} must be at least {_LOWEST} and at most {_HIGHEST}")
         if self.image.pool != "class":
@@ -237,11 +237,10 @@ class Method(methods.Method):
         if ctx.train:
             follow(ctx.memory.slow, model, self.momentum, ctx.step)
         ours = ctx.each(_encode, batch, salt=_ENCODE)
-        slow = jax.lax.stop_gradient(ctx.each(self._encode_slowly, batch, salt=_ENCODE))
+        slow = jax.lax.stop_gradient(ctx.each(self._encode_slowly, batch, salt=_TEACH))
         alpha = self.alpha(ctx)
         scale, _ = model.scale_and_bias()
-        records = batch.get("record", batch["text_end"])
-        contrastive = self._contrastive(scale, ours, slow, records, alpha, ctx)
+        contrastive = self._contrastive(scale, ours, slow, batch, alpha, ctx)
         matching, hits = self._matching(model, ours, batch, ctx)
         losses = {"contrastive_loss": contrastive, "matching_loss": matching}
         metrics = {"matching_accuracy": hits, "temperature": model.temperature[...], "alpha": alpha}
@@ -267,7 +266,7 @@ class Method(methods.Method):
         scale: Float[Array, ""],
         ours: Mapping[str, Array],
         slow: Mapping[str, Array],
-        records: Int[Array, "batch"],
+        batch: Mapping[str, Array],
         alpha: Float[Array, ""],
         ctx: Context,
     ) -> Float[Array, ""]:
@@ -276,7 +275,7 @@ class Method(methods.Method):
         queues = {"image": memory.images.queue[...], "text": memory.texts.queue[...]} if self.queue else {}
         for name, other in (("image", "text"), ("text", "image")):
             keys = [slow[other], *([jax.lax.stop_gradient(queues[other])] if self.queue else [])]
-            targets = self._own(records, ctx)
+            targets = self._own(batch, ctx)
             if self.distillation:
                 by_slow = [similarities(slow[name], part, ctx.mesh) * scale for part in keys]
                 soft = softmax(jax.lax.stop_gradient(by_slow))
@@ -287,18 +286,21 @@ class Method(methods.Method):
             memory.images.push(slow["image"])
             memory.texts.push(slow["text"])
             if self.positives == "record":
-                memory.records.push(records[:, None])
+                memory.records.push(batch["record"][:, None])
         return sum(losses, jnp.zeros(())) / 2
 
-    def _own(self, records: Int[Array, "batch"], ctx: Context) -> list[Array]:
+    def _own(self, batch: Mapping[str, Array], ctx: Context) -> list[Array]:
         """Of each record the probabilities of the keys that are its own, in the batch and in the queue."""
-        if self.positives == "pair":
-            none = [jnp.zeros((len(records), self.queue))] if self.queue else []
-            return [jnp.eye(len(records)), *none]
-        numbers = [records, *([ctx.memory.records.queue[:, 0]] if self.queue else [])]
-        own = [(records[:, None] == part).astype(jnp.float32) for part in numbers]
-        count = sum((jnp.sum(part, axis=1, keepdims=True) for part in own), jnp.zeros(()))
-        return [part / count for part in own]
+        count = len(batch["text"])
+        own = [jnp.eye(count), *([jnp.zeros((count, self.queue))] if self.queue else [])]
+        if self.positives == "record":
+            records = batch["record"]
+            own[0] = (records[:, None] == records).astype(jnp.float32)
+            # The numbers of another set, as in validation, say nothing about those in the queue.
+            if self.queue and ctx.train:
+                own[1] = (records[:, None] == ctx.memory.records.queue[:, 0]).astype(jnp.float32)
+        total = sum((jnp.sum(part, axis=1, keepdims=True) for part in own), jnp.zeros(()))
+        return [part / total for part in own]
 
     def _matching(
         self,
@@ -309,6 +311,8 @@ class Method(methods.Method):
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """The loss of telling pairs from hard negatives (equation 4), and how many of them are told."""
         end, group = batch["text_end"], self.negatives_among or len(batch["text"])
+        if not ctx.train:
+            group = math.gcd(group, len(end))  # The batch of a small set is smaller than in training.
         if len(end) % group:
             raise UserError(f"method.negatives_among={group} must divide the batch of {len(end)}")
         # Captions occur more than once, and an image's own caption is not wrong because another image has it, too.
@@ -340,7 +344,7 @@ class Method(methods.Method):
         """Of each text the sum of its masked words' losses (equation 7), how many are found, how many there are."""
         tokens, end = rows["text"], rows["end"]
         # In validation the same for a text whatever else its batch holds.
-        keys = text_keys(tokens) if ctx.keys is None else ctx.fold(_DRAW).keys
+        keys = text_keys(tokens) if ctx.keys is None else ctx.fold(_TEACHER + 1).keys
         assert keys is not None
         text = mask_tokens(tokens, end, keys, mask_id=self.mask_id, vocab_size=self.text.vocab_size)
 
@@ -350,7 +354,7 @@ class Method(methods.Method):
 
         found, teacher = logits(model, rows["tokens"], ctx), None
         if self.distillation:
-            slowly = ctx if self.teacher_dropout else dataclasses.replace(ctx, keys=None)
+            slowly = ctx.fold(_TEACHER) if self.teacher_dropout else dataclasses.replace(ctx, keys=None)
             teacher = logits(ctx.memory.slow, rows["slow"], slowly)
         losses = soft_cross_entropy(found, text.labels, teacher, rows["alpha"][:, None])
         hits = jnp.argmax(found, axis=-1) == text.labels

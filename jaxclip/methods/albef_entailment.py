@@ -12,16 +12,17 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxclip import methods
-from jaxclip.config import PixelsConfig, check_at_least
+from jaxclip.config import PixelsConfig, check_at_least, check_shares
 from jaxclip.context import Context
-from jaxclip.errors import UserError
 from jaxclip.inputs import Image, Inputs, Label, Text
 from jaxclip.losses.masked import soft_cross_entropy
 from jaxclip.methods.albef import Fusion, ramp
 from jaxclip.towers.bert import BertConfig
 from jaxclip.towers.layers import TwoLayers
-from jaxclip.towers.momentum import follow
+from jaxclip.towers.momentum import Copied, follow
 from jaxclip.towers.vit import ViTConfig
+
+_JUDGE = 1  # salt of the step's randomness
 
 
 class Judge(Fusion):
@@ -41,13 +42,6 @@ class Judge(Fusion):
         """A score of each class for a sentence about an image, from what `image_tokens` gives; one image each."""
         fused = self.fuse(image_tokens[:, 0], self.text_states(tokens, end, ctx), end, ctx)
         return self.classifier(fused[:, 0]).astype(jnp.float32)
-
-
-class Memory(nnx.Module):
-    """The momentum copy."""
-
-    def __init__(self, model: nnx.Module):
-        self.slow = nnx.clone(model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +70,7 @@ class Method(methods.Method):
     def __post_init__(self):
         check_at_least(self, 2, "classes")
         check_at_least(self, 0, "distillation_steps")
-        for name in ("momentum", "distillation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 0 and at most 1")
+        check_shares(self, "momentum", "distillation")
 
     def inputs(self) -> Inputs:
         """One image, a sentence about it, and its class."""
@@ -95,13 +87,13 @@ class Method(methods.Method):
 
     def memory(self, model: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
         """The momentum copy, unless nothing is distilled."""
-        return Memory(model) if self.distillation else nnx.Module()
+        return Copied(model) if self.distillation else nnx.Module()
 
     def loss(
         self, model: Any, batch: Mapping[str, Array], ctx: Context
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The cross-entropy of the classes, of which the copy's predictions have a share (section 3.2)."""
-        logits = ctx.each(self.logits, batch)
+        logits = ctx.each(self.logits, batch, salt=_JUDGE)
         teacher = None
         if self.distillation:
             if ctx.train:

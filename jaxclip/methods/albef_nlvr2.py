@@ -12,14 +12,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxclip.config import check_at_least
-from jaxclip.context import Context
+from jaxclip.context import SECOND_TOWER, Context
 from jaxclip.errors import UserError
 from jaxclip.inputs import Image, Inputs, Label, Text
 from jaxclip.losses.matching import pick
 from jaxclip.methods import albef_entailment
 from jaxclip.methods.albef import Fusion
+from jaxclip.towers.bert import seen
 from jaxclip.towers.layers import TwoLayers
-from jaxclip.towers.transformer import Block
 
 _ASSIGN = 5  # salt of the draws of text assignment
 
@@ -44,23 +44,20 @@ class PairJudge(Fusion):
         ctx: Context = Context(),
     ) -> Float[Array, "batch classes"]:
         """A score of each class for a sentence about two images, from what `image_tokens` gives for each."""
-        states = self.text_states(tokens, end, ctx)
-        mask = jnp.arange(tokens.shape[1]) <= end[:, None]
-        layers, first = self.text.upper.layers, self.text.upper.first
+        states, mask = self.text_states(tokens, end, ctx), seen(tokens, end)
+        ctx = ctx.fold(SECOND_TOWER)
         graphs, stacked = zip(*(nnx.split(part.blocks) for part in (self.text.upper, self.second)), strict=True)
 
         def run(x: Array, params: Any, number: Any) -> Array:
             blocks = [nnx.merge(graph, part) for graph, part in zip(graphs, params, strict=True)]
             blocks[1].cross_kv_kernel, blocks[1].cross_kv_bias = blocks[0].cross_kv_kernel, blocks[0].cross_kv_bias
             for place, block in enumerate(blocks):
-                assert isinstance(block, Block)
-                # The dropout of the second is that of blocks behind all others.
-                own = ctx.fold(number + place * (first + layers))
+                # The second has the number of a block behind all others.
+                own = ctx.fold(number + place * (self.text.upper.first + self.text.upper.layers))
                 x = ctx.constrain(block(x, own, mask=mask, context=image_tokens[:, place]))
             return x
 
-        numbers = jnp.arange(1 + first, 1 + first + layers)
-        states, _ = jax.lax.scan(lambda x, layer: (run(x, *layer), None), states, (stacked, numbers))
+        states = self.text.upper.run(run, states, stacked)
         return self.classifier(states[:, 0]).astype(jnp.float32)
 
 
@@ -125,7 +122,7 @@ class Method(albef_entailment.Method):
         return model.judge(tokens, rows["text"], rows["text_end"], ctx)
 
     def _assigned(self, batch: Mapping[str, Array], ctx: Context) -> dict[str, Array]:
-        """A second image for each record, and its text moved to the second image or to neither, as often as not."""
+        """A second image for each record, and a text of the first, of the second or of neither, each as often."""
         count = len(batch["text"])
         group = self.among or count
         if count % group or group < 3:

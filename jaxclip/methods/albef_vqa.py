@@ -12,16 +12,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxclip import methods
-from jaxclip.config import PixelsConfig, check_at_least
+from jaxclip.config import PixelsConfig, check_at_least, check_shares
 from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.inputs import Answers, Image, Inputs, Text
 from jaxclip.losses.captioning import vocabulary_cross_entropy
 from jaxclip.losses.masked import soft_cross_entropy
 from jaxclip.methods.albef import Fusion, ramp
-from jaxclip.methods.albef_entailment import Memory
 from jaxclip.towers.bert import BertConfig, WordHead, seen
-from jaxclip.towers.momentum import follow
+from jaxclip.towers.momentum import Copied, follow
 from jaxclip.towers.vit import ViTConfig
 
 _AT_A_TIME = 8  # answers of a question that are scored at once
@@ -149,9 +148,7 @@ class Method(methods.Method):
         check_at_least(self, 1, "answers")
         check_at_least(self, 3, "answer_length")
         check_at_least(self, 0, "distillation_steps")
-        for name in ("momentum", "distillation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 0 and at most 1")
+        check_shares(self, "momentum", "distillation")
 
     @property
     def decoder(self) -> BertConfig:
@@ -177,7 +174,7 @@ class Method(methods.Method):
 
     def memory(self, model: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
         """The momentum copy, unless nothing is distilled."""
-        return Memory(model) if self.distillation else nnx.Module()
+        return Copied(model) if self.distillation else nnx.Module()
 
     def source_path(self, path: str) -> str:
         """The decoder starts as the multimodal half, and with the same words."""

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from jaxclip import methods
-from jaxclip.config import PixelsConfig, check_at_least
+from jaxclip.config import PixelsConfig, check_at_least, check_shares
 from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.inputs import Image, Inputs
@@ -75,8 +75,7 @@ class Method(methods.Method):
 
     def __post_init__(self):
         check_at_least(self, 1, "embed_dim", "queue")
-        if not 0 <= self.momentum <= 1:
-            raise UserError(f"momentum={self.momentum} must be at least 0 and at most 1")
+        check_shares(self, "momentum")
         if not self.temperature > 0:
             raise UserError(f"temperature={self.temperature} must be above 0")
 

@@ -63,6 +63,13 @@ class Queue(nnx.Module):
         self.turn.set_value((self.turn[...] + 1) % turns)
 
 
+class Copied(nnx.Module):
+    """The memory of a method that has a momentum copy of its model and nothing else."""
+
+    def __init__(self, model: nnx.Module):
+        self.slow = nnx.clone(model)
+
+
 def follow(slow: nnx.Module, fast: nnx.Module, momentum: float | Float[Array, ""], step: Int[Array, ""] | None) -> None:
     """slow = momentum * slow + (1 - momentum) * fast, of all parameters of `slow`, in place and without gradient.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -260,24 +260,34 @@ class Transformer(nnx.Module):
           context, context_mask: what blocks with cross-attention attend to.
         """
         graph, stacked = nnx.split(self.blocks)
-        numbers = range(1 + self.first, 1 + self.first + self.layers)
 
-        def run(x, params, number):
+        def run(x: jax.Array, params: Any, number: Any) -> jax.Array:
             block = nnx.merge(graph, params)
             x = block(x, ctx.fold(number), causal=causal, mask=mask, context=context, context_mask=context_mask)
             return ctx.constrain(x)
 
+        return self.run(run, x, stacked)
+
+    def run(self, layer: Callable[[jax.Array, Any, Any], jax.Array], x: jax.Array, stacked: Any) -> jax.Array:
+        """What all layers give: scanned or unrolled, and rematerialized.
+
+        Args:
+          layer: of the states, the parameters of one layer and the number of its block.
+          x: the states before the first layer.
+          stacked: the parameters of all layers, a pytree of [layers, ...] arrays.
+        """
+        numbers = range(1 + self.first, 1 + self.first + self.layers)
         if self.remat == "full":
-            run = jax.checkpoint(run)
+            layer = jax.checkpoint(layer)
         elif self.remat == "dots":
-            run = jax.checkpoint(run, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+            layer = jax.checkpoint(layer, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
         if self.scan:
-            return jax.lax.scan(lambda x, layer: (run(x, *layer), None), x, (stacked, jnp.asarray(numbers)))[0]
+            return jax.lax.scan(lambda x, given: (layer(x, *given), None), x, (stacked, jnp.asarray(numbers)))[0]
         leaves, tree = jax.tree.flatten(stacked)
         # lax.split, not indexing: its transpose is one concatenation instead of a padded sum per layer.
         split = [jax.lax.split(leaf, [1] * self.layers, axis=0) for leaf in leaves]
-        for layer, number in enumerate(numbers):
-            x = run(x, jax.tree.unflatten(tree, [pieces[layer][0] for pieces in split]), number)
+        for place, number in enumerate(numbers):
+            x = layer(x, jax.tree.unflatten(tree, [pieces[place][0] for pieces in split]), number)
         return x
 
 

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from few_steps import FewSteps
+from starting import source, started
 
-from configs import albef_entailment, albef_nlvr2, albef_retrieval, albef_vqa
+from configs import albef, albef_entailment, albef_nlvr2, albef_retrieval, albef_vqa
 from jaxclip import methods
 from jaxclip.config import Config
 from jaxclip.context import Context
@@ -75,10 +76,24 @@ def slowly(kind: Any, seed: int) -> Any:
     return {"slow": methods.init_variables(kind, jax.random.key(seed))[0]}
 
 
-def loss(kind: Any, batch: Any) -> tuple[float, dict[str, Any]]:
+@functools.partial(jax.jit, static_argnums=0)
+def loss(kind: Any, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
     ctx = Context(model=model(kind), memory=methods.bind_memory(kind)(slowly(kind, 5)))
-    found, metrics = kind.loss(ctx.model, batch, ctx)
-    return float(found), metrics
+    return kind.loss(ctx.model, batch, ctx)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def judged(kind: Any, variables: Any, images: tuple[jax.Array, ...], text: jax.Array, end: jax.Array) -> jax.Array:
+    bound = model(kind, variables)
+    return bound.judge(jnp.stack([bound.image_tokens(image) for image in images], axis=1), text, end)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def answered(kind: Any, variables: Any, batch: Any) -> jax.Array:
+    """The logits of the words of given answers."""
+    bound = model(kind, variables)
+    states = bound.question_states(bound.image_tokens(batch["image"]), batch["text"], batch["text_end"])
+    return bound.word_logits(bound.answer_states(states, batch["text_end"], batch["answers"], batch["answers_end"]))
 
 
 def shares(logits: np.ndarray) -> np.ndarray:
@@ -94,26 +109,24 @@ def test_the_loss_has_the_copys_share_of_the_classes(kind):
     batch = rows(kind, 1)
     logits = {}
     for name, variables in (("model", params(kind)), ("slow", slowly(kind, 5)["slow"])):
-        bound = model(kind, variables)
-        images = [bound.image_tokens(batch[name]) for name in ("image", "second") if name in batch]
-        logits[name] = shares(bound.judge(jnp.stack(images, axis=1), batch["text"], batch["text_end"]))
+        images = tuple(batch[name] for name in ("image", "second") if name in batch)
+        logits[name] = shares(judged(kind, variables, images, batch["text"], batch["text_end"]))
     labels = np.asarray(batch["label"])
     known = labels >= 0
     one_hot = np.eye(kind.classes)[np.maximum(labels, 0)]
     targets = 0.6 * one_hot + 0.4 * logits["slow"]
     expected = -np.sum(targets * np.log(logits["model"]), axis=1)[known].mean()
     found, metrics = loss(kind, batch)
-    assert 0 < known.sum() < BATCH and found == pytest.approx(expected, rel=1e-4)
+    assert 0 < known.sum() < BATCH and float(found) == pytest.approx(expected, rel=1e-4)
     hits = (logits["model"].argmax(axis=1) == labels)[known]
     assert float(metrics["accuracy"]) == pytest.approx(hits.mean())
 
 
 def test_what_is_behind_a_sentence_is_not_read():
     batch = rows(ENTAILMENT, 1)
-    bound = model(ENTAILMENT)
-    tokens = bound.image_tokens(batch["image"])[:, None]
     behind = jnp.where(jnp.arange(LENGTH) > batch["text_end"][:, None], 9, batch["text"])
-    found = [bound.judge(tokens, text, batch["text_end"]) for text in (batch["text"], behind)]
+    ask = (ENTAILMENT, params(ENTAILMENT), (batch["image"],))
+    found = [judged(*ask, text, batch["text_end"]) for text in (batch["text"], behind)]
     np.testing.assert_allclose(*found, atol=1e-5)
 
 
@@ -126,14 +139,15 @@ def test_blocks_of_both_images_share_keys_and_values_and_nothing_else():
 
 
 def test_the_first_image_is_not_the_second():
-    batch, bound = rows(NLVR2, 2), model(NLVR2)
-    images = [bound.image_tokens(batch[name]) for name in ("image", "second")]
-    ask = (batch["text"], batch["text_end"])
-    found, exchanged = (bound.judge(jnp.stack(pair, axis=1), *ask) for pair in (images, images[::-1]))
+    batch = rows(NLVR2, 2)
+    first, second = batch["image"], batch["second"]
     # At the start the blocks are alike, and so exchanging the images changes only the order in which they are read.
-    assert np.abs(np.asarray(found - exchanged)).max() > 1e-4
-    alone = [bound.judge(jnp.stack([image] * 2, axis=1), *ask) for image in images]
-    assert np.abs(np.asarray(alone[0] - found)).max() > 1e-4 and np.abs(np.asarray(alone[1] - found)).max() > 1e-4
+    found = [
+        np.asarray(judged(NLVR2, params(NLVR2), pair, batch["text"], batch["text_end"]))
+        for pair in ((first, second), (second, first), (first, first), (second, second))
+    ]
+    for other in found[1:]:
+        assert np.abs(found[0] - other).max() > 1e-4
 
 
 def test_texts_are_assigned_to_the_first_image_the_second_or_neither():
@@ -161,10 +175,7 @@ def test_answers_count_by_their_weights():
     batch = rows(VQA, 1)
     totals = {}
     for name, variables in (("model", params(VQA)), ("slow", slowly(VQA, 5)["slow"])):
-        bound = model(VQA, variables)
-        states = bound.question_states(bound.image_tokens(batch["image"]), batch["text"], batch["text_end"])
-        found = bound.answer_states(states, batch["text_end"], batch["answers"], batch["answers_end"])
-        totals[name] = shares(bound.word_logits(found))
+        totals[name] = shares(answered(VQA, variables, batch))
     answers, weights = np.asarray(batch["answers"]), np.asarray(batch["answers_weight"])
     expected = 0.0
     for row in range(BATCH):
@@ -174,19 +185,24 @@ def test_answers_count_by_their_weights():
                 target = 0.6 * target + 0.4 * totals["slow"][row, number, place]
                 logs = np.log(totals["model"][row, number, place])
                 expected -= weights[row, number] * np.sum(target * logs) / BATCH
-    assert loss(VQA, batch)[0] == pytest.approx(expected, rel=1e-4)
+    assert float(loss(VQA, batch)[0]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_most_probable_answer_of_a_list_is_found():
     """Of 11 answers, all compared: the one with the largest product of its words' probabilities."""
-    batch, bound = rows(VQA, 2), model(VQA)
-    listed, ends = texts(np.random.default_rng(0), 11, length=ANSWER)
-    tokens = bound.image_tokens(batch["image"])
-    ask = (tokens, batch["text"], batch["text_end"], jnp.asarray(listed), jnp.asarray(ends))
-    found, first_only = (np.asarray(bound.answer(*ask, k=k)) for k in (11, 1))
-    states = bound.question_states(*ask[:3])
-    every = [jnp.broadcast_to(jnp.asarray(part)[None], (BATCH, *part.shape)) for part in (listed, ends)]
-    words = np.log(shares(bound.word_logits(bound.answer_states(states, batch["text_end"], *every))))
+    batch = rows(VQA, 2)
+    listed, ends = map(jnp.asarray, texts(np.random.default_rng(0), 11, length=ANSWER))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def best(k: int) -> jax.Array:
+        bound = model(VQA)
+        ask = (bound.image_tokens(batch["image"]), batch["text"], batch["text_end"])
+        return bound.answer(*ask, listed, ends, k=k)
+
+    found, first_only = (np.asarray(best(k)) for k in (11, 1))
+    every = {name: jnp.broadcast_to(part[None], (BATCH, *part.shape)) for name, part in
+             (("answers", listed), ("answers_end", ends))}  # fmt: skip
+    words = np.log(shares(answered(VQA, params(VQA), {**batch, **every})))
     scores = np.array(
         [[sum(words[row, n, place, listed[n, place + 1]] for place in range(ends[n])) for n in range(11)]
          for row in range(BATCH)]
@@ -198,15 +214,11 @@ def test_the_most_probable_answer_of_a_list_is_found():
 
 
 def test_a_word_of_an_answer_does_not_see_those_behind_it():
-    batch, bound = rows(VQA, 1), model(VQA)
-    states = bound.question_states(bound.image_tokens(batch["image"]), batch["text"], batch["text_end"])
-    changed = batch["answers"].at[:, :, 3].set(9)
-    found = [
-        bound.answer_states(states, batch["text_end"], answers, batch["answers_end"])
-        for answers in (batch["answers"], changed)
-    ]
+    batch = rows(VQA, 1)
+    changed = {**batch, "answers": batch["answers"].at[:, :, 3].set(9)}
+    found = [np.asarray(answered(VQA, params(VQA), one)) for one in (batch, changed)]
     np.testing.assert_allclose(found[0][:, :, :3], found[1][:, :, :3], atol=1e-5)
-    assert np.abs(np.asarray(found[0] - found[1]))[:, :, 3].max() > 1e-3
+    assert np.abs(found[0] - found[1])[:, :, 3].max() > 1e-3
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -238,6 +250,26 @@ def test_the_recipes_are_complete(recipe):
     config = recipe.get_config()
     config.data.train = "x.tar"
     assert methods.from_config(parse(Config, config).method).inputs()
+
+
+def small(recipe: Any) -> dict[str, Any]:
+    """The method of a recipe with its lengths and sizes of images, and narrow towers."""
+    keys = recipe.get_config().method.to_dict()
+    keys["image"] |= {"width": 16, "layers": 1, "heads": 2}
+    keys["text"] |= {"vocab_size": WORDS, "width": 16, "layers": 2, "heads": 2}
+    return keys
+
+
+@pytest.mark.parametrize("recipe", [albef_retrieval, albef_vqa, albef_entailment, albef_nlvr2])
+def test_fine_tuning_starts_from_a_pretrained_model(recipe, tmp_path):
+    """At 384 pixels instead of 256, with all that the recipe says it takes."""
+    path, theirs = source(tmp_path, "jaxclip", small(albef))
+    found, fresh, _ = started(path, small(recipe), recipe.get_config().init_only, tokenizer=None)
+    new = {name for name in found if np.array_equal(found[name], fresh[name])}
+    assert all(name.startswith(("classifier/", "words/")) for name in new)
+    for name in set(found) & set(theirs) - new:
+        if name != "image/positions":
+            np.testing.assert_array_equal(found[name], theirs[name])
 
 
 def test_what_a_pretrained_model_lacks_starts_from_its_fusion():

@@ -28,6 +28,7 @@ class QuestionFile:
 
     Attributes:
       class_names: the names that the labels of questions index; empty without labels.
+      questions: of each record, known without its images.
     """
 
     chunk_ends = None
@@ -47,7 +48,7 @@ class QuestionFile:
         self._base = path.rpartition("/")[2]
         read = reader(path)
         self.class_names = read.class_names
-        self._questions = [tuple(questions) for questions in read.questions.values()]
+        self.questions = [tuple(questions) for questions in read.questions.values()]
         forms = [list(read.questions)]
         # Copies of NLVR2 have the images of training in one folder instead of a hundred.
         flat = [tuple(name.rpartition("/")[2] for name in names) for names in read.questions]
@@ -73,4 +74,4 @@ class QuestionFile:
                 return image
             images.append(image)
         first, *others = images
-        return Record(first, (), key, more_images=tuple(others), questions=self._questions[index])
+        return Record(first, (), key, more_images=tuple(others), questions=self.questions[index])
