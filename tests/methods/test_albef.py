@@ -356,7 +356,7 @@ def test_the_paper_has_210_million_parameters():
     count = {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in params.items()}
     assert count == {
         "image": 85_844_736,
-        "text": 122_701_056,
+        "text": 122_704_896,
         "words": 622_650,
         "image_projection": 196_864,
         "text_projection": 196_864,
