@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from jaxclip import methods
 from jaxclip.config import PixelsConfig, check_at_least
-from jaxclip.context import SECOND_TOWER, Context
+from jaxclip.context import Context
 from jaxclip.errors import UserError
 from jaxclip.inputs import Image, Inputs, Text
 from jaxclip.losses.contrastive import softmax_contrastive
@@ -67,7 +67,7 @@ class CLIP(nnx.Module):
     ) -> Float[Array, "batch embed"]:
         """Unit embeddings of token ids, float32; `end` is the position of each text's end token."""
         # Other keys than the image tower's: what dropout takes from a text is independent of its image.
-        return unit(self.text_projection(self.text(tokens, end, ctx.fold(SECOND_TOWER))))
+        return unit(self.text_projection(self.text(tokens, end, ctx.fold(1))))
 
     def scale_and_bias(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Logits of pairs are scale * cosine + bias."""

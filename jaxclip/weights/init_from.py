@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -109,7 +110,12 @@ def _taken(
     """The arrays of a source in place of the wanted ones, by path; raises UserError as `start_from`."""
     _check_same(source, start.keys, to_dict(method), wanted)
     shapes = {path: leaf.shape for path, leaf in wanted.items()}
-    arrays = {path: start.arrays[given] for path in wanted if (given := _given(path, start, method)) in start.arrays}
+    arrays = {
+        # A copy of what starts a second array, too: the step donates each buffer, and cannot donate one twice.
+        path: start.arrays[given] if given == path else jnp.copy(start.arrays[given])
+        for path in wanted
+        if (given := _given(path, start, method)) in start.arrays
+    }
     found = resized(arrays, shapes, cut_text=cuts_text(method))
     faults = [f"{path} is not there" for path in wanted if path not in found]
     faults += [

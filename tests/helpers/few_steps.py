@@ -26,17 +26,19 @@ class FewSteps:
       method: what is trained.
       rows: the batch of a number.
       learning_rate: of all steps.
+      eps: of Adam. It is large because the division by a gradient that is zero but for rounding would magnify the
+        rounding; a model that is to learn much in few steps needs less.
     """
 
     method: Method
     rows: Callable[[int], Rows]
     learning_rate: float
+    eps: float = 1e-3
 
     @functools.cache  # noqa: B019
     def step_on(self, devices: int) -> Step:
         mesh = sharding.create(MeshConfig(fsdp=min(2, devices)), jax.devices()[:devices])
-        # The eps is large because the division by a gradient that is zero but for rounding would magnify the rounding.
-        config = OptimizerConfig(learning_rate=self.learning_rate, warmup_steps=0, eps=1e-3, weight_decay=0.0)
+        config = OptimizerConfig(learning_rate=self.learning_rate, warmup_steps=0, eps=self.eps, weight_decay=0.0)
         return Step(self.method, optimizer.create(config, 100), mesh, precision="float32")
 
     @functools.cache  # noqa: B019

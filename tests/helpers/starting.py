@@ -74,6 +74,9 @@ def started(
     state, taken = start_from(config, methods.from_config(keys), mesh(), tokenizer, fresh)
     for found, expected in zip(*map(jax.tree.leaves, (state, fresh)), strict=True):
         assert not isinstance(expected, jax.Array) or found.sharding == expected.sharding
+    # Each array has a buffer of its own, since a step donates them all.
+    leaves = [leaf for leaf in jax.tree.leaves((state.params, state.stats)) if isinstance(leaf, jax.Array)]
+    assert len({leaf.addressable_shards[0].data.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
     assert (state.step, state.opt_state, state.key) == (fresh.step, fresh.opt_state, fresh.key)
     return arrays(state.params) | arrays(state.stats), arrays(fresh.params) | arrays(fresh.stats), taken
 

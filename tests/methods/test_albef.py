@@ -149,12 +149,14 @@ def test_the_copys_share_of_the_targets_grows():
     assert float(method().alpha(Context())) == pytest.approx(ALPHA)
 
 
-def test_the_model_learns_to_align_and_to_find_words():
-    """Of images that are never seen again."""
-    _, found = FEW.run(1, FEW.fresh(FEW.step_on(1)), 0, 120)
+def test_all_three_losses_fall():
+    """Of images that are never seen again; the pairs' below 0.637, what one wrong answer in three alone explains."""
+    few = FewSteps(method(text={**TEXT, "drop": 0.0, "stddev": 0.1}, queue=0), rows, learning_rate=1e-2, eps=1e-6)
+    _, found = few.run(1, few.fresh(few.step_on(1)), 0, 150)
     last = {name: np.mean([metrics[name] for metrics in found[-10:]]) for name in found[0]}
-    assert last["masked_loss"] < np.log(WORDS) - 0.5
-    assert last["contrastive_loss"] < found[4]["contrastive_loss"] - 0.5
+    assert last["matching_loss"] < 0.6
+    for name in ("contrastive_loss", "masked_loss"):
+        assert last[name] < found[0][name] - 0.5
 
 
 # -------------------------------------------------------------------------------------------------- copies and queues
@@ -290,20 +292,19 @@ def test_a_small_validation_set_has_smaller_groups():
     assert np.isfinite(float(loss(few)))
 
 
-def test_gradients_do_not_depend_on_micro_batches():
+def test_losses_do_not_depend_on_micro_batches():
     """Tokens, pairs and masked words are computed part by part; what the losses share is the whole batch's."""
     kind, state = method(), trained()[1]
 
-    def loss(params: Any, parts: int) -> jax.Array:
-        model, memory = methods.bind(kind)(params), methods.bind_memory(kind)(state.memory)
+    def losses(parts: int) -> dict[str, jax.Array]:
+        model, memory = methods.bind(kind)(state.params), methods.bind_memory(kind)(state.memory)
         ctx = Context(model=model, memory=memory, key=jax.random.key(0), step=jnp.int32(1), microbatches=parts)
-        return kind.loss(model, rows(1), ctx)[0]
+        return kind.loss(model, rows(1), ctx)[1]
 
     found, expected = (
-        jax.jit(jax.value_and_grad(functools.partial(loss, parts=parts)))(state.params) for parts in (4, 1)
+        {name: float(value) for name, value in jax.jit(functools.partial(losses, parts))().items()} for parts in (4, 1)
     )
-    assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), found[1], expected[1])
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------- what it is asked for

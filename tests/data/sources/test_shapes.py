@@ -24,7 +24,7 @@ from jaxclip.data.sources.shapes import (
 from jaxclip.data.sources.shapes_drawing import COLORS, PATTERNS, SHAPES, TONES, Background, Figure, Scene
 from jaxclip.errors import UserError
 
-LENGTHS = {"train": 20_000, "validation": 1_000, "seen": 960, "unseen": 320}
+LENGTHS = {"train": 20_000, "validation": 1_000, "seen": 960, "unseen": 320, "test": 500}
 HOLLOW = ("ring", "crescent")  # their center shows the background
 
 
@@ -51,8 +51,8 @@ def test_length(split, length):
 
 
 def test_unknown_split_is_a_user_error():
-    with pytest.raises(UserError, match="no split 'test'; it has train, validation, seen, unseen"):
-        Shapes("test")
+    with pytest.raises(UserError, match="no split 'held-out'; it has train, validation, seen, unseen, test"):
+        Shapes("held-out")
 
 
 @pytest.mark.parametrize("split", SPLITS)
