@@ -1,7 +1,7 @@
 """python benchmarks/albef_words.py PATH: what a run of configs/albef_shapes.py knows of words, on held-out scenes.
 
 Prints how often a masked color is found with the image and with a gray one, and in how many scenes of two objects
-Grad-CAM points at the one that a text names ("a red circle"): the share of the words' mass inside its square is at
+Grad-CAM points at the one that a text names ("a red circle"): the share of its tokens' mass inside its square is at
 least twice the square's share of the image.
 """
 
@@ -64,8 +64,8 @@ def main() -> None:
     tokens, ends = encoder.tokenize(named)
     places = encoder("word_places", variables, images[:count], tokens, ends)
     ratios = []
-    for weights, end, scene in zip(places, ends, scenes, strict=False):
-        mass = weights[1:end].sum(axis=0)
+    for weights, scene in zip(places, scenes, strict=False):
+        mass = weights.sum(axis=0)
         square = _inside(scene.figures[0], int(weights.shape[1] ** 0.5))
         ratios.append((mass * square).sum() / max(mass.sum(), 1e-12) / square.mean())
     print(f"Grad-CAM points at the object: {np.mean(np.array(ratios) >= 2):.1%} of {count} (median ratio "

@@ -27,8 +27,8 @@ def get_config():
     # Adam moves a parameter by about the learning rate in a step, which is too much for a temperature.
     config.optimizer.groups = ({"match": "^temperature$", "rate": 0.02},)
     image = recipes.vit(image_size=48, patch_size=8, width=128, layers=4, scan=False, patch_bias=True, ln_pre=False)
-    text = defaults(BertConfig) | {"vocab_size": 200, "context_length": 24, "width": 128, "heads": 2, "layers": 5}
-    text |= {"lower": 2, "scan": False, "stddev": 0.05}
+    text = defaults(BertConfig) | {"vocab_size": 200, "context_length": 24, "width": 128, "heads": 2, "layers": 4}
+    text |= {"scan": False, "stddev": 0.05}
     config.method = ConfigDict(
         {
             "name": "albef",
