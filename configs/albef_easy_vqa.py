@@ -1,7 +1,7 @@
 """Toy of visual question answering with ALBEF's towers: easy-VQA's questions about one drawn shape, on CPU cores.
 
 --config.data.root=FOLDER names the folder with train-00000.tar and test-00000.tar. The image tower may start from a run
-of configs/albef_shapes.py: --config.init_from=RUN.
+of configs/albef_shapes.py: --config.init_from=RUN --config.init_only='^image/'.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,6 @@ def get_config():
     config.log_every = 20
     config.eval_every = 2000
     config.checkpoint_every = 200
-    config.init_only = "^image/"
     config.data.train = "train-00000.tar"
     config.data.train_vocabulary = 150
     config.data.vocabulary_form = "sentencepiece"

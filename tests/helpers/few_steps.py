@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxclip import optimizer, sharding
+from jaxclip.checkpoint import Checkpoints
 from jaxclip.config import MeshConfig, OptimizerConfig
 from jaxclip.methods import Method
 from jaxclip.step import Step, TrainState
@@ -66,6 +69,19 @@ class FewSteps:
     def steps(self, devices: int) -> tuple[TrainState, list[dict[str, float]]]:
         """The state after four steps, and the metrics of each."""
         return self.run(devices, self.fresh(self.step_on(devices)), 0, 4)
+
+    def check_resumption(self, folder: pathlib.Path) -> None:
+        """Two steps, a checkpoint and two more are bit for bit the four steps without a break, memory included."""
+        step = self.step_on(8)
+        state, _ = self.run(8, self.fresh(step), 0, 2)
+        checkpoints = Checkpoints(folder, 3)
+        checkpoints.save(2, state, {"config": "none"})
+        checkpoints.wait()
+        state, found = self.run(8, checkpoints.restore(step.abstract_state).state, 2, 4)
+        checkpoints.close()
+        expected_state, expected = self.steps(8)
+        assert found == expected[2:]
+        jax.tree.map(np.testing.assert_array_equal, state.memory, expected_state.memory)
 
     def _placed(self, step: Step, number: int) -> Rows:
         return jax.device_put(self.rows(number), sharding.batch_sharding(step.mesh))

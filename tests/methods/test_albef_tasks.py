@@ -12,7 +12,7 @@ import pytest
 from few_steps import FewSteps
 from starting import source, started
 
-from configs import albef, albef_entailment, albef_nlvr2, albef_retrieval, albef_vqa
+from configs import albef, albef_easy_vqa, albef_entailment, albef_nlvr2, albef_retrieval, albef_vqa
 from jaxclip import methods
 from jaxclip.config import Config
 from jaxclip.context import Context
@@ -245,11 +245,14 @@ def test_losses_do_not_depend_on_the_devices(kind):
 # ------------------------------------------------------------------------------------------------------- configuration
 
 
-@pytest.mark.parametrize("recipe", [albef_retrieval, albef_vqa, albef_entailment, albef_nlvr2])
+@pytest.mark.parametrize("recipe", [albef_retrieval, albef_vqa, albef_entailment, albef_nlvr2, albef_easy_vqa])
 def test_the_recipes_are_complete(recipe):
     config = recipe.get_config()
     config.data.train = "x.tar"
-    assert methods.from_config(parse(Config, config).method).inputs()
+    config = parse(Config, config)
+    assert methods.from_config(config.method).inputs()
+    # Fine-tuning takes a part of a pretrained model; the toy needs none.
+    assert bool(config.init_only) == (recipe is not albef_easy_vqa)
 
 
 def small(recipe: Any) -> dict[str, Any]:

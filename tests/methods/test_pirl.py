@@ -13,7 +13,6 @@ from few_steps import FewSteps
 
 from configs import pirl, pirl_cifar10
 from jaxclip import methods
-from jaxclip.checkpoint import Checkpoints
 from jaxclip.config import Config
 from jaxclip.context import Context
 from jaxclip.errors import UserError
@@ -123,16 +122,7 @@ def test_losses_do_not_depend_on_the_devices():
 
 
 def test_a_run_goes_on_bit_for_bit_with_its_bank(tmp_path):
-    step = FEW.step_on(8)
-    state, _ = FEW.run(8, FEW.fresh(step), 0, 2)
-    checkpoints = Checkpoints(tmp_path, 3)
-    checkpoints.save(2, state, {"config": "none"})
-    checkpoints.wait()
-    state, found = FEW.run(8, checkpoints.restore(step.abstract_state).state, 2, 4)
-    checkpoints.close()
-    expected_state, expected = FEW.steps(8)
-    assert found == expected[2:]
-    np.testing.assert_array_equal(state.memory["bank"], expected_state.memory["bank"])
+    FEW.check_resumption(tmp_path)
 
 
 def test_a_device_holds_its_part_of_the_bank_and_never_the_whole():
