@@ -82,7 +82,10 @@ def _explain(error: Exception, argv: list[str]) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, SyntaxError):
-            return f"{cause.filename}, line {cause.lineno}: {cause.msg}"
+            # Values of the command line have no file.
+            if cause.filename != "<unknown>":
+                return f"{cause.filename}, line {cause.lineno}: {cause.msg}"
+            return f"{_with_value(argv, cause.text)}: {cause.msg}; write it as in Python, such as {{}} or (1, 2)"
         frames = traceback.extract_tb(cause.__traceback__)
         lines = [frame.lineno for frame in frames if pathlib.Path(frame.filename).absolute() == path.absolute()]
         if lines:
@@ -96,7 +99,15 @@ def _explain(error: Exception, argv: list[str]) -> str:
             if key in keys[1:-1]:
                 missing = ".".join(keys[: keys.index(key, 1) + 1])
                 return f"{'.'.join(keys)}: the recipe has no {missing}; add it in {recipe}"
-    return one_line(error) if isinstance(error, flags.Error) else f"--config={recipe}: {one_line(error)}"
+    # The parser's own words follow in ml_collections' message.
+    wrong = one_line(error).partition(": ValueError(")[0]
+    return wrong if isinstance(error, flags.Error) else f"--config={recipe}: {wrong}"
+
+
+def _with_value(argv: list[str], value: str | None) -> str:
+    """The flag that was given a value."""
+    flags_given = (argument for argument in argv if argument.startswith("--config."))
+    return next((each for each in flags_given if each.partition("=")[2] == (value or "").rstrip("\n")), "the command line")
 
 
 def _given_recipe(argv: list[str]) -> str:

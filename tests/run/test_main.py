@@ -43,6 +43,8 @@ CASES = {
     "a word that is no flag": Case(("shapes", "--config.KEY=VALUE"), ("shapes",)),
     "a wrong type": Case(("config.batch_size", "abc"), ("--config.batch_size=abc",)),
     "a fraction for a whole number": Case(("config.steps", "2.5"), ("--config.steps=2.5",)),
+    "a group that is emptied": Case(("--config.evals=", "{}"), ("--config.evals=",)),
+    "a group that is not closed": Case(("crop_scale=(0.1,", "never closed"), ("--config.data.crop_scale=(0.1,",)),
     "no recipe": Case(("--config=",), ("--config=",)),
     "no workdir": Case(("--workdir=",), ("--workdir=",)),
     "a workdir in a bucket": Case(("--workdir=gs://bucket/run", "local disk"), ("--workdir=gs://bucket/run",)),
