@@ -107,7 +107,9 @@ def _explain(error: Exception, argv: list[str]) -> str:
 def _with_value(argv: list[str], value: str | None) -> str:
     """The flag that was given a value."""
     flags_given = (argument for argument in argv if argument.startswith("--config."))
-    return next((each for each in flags_given if each.partition("=")[2] == (value or "").rstrip("\n")), "the command line")
+    return next(
+        (each for each in flags_given if each.partition("=")[2] == (value or "").rstrip("\n")), "the command line"
+    )
 
 
 def _given_recipe(argv: list[str]) -> str:
