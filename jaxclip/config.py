@@ -264,6 +264,9 @@ class Config:
       microbatches: the number of parts of a batch that pass through the towers one after the other, to save memory; the
         loss and the gradient remain those of the whole batch (gradient caching).
       precision: the dtype of the towers' computations: "auto" is bfloat16 on TPU and GPU and float32 on CPU.
+      attention: the form of the towers' self-attention: "auto" is one kernel per row of tokens on TPUs ("kernel", for
+        heads of width 64) and cuDNN's on GPUs; "plain" is the compiler's own everywhere. Off TPUs "kernel" is
+        interpreted, which is slow.
       log_every, eval_every, checkpoint_every: in steps; 0 for only at the end.
       keep_checkpoints: the number of latest checkpoints kept on disk.
       on_nonfinite: when a loss, a gradient or the updated state is not finite: "stop" ends the run; "rewind" goes back
@@ -289,6 +292,7 @@ class Config:
     epochs: float = 0.0
     microbatches: int = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    attention: Literal["auto", "plain", "kernel"] = "auto"
     log_every: int = 50
     eval_every: int = 2000
     checkpoint_every: int = 1000

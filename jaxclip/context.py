@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,8 @@ class Context:
       key: random key of the step; None in evaluation.
       keys: [rows] random keys, one per record, inside `each`; None in evaluation.
       microbatches: parts that `each` computes one after the other.
+      attention: see `config.Config`.
+      kind: one of the devices where `mesh` is None, in what each of them computes for its own rows.
     """
 
     model: Any = None
@@ -44,6 +47,18 @@ class Context:
     key: jax.Array | None = None
     keys: jax.Array | None = None
     microbatches: int = 1
+    attention: Literal["auto", "plain", "kernel"] = "auto"
+    kind: Any = None
+
+    @property
+    def device(self) -> Any:
+        """One of the devices, for what depends on their kind; None if neither mesh nor `kind` is given."""
+        return self.kind if self.mesh is None else self.mesh.devices.flat[0]
+
+    @property
+    def on_tpu(self) -> bool:
+        """Whether the devices are TPUs."""
+        return self.device is not None and self.device.platform == "tpu"
 
     @property
     def train(self) -> bool:
@@ -92,16 +107,16 @@ class Context:
             # Each part has a model of its own: one that lives outside a loop must not be changed inside.
             graph, state = nnx.split((self.model, self.memory))
 
-            def part(given: tuple[Any, jax.Array | None]) -> T:
+            def part(state: Any, given: tuple[Any, jax.Array | None], mesh: Mesh | None) -> T:
                 part_rows, part_keys = given
                 model, memory = nnx.merge(graph, state, copy=True)
-                ctx = dataclasses.replace(self, model=model, memory=memory, keys=part_keys)
+                own = {"model": model, "memory": memory, "keys": part_keys, "mesh": mesh, "kind": self.device}
                 before = _batch_statistics(model)
-                values = function(model, part_rows, ctx)
+                values = function(model, part_rows, dataclasses.replace(self, **own))
                 _check_unchanged(before, _batch_statistics(model))
                 return values
 
-            result = in_parts(part, (rows, keys), parts, self.mesh)
+            result = in_parts(part, state, (rows, keys), parts, self.mesh)
         return jax.tree.map(self.constrain, result)
 
 
@@ -126,19 +141,35 @@ def _check_unchanged(before: dict[str, Any], after: dict[str, Any]) -> None:
             )
 
 
-def in_parts(function: Callable[[Any], T], batch: Any, parts: int, mesh: Mesh | None) -> T:
-    """function(batch), computed for one part of the rows after the other and differentiated likewise.
+def in_parts(
+    function: Callable[[Any, Any, Mesh | None], T], state: Any, batch: Any, parts: int, mesh: Mesh | None
+) -> T:
+    """function(state, batch, mesh), computed for one part of the rows after the other and differentiated likewise.
 
     Gradient caching (Gao et al. 2021; BASIC, Pham et al. 2021, section 4) is rematerialization over parts: the forward
     pass keeps nothing of a part but its result, and the backward pass, which begins when the loss of all results is
     known, computes each part again. The parts share no rows and no randomness, so the gradient is that of the whole.
 
     Args:
-      function: of a pytree of [rows, ...] arrays; gives a pytree of [rows, ...] arrays, each row from its own.
+      function: of the state, some rows of the batch, and the devices that they are on; gives a pytree of [rows, ...]
+        arrays, each row from its own. Without parameters sharded by `fsdp`, each device computes its own rows alone,
+        and the mesh is None: the sum of gradients over devices is then taken once, and not once per part.
+      state: a pytree of what all rows share, such as parameters.
       batch: a pytree of arrays, their rows over all devices of `mesh`.
       parts: how many; times the number of devices, divides the rows.
       mesh: the devices. Each keeps its own rows: a part has some of every device's. None for one device.
     """
+    if mesh is None or mesh.size == 1 or mesh.shape["fsdp"] > 1:
+        return _one_after_the_other(lambda state, rows: function(state, rows, mesh), state, batch, parts, mesh)
+
+    def own(state: Any, rows: Any) -> T:
+        return _one_after_the_other(lambda state, rows: function(state, rows, None), state, rows, parts, None)
+
+    specs = (PartitionSpec(), sharding.BATCH)
+    return jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=sharding.BATCH, check_vma=False)(state, batch)
+
+
+def _one_after_the_other(function: Callable[[Any, Any], T], state: Any, batch: Any, parts: int, mesh: Mesh | None) -> T:
     devices = 1 if mesh is None else mesh.size
     spec = PartitionSpec(None, *sharding.BATCH)
 
@@ -155,4 +186,4 @@ def in_parts(function: Callable[[Any], T], batch: Any, parts: int, mesh: Mesh | 
 
     # The loop already keeps the compiler from merging the second computation with the first.
     once_more = jax.checkpoint(function, prevent_cse=False)
-    return jax.tree.map(unite, jax.lax.map(once_more, jax.tree.map(divide, batch)))
+    return jax.tree.map(unite, jax.lax.map(functools.partial(once_more, state), jax.tree.map(divide, batch)))

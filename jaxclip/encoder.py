@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -73,6 +73,7 @@ class Encoder:
       precision: as in the config.
       tokenizer: of the model; None if it has no texts.
       batch_size: rows per call, rounded up to a multiple of the devices.
+      attention: as in the config.
 
     Attributes:
       share: how many rows of a batch each process has.
@@ -80,7 +81,15 @@ class Encoder:
       text: the input that `texts` tokenizes for; None if the method has no texts.
     """
 
-    def __init__(self, method: Method, mesh: Mesh, precision: str, tokenizer: Tokenizer | None, batch_size: int = 256):
+    def __init__(
+        self,
+        method: Method,
+        mesh: Mesh,
+        precision: str,
+        tokenizer: Tokenizer | None,
+        batch_size: int = 256,
+        attention: Literal["auto", "plain", "kernel"] = "auto",
+    ):
         self.method = method
         self.mesh = mesh
         self.tokenizer = tokenizer
@@ -89,7 +98,8 @@ class Encoder:
         self.image = first_image(method.inputs())
         self.text = first_text(method.inputs())
         self._bind = bind(method)
-        self._ctx = Context(mesh=mesh, dtype=compute_dtype(precision, mesh.devices.flat[0].platform))
+        dtype = compute_dtype(precision, mesh.devices.flat[0].platform)
+        self._ctx = Context(mesh=mesh, dtype=dtype, attention=attention)
         self._rows = sharding.batch_sharding(mesh)
         self._jitted: dict[tuple[str | tuple[str, ...], tuple], Callable[..., Any]] = {}
 

@@ -284,5 +284,6 @@ def load(
         mesh = sharding.create(MeshConfig(), jax.local_devices() if jax.process_count() == 1 else None)
         params, stats = read_at_size(weights, method, mesh, dtype)
     precision = "bfloat16" if dtype == "bfloat16" else weights.config.precision if weights.config else "auto"
-    encoder = Encoder(method, mesh, precision, weights.tokenizer, batch_size)
+    attention = weights.config.attention if weights.config else "auto"
+    encoder = Encoder(method, mesh, precision, weights.tokenizer, batch_size, attention)
     return Model(weights.config, params, stats, encoder)

@@ -110,6 +110,7 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
         optimizer.create(config.optimizer, steps),
         mesh,
         precision=config.precision,
+        attention=config.attention,
         microbatches=config.microbatches,
         groups=config.optimizer.groups,
         average_decay=config.optimizer.average_decay,
@@ -141,7 +142,7 @@ def build(config: Config, workdir: pathlib.Path, saved_tokenizer: str | None) ->
         views=views,
         steps=steps,
         step=step,
-        encoder=Encoder(method, mesh, config.precision, tokenizer),
+        encoder=Encoder(method, mesh, config.precision, tokenizer, attention=config.attention),
         loader=training,
         notes=tuple(data_notes(config, len(source), found)),
     )

@@ -16,6 +16,8 @@ from jaxclip.config import Config, MeshConfig
 from jaxclip.errors import UserError
 
 BATCH = PartitionSpec(("data", "fsdp"))
+# Entries of an array whose update is computed sooner than its parts are collected.
+SMALL = 1 << 16
 
 # First match wins. Paths are those of the parameters; the optimizer's moments, the moving average and the memory have
 # the same names behind a prefix, and so each rule is about the end of a path.
@@ -119,6 +121,33 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
         raise ValueError(f"no sharding rule matches {name} {leaf.shape}")
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+def update_shardings(mesh: Mesh, tree: Any) -> Any:
+    """The sharding of what is computed of each parameter once per step: gradients, moments, the moving average.
+
+    Over all devices, and not only those of `fsdp`, so that none computes an update that another does as well (ZeRO-1,
+    Rajbhandari et al. 2020, section 5.1). Small arrays, and those of which no axis divides among the devices, are
+    placed as by `RULES`.
+
+    Args:
+      mesh: the devices.
+      tree: of parameters, or of what has their names behind a prefix.
+    """
+
+    def place(leaf: Any, own: NamedSharding) -> NamedSharding:
+        axes = list(own.spec) + [None] * (leaf.ndim - len(own.spec))
+        if leaf.size < SMALL:
+            return own
+        # The axis that `fsdp` has, or the longest.
+        for dim in sorted(range(leaf.ndim), key=lambda dim: (axes[dim] is None, -leaf.shape[dim])):
+            if leaf.shape[dim] % mesh.size == 0 and axes[dim] in (None, "fsdp", *BATCH):
+                spec = [None] * leaf.ndim
+                spec[dim] = BATCH[0]
+                return NamedSharding(mesh, PartitionSpec(*spec))
+        return own
+
+    return jax.tree.map(place, tree, state_shardings(mesh, tree))
 
 
 def _size(mesh: Mesh, axis: str | tuple[str, ...] | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,9 @@ class Step:
         groups: Sequence[GroupConfig] = (),
         average_decay: float = 0.0,
         augment: Augment | None = None,
+        attention: Literal["auto", "plain", "kernel"] = "auto",
     ):
+        self.attention: Literal["auto", "plain", "kernel"] = attention
         self.microbatches = microbatches
         self.groups = groups
         self.average_decay = average_decay
@@ -107,6 +109,12 @@ class Step:
         fresh = self._init  # One function, so that it is traced once: each look at the attribute makes another.
         abstract = jax.eval_shape(fresh, jax.random.key(0))
         shardings = sharding.state_shardings(mesh, abstract)
+        self._update_shardings = sharding.update_shardings(mesh, abstract.params)
+        shardings = dataclasses.replace(
+            shardings,
+            opt_state=sharding.update_shardings(mesh, abstract.opt_state),
+            average=sharding.update_shardings(mesh, abstract.average),
+        )
         self.abstract_state = jax.tree.map(
             lambda leaf, placed: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed), abstract, shardings
         )
@@ -151,17 +159,19 @@ class Step:
         (value, (metrics, stats, memory)), grads = jax.value_and_grad(loss, has_aux=True)(
             state.params, state.stats, state.memory, batch
         )
-        # Within the optimizer, since Lookahead's slow weights follow the updates that are made.
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params, rate=state.rate)
-        params = self.method.clamp(optax.apply_updates(state.params, updates))
-        # `clamp` does not know what is frozen, so frozen parameters are restored here.
-        params = jax.tree.map(
-            lambda new, old, frozen: old if frozen else new,
-            params,
-            state.params,
-            frozen_paths(state.params, self.groups),
-        )
-        metrics |= {"loss": value, "grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(state.params)}
+        with jax.named_scope("optimizer"):
+            # Each device updates its own share of the parameters.
+            grads, old = (jax.lax.with_sharding_constraint(x, self._update_shardings) for x in (grads, state.params))
+            # Within the optimizer, since Lookahead's slow weights follow the updates that are made.
+            updates, opt_state = self.optimizer.update(grads, state.opt_state, old, rate=state.rate)
+            params = self.method.clamp(optax.apply_updates(old, updates))
+            # `clamp` does not know what is frozen, so frozen parameters are restored here.
+            params = jax.tree.map(
+                lambda new, old, frozen: old if frozen else new, params, old, frozen_paths(old, self.groups)
+            )
+            params = jax.lax.with_sharding_constraint(params, self._update_shardings)
+            metrics |= {"loss": value, "grad_norm": optax.global_norm(grads), "param_norm": optax.global_norm(old)}
+            average = self._averaged(state, params)
         state = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -169,9 +179,10 @@ class Step:
             stats=stats,
             opt_state=opt_state,
             memory=memory,
-            average=self._averaged(state, params),
+            average=average,
         )
-        return state, metrics | {"finite": _finite(state)}
+        with jax.named_scope("optimizer"):
+            return state, metrics | {"finite": _finite(state)}
 
     def _averaged(self, state: TrainState, params: Any) -> Any:
         """The moving average after an update. The first update copies, so that a run may start from any weights."""
@@ -215,6 +226,7 @@ class Step:
             step=step,
             key=key,
             microbatches=self.microbatches,
+            attention=self.attention,
         )
         if self.augment is not None:
             batch = self.augment(batch, ctx)

@@ -26,6 +26,7 @@ class Chip:
         (Jouppi et al. 2023, table 4), 1.5 for v5e, 1.75 for v5p and v6e, and 2.2 for tpu7x.
       hbm_bytes: the memory that the compiler allows a program, a little less than the chip has.
       per_chip: the number of devices per chip.
+      cores: of a device; a kernel's rows are divided between two.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Chip:
     flops_per_cycle: int
     hbm_bytes: int
     per_chip: int = 1
+    cores: int = 1
 
     @property
     def clock(self) -> float:
@@ -40,22 +42,25 @@ class Chip:
         return self.peak_flops / self.flops_per_cycle
 
 
-def _chip(name: str, *, teraflops: float, matrix_units: int, width: int, gib: float, per_chip: int = 1) -> Chip:
+def _chip(
+    name: str, *, teraflops: float, matrix_units: int, width: int, gib: float, per_chip: int = 1, cores: int = 1
+) -> Chip:
     return Chip(
         name=name,
         peak_flops=teraflops * 1e12,
         flops_per_cycle=matrix_units * 2 * width**2,
         hbm_bytes=int(gib * GIB),
         per_chip=per_chip,
+        cores=cores,
     )
 
 
 # By the name in a topology. On v4, the two cores of a chip are one device ("megacore", the default on Cloud TPU VMs).
 # The HBM is what libtpu reports as available for a program that is too large.
 CHIPS = {
-    "v4": _chip("v4", teraflops=275, matrix_units=8, width=128, gib=30.75),
+    "v4": _chip("v4", teraflops=275, matrix_units=8, width=128, gib=30.75, cores=2),
     "v5e": _chip("v5e", teraflops=197, matrix_units=4, width=128, gib=15.75),
-    "v5p": _chip("v5p", teraflops=459, matrix_units=8, width=128, gib=95.73),
+    "v5p": _chip("v5p", teraflops=459, matrix_units=8, width=128, gib=95.73, cores=2),
     "v6e": _chip("v6e", teraflops=918, matrix_units=4, width=256, gib=31.24),
     "tpu7x": _chip("tpu7x", teraflops=2307 / 2, matrix_units=4, width=256, gib=94.74, per_chip=2),
 }

@@ -20,6 +20,8 @@ from jaxclip.inputs import shapes
 from jaxclip.plan.chips import GIB, Topology
 from jaxclip.plan.flops import model_flops
 from jaxclip.plan.hlo import Program
+from jaxclip.plan.kernels import cycles
+from jaxclip.plan.kinds import by_kind
 from jaxclip.step import Step, TrainState
 
 
@@ -50,7 +52,9 @@ class Plan:
         compiler's own copies at the peak.
       peak_hbm_bytes: the sum of the parts; for a program that does not fit, the minimum that it would need.
       collectives: by kind.
-      estimated_cycles: the compiler's estimate, with loops multiplied out and without communication.
+      estimated_cycles: the compiler's estimate and `kernel_cycles`, with loops multiplied out, without communication.
+      kernel_cycles: of the kernels, which the compiler's estimate leaves out; see `plan.kernels`.
+      cycles_by_kind: of the estimated cycles, by what they are spent on; see `plan.kinds`.
       unknown_loops: the number of loops that were counted as one iteration, because their length is unknown.
       model_flops: of the whole step on all devices; see `flops.model_flops`.
       compile_seconds: wall-clock time.
@@ -65,6 +69,8 @@ class Plan:
     peak_hbm_bytes: int
     collectives: dict[str, Traffic] | None
     estimated_cycles: int | None
+    kernel_cycles: int | None
+    cycles_by_kind: dict[str, int] | None
     unknown_loops: int
     model_flops: float
     compile_seconds: float
@@ -73,6 +79,14 @@ class Plan:
         """The model's operations as a fraction of the peak, at the estimated cycles."""
         seconds = self.seconds(topology)
         return seconds and self.model_flops / (seconds * len(topology.devices) * topology.chip.peak_flops)
+
+    def ceiling(self, topology: Topology) -> float | None:
+        """The MFU of a step that consisted of nothing but the program's own matrix products, those of attention not
+        counted; None if it has none.
+        """
+        products = (self.cycles_by_kind or {}).get("products")
+        flops = len(topology.devices) * topology.chip.flops_per_cycle
+        return self.model_flops / (products * flops) if products else None
 
     def images_per_second(self, topology: Topology) -> float | None:
         """Pairs per second at the estimated cycles."""
@@ -110,6 +124,7 @@ def compile_step(config: Config, topology: Topology) -> Plan:
         tx,
         mesh,
         precision=config.precision,
+        attention=config.attention,
         microbatches=config.microbatches,
         groups=config.optimizer.groups,
         average_decay=config.optimizer.average_decay,
@@ -140,6 +155,8 @@ def compile_step(config: Config, topology: Topology) -> Plan:
             peak_hbm_bytes=sum(parts.values()),
             collectives=None,
             estimated_cycles=None,
+            kernel_cycles=None,
+            cycles_by_kind=None,
             unknown_loops=0,
             compile_seconds=time.perf_counter() - start_time,
         )
@@ -153,13 +170,15 @@ def compile_step(config: Config, topology: Topology) -> Plan:
     for collective in program.collectives():
         counts[collective.kind] += collective.times
         sizes[collective.kind] += int(collective.times * collective.bytes)
-    cycles = program.cycles()
+    kernels = sum(times * cycles(call, topology.chip) for call, times in program.kernels())
     return make_plan(
         fits=True,
         parts=parts,
         peak_hbm_bytes=peak,
         collectives={kind: Traffic(counts[kind], sizes[kind]) for kind in sorted(sizes, key=lambda kind: -sizes[kind])},
-        estimated_cycles=cycles,
+        estimated_cycles=program.cycles() + kernels,
+        kernel_cycles=kernels,
+        cycles_by_kind=by_kind(program, kernels),
         unknown_loops=len(program.unknown_loops),
         compile_seconds=seconds,
     )

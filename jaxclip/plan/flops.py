@@ -28,9 +28,9 @@ def model_flops(method: Method, step: Step, batch: Any) -> float:
     """
     # On one device and in one part: shards and micro-batches divide the work, and recompute some.
     device = step.mesh.devices.flat[0]
-    alone = Step(
-        method, step.optimizer, sharding.create(MeshConfig(), [device]), precision=str(step.dtype), groups=step.groups
-    )
+    mesh = sharding.create(MeshConfig(), [device])
+    # In a kernel, products are not seen.
+    alone = Step(method, step.optimizer, mesh, precision=str(step.dtype), groups=step.groups, attention="plain")
     state = alone.abstract_state
 
     def loss(params: Any, stats: Any, memory: Any, batch: Any) -> Any:

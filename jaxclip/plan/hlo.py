@@ -32,6 +32,16 @@ class Instruction:
         """Names of the operands."""
         return re.findall(r"%([\w.\-]+)", self.rest.split(")", 1)[0])
 
+    def cycles(self) -> int:
+        """The compiler's estimate; 0 if it has none."""
+        match = re.search(r'"estimated_cycles":"(\d+)"', self.rest)
+        return int(match[1]) if match else 0
+
+    def scope(self) -> str:
+        """The names of the functions and scopes that it comes from, or ""."""
+        match = re.search(r'op_name="([^"]*)"', self.rest)
+        return match[1] if match else ""
+
     def index(self) -> int:
         """The tuple index of a get-tuple-element."""
         match = re.search(r"index=(\d+)", self.rest)
@@ -90,12 +100,21 @@ class Program:
         return collectives
 
     def cycles(self) -> int:
-        """The compiler's estimate for everything except communication, with loops multiplied out."""
-        total = 0
-        for instruction, times in self.run():
-            match = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
-            total += times * int(match[1]) if match else 0
-        return total
+        """The compiler's estimate for everything except communication and kernels, with loops multiplied out."""
+        return sum(times * instruction.cycles() for instruction, times in self.run())
+
+    def kernels(self) -> list[tuple[Instruction, int]]:
+        """The calls of kernels, of which the compiler has no estimate, with their numbers of executions."""
+        return [(one, times) for one, times in self.run() if 'custom_call_target="tpu_custom_call"' in one.rest]
+
+    def inside(self, instruction: Instruction) -> list[Instruction]:
+        """The instructions that a fusion consists of; the instruction alone if it is none."""
+        if instruction.opcode != "fusion":
+            return [instruction]
+        found = []
+        for each in self._computations.get(instruction.named("calls"), {}).values():
+            found += self.inside(each)
+        return found
 
     def shapes(self) -> set[str]:
         """The array types of all values of the program, such as bf16[128,512], including those inside fusions."""

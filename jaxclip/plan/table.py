@@ -38,12 +38,26 @@ def table(plan: Plan, topology: Topology) -> str:
                 f"MFU {mfu:.0%}, {images:,.0f} pairs/s (estimates; communication and input cost nothing in them)",
             ),
         ]
+        lines += _shares(plan, topology)
         if plan.unknown_loops:
             lines.append(("", f"{plan.unknown_loops} loops of unknown length are counted once"))
     lines.append(("compiled in", f"{plan.compile_seconds:.0f} s"))
     if not plan.fits:
         lines.append(("what helps", advice(plan)))
     return "\n".join(f"{name:<12} {text}" for name, text in lines)
+
+
+def _shares(plan: Plan, topology: Topology) -> list[tuple[str, str]]:
+    """What the cycles are spent on, and the bound that the products alone set."""
+    lines = []
+    for number, (kind, cycles) in enumerate((plan.cycles_by_kind or {}).items()):
+        share = cycles / (plan.estimated_cycles or 1)
+        lines.append(("cycles" if number == 0 else "", f"{cycles / 1e6:>10,.1f} M  {share:>4.0%}  {kind}"))
+    if plan.kernel_cycles:
+        lines.append(("", f"{plan.kernel_cycles / 1e6:>10,.1f} M  of them in kernels, as scheduled by the compiler"))
+    if ceiling := plan.ceiling(topology):
+        lines.append(("ceiling", f"MFU {ceiling:.0%} of a step that were nothing but these products"))
+    return lines
 
 
 def advice(plan: Plan) -> str:
@@ -103,6 +117,9 @@ def as_dict(plan: Plan, topology: Topology) -> dict[str, Any]:
         "collectives": plan.collectives
         and {kind: {"count": item.count, "bytes": item.bytes} for kind, item in plan.collectives.items()},
         "estimated_cycles": plan.estimated_cycles,
+        "kernel_cycles": plan.kernel_cycles,
+        "cycles_by_kind": plan.cycles_by_kind,
+        "products_ceiling_mfu": plan.ceiling(topology),
         "unknown_loops": plan.unknown_loops,
         "model_flops": plan.model_flops,
         "estimated_mfu": plan.estimated_mfu(topology),

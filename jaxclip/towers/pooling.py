@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxclip.towers.attention import attend
 from jaxclip.towers.layers import LayerNorm, activate, linear, normal, zeros
-from jaxclip.towers.transformer import BlockConfig, BlockInit, attend
+from jaxclip.towers.transformer import BlockConfig, BlockInit
 
 
 class MapHead(nnx.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -10,11 +11,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxclip.config import check_at_least
 from jaxclip.context import Context
 from jaxclip.errors import UserError
+from jaxclip.towers.attention import SelfAttention, attend
 from jaxclip.towers.layers import (
     Activation,
     Initializer,
@@ -95,42 +98,6 @@ class BlockInit:
     mlp_out_bias: Initializer
 
 
-def attend(
-    q: Float[Array, "batch queries width"],
-    k: Float[Array, "batch keys width"],
-    v: Float[Array, "batch keys width"],
-    heads: int,
-    *,
-    causal: bool = False,
-    mask: Bool[Array, "batch keys"] | None = None,
-    drop: Callable[[jax.Array], jax.Array] = lambda weights: weights,
-) -> Float[Array, "batch queries width"]:
-    """Scaled dot-product attention with the logits and their softmax in float32.
-
-    Args:
-      q, k, v: projected; `width` is that of all heads together.
-      heads: divides `width`.
-      causal: query i sees keys up to i.
-      mask: the keys that any query may see; None for all.
-      drop: dropout of the attention weights, [batch, heads, queries, keys].
-
-    >>> x = jnp.ones((2, 3, 8))
-    >>> attend(x, x, x, heads=2, causal=True).shape
-    (2, 3, 8)
-    """
-    batch, queries, width = q.shape
-    keys, head_width = k.shape[1], width // heads
-    q, k, v = (x.reshape(batch, -1, heads, head_width) for x in (q, k, v))
-    logits = jnp.einsum("bqhd,bkhd->bhqk", q * head_width**-0.5, k, preferred_element_type=jnp.float32)
-    hidden = jnp.finfo(jnp.float32).min
-    if causal:
-        logits = jnp.where(jnp.tril(jnp.ones((queries, keys), bool)), logits, hidden)
-    if mask is not None:
-        logits = jnp.where(mask[:, None, None, :], logits, hidden)
-    weights = drop(jax.nn.softmax(logits, axis=-1).astype(v.dtype))
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, queries, width)
-
-
 class Block(nnx.Module):
     """Attention, cross-attention if there is a context, MLP; each with its residual and its layer normalization."""
 
@@ -169,40 +136,66 @@ class Block(nnx.Module):
         context: Float[Array, "batch context context_width"] | None = None,
         context_mask: Bool[Array, "batch context"] | None = None,
         change_cross: Callable[[jax.Array], jax.Array] = lambda weights: weights,
+        attention: SelfAttention | None = None,
+        part: Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]] = lambda function: function,
     ) -> Float[Array, "batch tokens width"]:
         """Runs the block; a block with cross-attention needs the `context` it was made for.
 
-        `change_cross` is applied to its cross-attention's weights, [batch, heads, tokens, context].
+        Args:
+          x, ctx, causal, mask, context, context_mask: as of `Transformer`.
+          change_cross: applied to the weights of the cross-attention, [batch, heads, tokens, context].
+          attention: the form of the self-attention, for padded tokens; the plain one by default.
+          part: wraps what the backward pass may compute again from its arguments.
         """
-        heads = self.config.heads
+        config, pre = self.config, self.config.norm == "pre"
+        attention = attention or SelfAttention(config.heads, x.shape[1], causal)
+        product = functools.partial(linear, flat=not ctx.on_tpu)
 
         def drop(place: int) -> Callable[[jax.Array], jax.Array]:
-            return lambda x: dropout(x, self.config.drop, ctx.keys, place)
+            return lambda x: dropout(x, config.drop, ctx.keys, place)
 
-        def attention(x: jax.Array) -> jax.Array:
-            q, k, v = jnp.split(linear(x, self.qkv_kernel[...], self.qkv_bias[...]), 3, axis=-1)
-            mixed = attend(q, k, v, heads, causal=causal, mask=mask, drop=drop(0))
-            return drop(1)(linear(mixed, self.attention_out_kernel[...], self.attention_out_bias[...]))
+        def weights(name: str) -> tuple[jax.Array, jax.Array]:
+            # Rounded outside of `part`: inside, the backward pass would round all of them again.
+            return getattr(self, f"{name}_kernel")[...].astype(x.dtype), getattr(self, f"{name}_bias")[...]
 
-        def cross_attention(x: jax.Array) -> jax.Array:
+        def into(norm: LayerNorm, name: str) -> Callable[[jax.Array], jax.Array]:
+            """The map from the residual stream into a branch."""
+            kernel, bias = weights(name)
+            # The gradient of the bias of queries, keys and values may come from the attention.
+            bias = attention.outer_bias(bias) if name == "qkv" else bias
+            return part(lambda x: product(norm(x) if pre else x, kernel, bias))
+
+        def add(norm: LayerNorm, x: jax.Array, branch: jax.Array) -> jax.Array:
+            return x + branch if pre else part(lambda x, branch: norm(x + branch))(x, branch)
+
+        qkv = into(self.ln_1, "qkv")(x)
+        bias = weights("qkv")[1]
+        # A kernel keeps what its own backward pass needs.
+        whole = (lambda function: function) if attention.form == "kernel" else part
+        mixed = whole(lambda qkv: attention(qkv, bias, ctx, mask, drop(0)))(qkv)
+        x = add(self.ln_1, x, drop(1)(product(mixed, *weights("attention_out"))))
+
+        if config.context_width:
             assert context is not None
-            q = linear(x, self.cross_q_kernel[...], self.cross_q_bias[...])
-            k, v = jnp.split(linear(context, self.cross_kv_kernel[...], self.cross_kv_bias[...]), 2, axis=-1)
-            mixed = attend(q, k, v, heads, mask=context_mask, drop=lambda weights: drop(2)(change_cross(weights)))
-            return drop(3)(linear(mixed, self.cross_out_kernel[...], self.cross_out_bias[...]))
+            k, v = jnp.split(product(context, *weights("cross_kv")), 2, axis=-1)
 
-        def mlp(x: jax.Array) -> jax.Array:
-            hidden = linear(x, self.mlp_in_kernel[...], self.mlp_in_bias[...])
-            hidden = activate(hidden, self.config.activation)
-            return drop(4)(linear(hidden, self.mlp_out_kernel[...], self.mlp_out_bias[...]))
+            def cross(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+                dropped = lambda weights: drop(2)(change_cross(weights))  # noqa: E731
+                return attend(q, k, v, config.heads, mask=context_mask, drop=dropped)
 
-        x = self._residual(x, self.ln_1, attention)
-        if self.config.context_width:
-            x = self._residual(x, self.ln_cross, cross_attention)
-        return self._residual(x, self.ln_2, mlp)
+            mixed = part(cross)(into(self.ln_cross, "cross_q")(x), k, v)
+            x = add(self.ln_cross, x, drop(3)(product(mixed, *weights("cross_out"))))
 
-    def _residual(self, x: jax.Array, norm: LayerNorm, branch: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        return x + branch(norm(x)) if self.config.norm == "pre" else norm(x + branch(x))
+        first, inner_bias = weights("mlp_in")
+        last, outer_bias = weights("mlp_out")
+        hidden = part(lambda x: product(self.ln_2(x) if pre else x, first))(x)
+
+        def out(hidden: jax.Array) -> jax.Array:
+            # The bias is added here so that its gradient is a sum of what the derivative of the activation gives.
+            hidden = activate(hidden + inner_bias.astype(x.dtype), config.activation)
+            return product(hidden, last, outer_bias)
+
+        return add(self.ln_2, x, drop(4)(part(out)(hidden)))
 
 
 def layer_keys(rngs: nnx.Rngs, layers: int) -> Key[Array, "layers"]:
@@ -218,8 +211,8 @@ class Transformer(nnx.Module):
       init: initializers of a block.
       keys: for the initialization, one for each block; see `layer_keys`.
       scan: run the blocks by `lax.scan` (one block is compiled, what a TPU wants) or unrolled (faster on CPU).
-      remat: what the backward pass recomputes: "none" keeps everything, "dots" keeps matrix products,
-        "full" keeps only the blocks' inputs.
+      remat: what the backward pass recomputes: "none" keeps everything, "products" keeps the results of products and of
+        attention, "dots" keeps those of products with weights alone, "full" keeps only the blocks' inputs.
       first: the number of the first block in its tower, if that has several transformers. Each block's dropout has its
         number folded into the keys, from 1; 0 is left to the tower.
     """
@@ -234,6 +227,7 @@ class Transformer(nnx.Module):
         remat: Remat,
         first: int = 0,
     ):
+        self.config = config
         self.layers = len(keys)
         self.scan = scan
         self.remat = remat
@@ -249,7 +243,8 @@ class Transformer(nnx.Module):
         mask: Bool[Array, "batch tokens"] | None = None,
         context: Float[Array, "batch context context_width"] | None = None,
         context_mask: Bool[Array, "batch context"] | None = None,
-    ) -> Float[Array, "batch tokens width"]:
+        attention: SelfAttention | None = None,
+    ) -> Float[Array, "batch own width"]:
         """Runs the blocks.
 
         Args:
@@ -258,15 +253,27 @@ class Transformer(nnx.Module):
           causal: a token sees those up to itself.
           mask: the tokens that any may see; None for all.
           context, context_mask: what blocks with cross-attention attend to.
+          attention: of x, which already has its padding; by default what `attention` gives.
+
+        Returns:
+          The states of the row's own tokens, without padding.
         """
         graph, stacked = nnx.split(self.blocks)
+        attention = attention or self.attention(ctx, x.shape[1], x.dtype, causal)
+        x, mask = attention.padded(x), None if mask is None else attention.padded(mask)
+        part = jax.checkpoint if self.remat == "products" else lambda function: function
 
         def run(x: jax.Array, params: Any, number: Any) -> jax.Array:
             block = nnx.merge(graph, params)
-            x = block(x, ctx.fold(number), causal=causal, mask=mask, context=context, context_mask=context_mask)
-            return ctx.constrain(x)
+            given = {"causal": causal, "mask": mask, "context": context, "context_mask": context_mask}
+            return ctx.constrain(block(x, ctx.fold(number), **given, attention=attention, part=part))
 
-        return self.run(run, x, stacked)
+        return self.run(run, x, stacked)[:, : attention.tokens]
+
+    def attention(self, ctx: Context, tokens: int, dtype: DTypeLike, causal: bool = False) -> SelfAttention:
+        """The self-attention of all blocks, for rows of so many tokens."""
+        config, dropped = self.config, ctx.keys is not None and self.config.drop > 0
+        return SelfAttention.of(ctx, tokens, config.width, config.heads, dtype, causal=causal, dropped=dropped)
 
     def run(self, layer: Callable[[jax.Array, Any, Any], jax.Array], x: jax.Array, stacked: Any) -> jax.Array:
         """What all layers give: scanned or unrolled, and rematerialized.
@@ -287,7 +294,11 @@ class Transformer(nnx.Module):
         # lax.split, not indexing: its transpose is one concatenation instead of a padded sum per layer.
         split = [jax.lax.split(leaf, [1] * self.layers, axis=0) for leaf in leaves]
         for place, number in enumerate(numbers):
-            x = layer(x, jax.tree.unflatten(tree, [pieces[place][0] for pieces in split]), number)
+            own = [pieces[place][0] for pieces in split]
+            if x.dtype != jnp.float32:
+                # Rounded and cut out once: fused into each product, it would be done again by all of them.
+                own = jax.lax.optimization_barrier([leaf.astype(x.dtype) if leaf.ndim == 2 else leaf for leaf in own])
+            x = layer(x, jax.tree.unflatten(tree, own), number)
         return x
 
 

@@ -160,9 +160,18 @@ class ViT(nnx.Module):
             # Dropped before the patch embedding: the work on patches that are not kept is saved too.
             x = jnp.take_along_axis(x, kept[:, :, None], axis=1)
             positions = positions[kept]
-        x = linear(x, self.patch_kernel[...], self.patch_bias[...] if config.patch_bias else None) + positions
         if config.pool == "class":
             first = first + self.class_embedding[...].astype(dtype)
-            x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], 1, x.shape[2])), x], axis=1)
+        if config.patch_bias:
+            positions = positions + self.patch_bias[...].astype(dtype)
+        before = len(first)
+        attention = self.transformer.attention(ctx, before + x.shape[1], dtype)
+        # Room for the class token, and for what the attention wants, is made among the patches: the compiler moves them
+        # once as it is, while each change of the number of tokens behind the product would move all states again.
+        x = jnp.pad(x, ((0, 0), (before, attention.padding), (0, 0)))
+        lead = positions.shape[:-2]
+        rows = [jnp.broadcast_to(first, (*lead, *first.shape)), positions]
+        rows.append(jnp.zeros((*lead, attention.padding, config.width), dtype))
+        x = linear(x, self.patch_kernel[...], flat=not ctx.on_tpu) + jnp.concatenate(rows, axis=-2)
         x = dropout(x, config.drop, ctx.keys, 0)
-        return self.transformer(ctx.constrain(self.ln_pre(x) if config.ln_pre else x), ctx)
+        return self.transformer(ctx.constrain(self.ln_pre(x) if config.ln_pre else x), ctx, attention=attention)

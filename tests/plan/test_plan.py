@@ -147,7 +147,8 @@ CONFIG = parse(
 def test_a_models_operations_are_those_of_its_formula():
     """24 tokens width^2 + 4 tokens^2 width per block, and the projections: forward, and twice that backward.
 
-    The patches have no gradient; the loss is one product of all embeddings, three for its gradient.
+    The patches, among which the class token has a row, have no gradient; the loss is one product of all embeddings,
+    three for its gradient.
     """
     method = methods.from_config(METHOD)
     mesh = sharding.create(MeshConfig(), jax.devices()[:1])
@@ -157,7 +158,7 @@ def test_a_models_operations_are_those_of_its_formula():
     def blocks(tokens: int) -> int:
         return 3 * (24 * tokens * width**2 + 4 * tokens**2 * width)
 
-    patches = 2 * 16 * (8 * 8 * 3) * width
+    patches = 2 * 17 * (8 * 8 * 3) * width
     towers = blocks(17) + blocks(10) + 2 * (2 * width * 32)
     loss = 4 * 2 * batch**2 * 32
     assert model_flops(method, step, shapes(method.inputs(), batch)) == batch * (3 * towers + 2 * patches) + loss
@@ -172,7 +173,7 @@ def test_a_frozen_tower_has_no_backward_pass():
     batch = shapes(method.inputs(), 16)
     tower = 16 * (3 * (24 * 17 * 64**2 + 4 * 17**2 * 64) + 2 * 64 * 32)
     saved = model_flops(method, trained, batch) - model_flops(method, frozen, batch)
-    assert saved == 2 * tower + 16 * 2 * 16 * (8 * 8 * 3) * 64
+    assert saved == 2 * tower + 16 * 2 * 17 * (8 * 8 * 3) * 64
 
 
 def test_remat_is_shown_and_set_for_all_towers():
@@ -210,7 +211,9 @@ def test_a_queue_and_an_average_are_shown_with_their_bytes():
 
 def plan(config: Config, fits: bool, peak: int, remat: str) -> Plan:
     parts = {"parameters": 1000, "optimizer state": 2000, "batch": 0, "temporaries": peak - 3000}
-    return Plan(fits, config.batch_size, remat, 1, {"data": 4, "fsdp": 1}, parts, peak, {}, 100, 0, 1e6, 1.0)
+    kinds = {"products": 70, "attention": 30}
+    mesh = {"data": 4, "fsdp": 1}
+    return Plan(fits, config.batch_size, remat, 1, mesh, parts, peak, {}, 100, 30, kinds, 0, 1e6, 1.0)
 
 
 def memory(per_row: dict[str, int], hbm: int, compiled: list[tuple[str, int]]):
@@ -228,7 +231,7 @@ def memory(per_row: dict[str, int], hbm: int, compiled: list[tuple[str, int]]):
 @pytest.mark.parametrize("hbm", [10_000, 50_000, 1_000_000])
 def test_a_search_finds_the_largest_batch_and_the_cheapest_rematerialization(hbm):
     config = with_remat(dataclasses.replace(CONFIG, batch_size=4 * 256), "none")
-    per_row, compiled = {"none": 300, "dots": 100, "full": 20}, []
+    per_row, compiled = {"none": 300, "products": 200, "dots": 100, "full": 20}, []
     found = search(config, 4, hbm, memory(per_row, hbm, compiled))
     expected = next((remat for remat, each in per_row.items() if 3000 + each * 256 + 65 <= hbm), None)
     assert (found.cheapest and found.cheapest.remat) == expected
@@ -237,11 +240,11 @@ def test_a_search_finds_the_largest_batch_and_the_cheapest_rematerialization(hbm
         assert rows % 8 == 0
         more = rows + max(8, rows // 16 // 8 * 8)
         assert 3000 + each * rows + rows**2 // 1000 <= hbm < 3000 + each * more + more**2 // 1000
-    assert len(compiled) == len(set(compiled)) <= 21
+    assert len(compiled) == len(set(compiled)) <= 28
 
 
 def test_a_search_leaves_out_what_does_not_fit_with_the_smallest_batch():
-    found = search(CONFIG, 4, 3500, memory({"none": 3000, "dots": 3000, "full": 20}, 3500, []))
+    found = search(CONFIG, 4, 3500, memory({"none": 3000, "products": 3000, "dots": 3000, "full": 20}, 3500, []))
     assert found.cheapest is None and list(found.largest) == ["full"]
 
 
