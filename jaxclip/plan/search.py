@@ -9,7 +9,7 @@ from jaxclip.config import Config
 from jaxclip.plan.compiling import Plan, with_remat
 
 # In order of increasing recomputation.
-REMATS = ("none", "products", "dots", "full")
+REMATS = ("none", "products", "mlp", "dots", "full")
 # Pairs per device are tried in multiples of the eight rows of a TPU's registers.
 ROWS = 8
 

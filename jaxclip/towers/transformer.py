@@ -137,7 +137,7 @@ class Block(nnx.Module):
         context_mask: Bool[Array, "batch context"] | None = None,
         change_cross: Callable[[jax.Array], jax.Array] = lambda weights: weights,
         attention: SelfAttention | None = None,
-        part: Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]] = lambda function: function,
+        remat: Remat = "none",
     ) -> Float[Array, "batch tokens width"]:
         """Runs the block; a block with cross-attention needs the `context` it was made for.
 
@@ -145,9 +145,10 @@ class Block(nnx.Module):
           x, ctx, causal, mask, context, context_mask: as of `Transformer`.
           change_cross: applied to the weights of the cross-attention, [batch, heads, tokens, context].
           attention: the form of the self-attention, for padded tokens; the plain one by default.
-          part: wraps what the backward pass may compute again from its arguments.
+          remat: "products" or "mlp", see `Transformer`; others are for whole blocks.
         """
         config, pre = self.config, self.config.norm == "pre"
+        part = jax.checkpoint if remat == "products" else _as_it_is
         attention = attention or SelfAttention(config.heads, x.shape[1], causal)
         product = functools.partial(linear, flat=not ctx.on_tpu)
 
@@ -171,7 +172,7 @@ class Block(nnx.Module):
         qkv = into(self.ln_1, "qkv")(x)
         bias = weights("qkv")[1]
         # A kernel keeps what its own backward pass needs.
-        whole = (lambda function: function) if attention.form == "kernel" else part
+        whole = _as_it_is if attention.form == "kernel" else part
         mixed = whole(lambda qkv: attention(qkv, bias, ctx, mask, drop(0)))(qkv)
         x = add(self.ln_1, x, drop(1)(product(mixed, *weights("attention_out"))))
 
@@ -188,14 +189,20 @@ class Block(nnx.Module):
 
         first, inner_bias = weights("mlp_in")
         last, outer_bias = weights("mlp_out")
-        hidden = part(lambda x: product(self.ln_2(x) if pre else x, first))(x)
 
         def out(hidden: jax.Array) -> jax.Array:
             # The bias is added here so that its gradient is a sum of what the derivative of the activation gives.
             hidden = activate(hidden + inner_bias.astype(x.dtype), config.activation)
             return product(hidden, last, outer_bias)
 
-        return add(self.ln_2, x, drop(4)(part(out)(hidden)))
+        def mlp(x: jax.Array) -> jax.Array:
+            return part(out)(part(lambda x: product(self.ln_2(x) if pre else x, first))(x))
+
+        return add(self.ln_2, x, drop(4)((jax.checkpoint(mlp) if remat == "mlp" else mlp)(x)))
+
+
+def _as_it_is(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    return function
 
 
 def layer_keys(rngs: nnx.Rngs, layers: int) -> Key[Array, "layers"]:
@@ -212,7 +219,8 @@ class Transformer(nnx.Module):
       keys: for the initialization, one for each block; see `layer_keys`.
       scan: run the blocks by `lax.scan` (one block is compiled, what a TPU wants) or unrolled (faster on CPU).
       remat: what the backward pass recomputes: "none" keeps everything, "products" keeps the results of products and of
-        attention, "dots" keeps those of products with weights alone, "full" keeps only the blocks' inputs.
+        attention, "mlp" all but what is inside the MLPs, "dots" keeps the results of products with weights, "full" only
+        the blocks' inputs. The TPU's compiler computes activations and normalizations again by itself.
       first: the number of the first block in its tower, if that has several transformers. Each block's dropout has its
         number folded into the keys, from 1; 0 is left to the tower.
     """
@@ -261,12 +269,11 @@ class Transformer(nnx.Module):
         graph, stacked = nnx.split(self.blocks)
         attention = attention or self.attention(ctx, x.shape[1], x.dtype, causal)
         x, mask = attention.padded(x), None if mask is None else attention.padded(mask)
-        part = jax.checkpoint if self.remat == "products" else lambda function: function
 
         def run(x: jax.Array, params: Any, number: Any) -> jax.Array:
             block = nnx.merge(graph, params)
             given = {"causal": causal, "mask": mask, "context": context, "context_mask": context_mask}
-            return ctx.constrain(block(x, ctx.fold(number), **given, attention=attention, part=part))
+            return ctx.constrain(block(x, ctx.fold(number), **given, attention=attention, remat=self.remat))
 
         return self.run(run, x, stacked)[:, : attention.tokens]
 

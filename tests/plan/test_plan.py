@@ -231,7 +231,7 @@ def memory(per_row: dict[str, int], hbm: int, compiled: list[tuple[str, int]]):
 @pytest.mark.parametrize("hbm", [10_000, 50_000, 1_000_000])
 def test_a_search_finds_the_largest_batch_and_the_cheapest_rematerialization(hbm):
     config = with_remat(dataclasses.replace(CONFIG, batch_size=4 * 256), "none")
-    per_row, compiled = {"none": 300, "products": 200, "dots": 100, "full": 20}, []
+    per_row, compiled = {"none": 300, "products": 200, "mlp": 150, "dots": 100, "full": 20}, []
     found = search(config, 4, hbm, memory(per_row, hbm, compiled))
     expected = next((remat for remat, each in per_row.items() if 3000 + each * 256 + 65 <= hbm), None)
     assert (found.cheapest and found.cheapest.remat) == expected
@@ -240,11 +240,13 @@ def test_a_search_finds_the_largest_batch_and_the_cheapest_rematerialization(hbm
         assert rows % 8 == 0
         more = rows + max(8, rows // 16 // 8 * 8)
         assert 3000 + each * rows + rows**2 // 1000 <= hbm < 3000 + each * more + more**2 // 1000
-    assert len(compiled) == len(set(compiled)) <= 28
+    assert len(compiled) == len(set(compiled)) <= 35
 
 
 def test_a_search_leaves_out_what_does_not_fit_with_the_smallest_batch():
-    found = search(CONFIG, 4, 3500, memory({"none": 3000, "products": 3000, "dots": 3000, "full": 20}, 3500, []))
+    found = search(
+        CONFIG, 4, 3500, memory({"none": 3000, "products": 3000, "mlp": 3000, "dots": 3000, "full": 20}, 3500, [])
+    )
     assert found.cheapest is None and list(found.largest) == ["full"]
 
 

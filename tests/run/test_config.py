@@ -169,7 +169,11 @@ WRONG_METHOD = [
     ("image.layers", 0, "config.method.image.layers=0 must be at least 1"),
     ("image.patch_drop", 1.0, "config.method.image.patch_drop=1.0 must be at least 0 and below 1"),
     ("image.patch_drop", -0.1, "config.method.image.patch_drop=-0.1 must be at least 0 and below 1"),
-    ("image.remat", "some", "config.method.image.remat='some' must be one of 'none', 'products', 'dots', 'full'"),
+    (
+        "image.remat",
+        "some",
+        "config.method.image.remat='some' must be one of 'none', 'products', 'mlp', 'dots', 'full'",
+    ),
     ("text.heads", 3, "config.method.text.width=64 must be a multiple of heads=3"),
     ("text.context_length", 0, "config.method.text.context_length=0 must be at least 2"),
     ("text.vocab_size", -1, "config.method.text.vocab_size=-1 must be at least 1"),

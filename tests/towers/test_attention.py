@@ -71,6 +71,7 @@ FORMS = [
     ("kernel", "products", False, 1),
     ("kernel", "products", True, 8),
     ("plain", "products", False, 1),
+    ("plain", "mlp", False, 1),
     ("plain", "dots", True, 1),
 ]
 
