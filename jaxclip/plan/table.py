@@ -88,14 +88,20 @@ def search_table(result: SearchResult, batch_size: int, topology: Topology) -> s
         first = f"batch {batch_size:,} fits with remat {result.cheapest.remat}, the least recomputation that does"
     else:
         first = f"batch {batch_size:,} does not fit with any rematerialization; use config.microbatches or more devices"
-    lines = [first, "", f"{'remat':<8}{'largest batch':>16}{'per device':>12}{'peak HBM':>12}{'MFU':>6}{'pairs/s':>12}"]
-    for remat, plan in result.largest.items():
+    lines = [first, "", "estimated from two and three layers of each tower:"]
+    lines.append(
+        f"{'remat':<8}{'peak HBM':>12}{'fits':>6}{'MFU':>6}{'pairs/s':>12}{'largest batch':>16}{'per device':>12}"
+    )
+    for remat, plan in result.estimates.items():
         mfu, images = plan.estimated_mfu(topology), plan.images_per_second(topology)
-        assert mfu and images
-        per_device = _number(plan.batch_size / len(topology.devices))
+        figures = f"{mfu:>6.0%}{images:>12,.0f}" if mfu and images else f"{'':>18}"
+        largest = result.largest[remat]
         lines.append(
-            f"{remat:<8}{plan.batch_size:>16,}{per_device:>12}{_size(plan.peak_hbm_bytes):>12}{mfu:>6.0%}{images:>12,.0f}"
+            f"{remat:<8}{_size(plan.peak_hbm_bytes):>12}{'yes' if plan.fits else 'no':>6}{figures}"
+            f"{largest:>16,}{_number(largest / len(topology.devices)):>12}"
         )
+    if result.cheapest:
+        lines += ["", "compiled whole:", table(result.cheapest, topology)]
     return "\n".join(lines)
 
 
@@ -135,7 +141,8 @@ def search_dict(result: SearchResult, batch_size: int, topology: Topology) -> di
         "slices": topology.slices,
         "batch_size": batch_size,
         "cheapest": result.cheapest and as_dict(result.cheapest, topology),
-        "largest": {remat: as_dict(plan, topology) for remat, plan in result.largest.items()},
+        "extrapolated": {remat: as_dict(plan, topology) for remat, plan in result.estimates.items()},
+        "largest_batch": result.largest,
     }
 
 

@@ -20,7 +20,7 @@ from jaxclip.inputs import shapes
 from jaxclip.methods import clip
 from jaxclip.parsing import parse
 from jaxclip.plan import chips, table
-from jaxclip.plan.compiling import Plan, remat_of, stored_bytes, with_remat
+from jaxclip.plan.compiling import Plan, Traffic, remat_of, stored_bytes, with_remat
 from jaxclip.plan.flops import model_flops
 from jaxclip.plan.hlo import Program, array_bytes
 from jaxclip.plan.search import search
@@ -216,38 +216,69 @@ def plan(config: Config, fits: bool, peak: int, remat: str) -> Plan:
     return Plan(fits, config.batch_size, remat, 1, mesh, parts, peak, {}, 100, 30, kinds, 0, 1e6, 1.0)
 
 
-def memory(per_row: dict[str, int], hbm: int, compiled: list[tuple[str, int]]):
-    """A compiler whose programs need 3,000 bytes and so many per row, and a little more than in proportion."""
+def layers_of(config: Config) -> tuple[int, int]:
+    return config.method["image"]["layers"], config.method["text"]["layers"]
+
+
+def compiler(per_layer: dict[str, int], hbm: int, compiled: list[tuple[str, tuple[int, int]]]):
+    """A compiler whose programs need 3,000 bytes, so many per row and layer of the image tower, and half for texts."""
 
     def compile_one(config: Config) -> Plan:
-        rows, remat = config.batch_size // 4, remat_of(config)
-        peak = 3000 + per_row[remat] * rows + rows**2 // 1000
-        compiled.append((remat, rows))
-        return plan(config, peak <= hbm, peak, remat)
+        rows, remat, (image, text) = config.batch_size // 4, remat_of(config), layers_of(config)
+        peak = 3000 + rows * per_layer[remat] * (2 * image + text) // 2
+        compiled.append((remat, (image, text)))
+        found = plan(config, peak <= hbm, peak, remat)
+        cycles = 1000 + 100 * image + 10 * text
+        return dataclasses.replace(
+            found,
+            estimated_cycles=cycles,
+            cycles_by_kind={"products": cycles},
+            collectives={"all-reduce": Traffic(2, cycles)},
+        )
 
     return compile_one
 
 
-@pytest.mark.parametrize("hbm", [10_000, 50_000, 1_000_000])
-def test_a_search_finds_the_largest_batch_and_the_cheapest_rematerialization(hbm):
-    config = with_remat(dataclasses.replace(CONFIG, batch_size=4 * 256), "none")
-    per_row, compiled = {"none": 300, "products": 200, "mlp": 150, "dots": 100, "full": 20}, []
-    found = search(config, 4, hbm, memory(per_row, hbm, compiled))
-    expected = next((remat for remat, each in per_row.items() if 3000 + each * 256 + 65 <= hbm), None)
+DEEP = dataclasses.replace(
+    CONFIG, method=METHOD | {"image": METHOD["image"] | {"layers": 24}, "text": METHOD["text"] | {"layers": 12}}
+)
+PER_LAYER = {"none": 30, "mlp": 20, "dots": 15, "full": 2}
+
+
+@pytest.mark.parametrize("hbm", [10_000, 20_000, 150_000, 1_000_000])
+def test_a_search_judges_by_few_layers_and_compiles_the_cheapest_that_fits_whole(hbm):
+    compiled = []
+    config = with_remat(DEEP, "none")
+    found = search(config, 4, hbm, compiler(PER_LAYER, hbm, compiled))
+    whole = {remat: 3000 + 256 * each * 30 for remat, each in PER_LAYER.items()}
+    expected = next((remat for remat, peak in whole.items() if peak <= hbm), None)
     assert (found.cheapest and found.cheapest.remat) == expected
-    for remat, each in per_row.items():
-        rows = found.largest[remat].batch_size // 4
-        assert rows % 8 == 0
-        more = rows + max(8, rows // 16 // 8 * 8)
-        assert 3000 + each * rows + rows**2 // 1000 <= hbm < 3000 + each * more + more**2 // 1000
-    assert len(compiled) == len(set(compiled)) <= 35
+    assert {remat: each.peak_hbm_bytes for remat, each in found.estimates.items()} == whole
+    for remat, each in found.estimates.items():
+        assert each.estimated_cycles == each.cycles_by_kind["products"] == 1000 + 24 * 100 + 12 * 10
+        assert each.collectives["all-reduce"] == Traffic(2, each.estimated_cycles)
+        rows = found.largest[remat] // 4
+        assert rows % 8 == 0 and 3000 + rows * PER_LAYER[remat] * 30 <= hbm < 3000 + (rows + 8) * PER_LAYER[remat] * 30
+    small = [(remat, layers) for remat in PER_LAYER for layers in ((2, 2), (3, 2), (2, 3))]
+    assert compiled == small + ([(expected, (24, 12))] if expected else [])
 
 
-def test_a_search_leaves_out_what_does_not_fit_with_the_smallest_batch():
-    found = search(
-        CONFIG, 4, 3500, memory({"none": 3000, "products": 3000, "mlp": 3000, "dots": 3000, "full": 20}, 3500, [])
-    )
-    assert found.cheapest is None and list(found.largest) == ["full"]
+def test_a_search_that_finds_too_little_memory_in_the_whole_model_goes_on():
+    compiled = []
+    few = compiler(PER_LAYER, 1_000_000, compiled)
+
+    def compile_one(config: Config) -> Plan:
+        found = few(config)
+        return dataclasses.replace(found, fits=layers_of(config) != (24, 12) or found.remat == "full")
+
+    assert search(with_remat(DEEP, "none"), 4, 1_000_000, compile_one).cheapest.remat == "full"
+    assert [remat for remat, layers in compiled if layers == (24, 12)] == ["none", "mlp", "dots", "full"]
+
+
+def test_towers_of_few_layers_are_compiled_as_they_are():
+    compiled = []
+    search(with_remat(CONFIG, "none"), 4, 10**6, compiler(PER_LAYER, 10**6, compiled))
+    assert {layers for _, layers in compiled} == {(3, 3)}
 
 
 def test_a_step_that_does_not_fit_is_reported_with_the_excess_and_advice():
