@@ -17,10 +17,10 @@ def get_config():
     config.optimizer.weight_decay = 0.1
     config.optimizer.clip_norm = 1.0
     image = recipes.vit(
-        image_size=224, patch_size=16, width=768, layers=12, remat="full", activation="gelu_tanh", eps=1e-6
+        image_size=224, patch_size=16, width=768, layers=12, scan=False, activation="gelu_tanh", eps=1e-6
     )
     image |= {"pool": "map", "ln_pre": False, "patch_bias": True}
-    text = recipes.text(width=768, layers=12, remat="full", activation="gelu_tanh", eps=1e-6)
+    text = recipes.text(width=768, layers=12, scan=False, activation="gelu_tanh", eps=1e-6)
     text |= {"vocab_size": 32_000, "context_length": 64, "causal": False, "pool": "last"}
     config.method = recipes.two_towers("siglip", image, text, 768)
     config.method.image_projection = False

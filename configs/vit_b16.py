@@ -10,8 +10,7 @@ from jaxclip import recipes
 def get_config():
     config = recipes.paper()
     config.optimizer.learning_rate = 5e-4
-    # Without this, a batch of 32,768 does not fit on 256 chips of 16 GiB: see docs/plan.md.
     config.method = recipes.clip(
-        image_size=224, patch_size=16, width=768, layers=12, text_width=512, text_layers=12, embed_dim=512, remat="full"
+        image_size=224, patch_size=16, width=768, layers=12, text_width=512, text_layers=12, embed_dim=512
     )
     return config

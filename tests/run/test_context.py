@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -43,9 +44,9 @@ def batch() -> dict[str, np.ndarray]:
     }
 
 
-def step_of(devices: int, microbatches: int, method: Any = None) -> Step:
+def step_of(devices: int, microbatches: int, method: Any = None, fsdp: int = 2) -> Step:
     method = method or methods.from_config(TINY)
-    mesh = sharding.create(MeshConfig(fsdp=min(2, devices)), jax.devices()[:devices])
+    mesh = sharding.create(MeshConfig(fsdp=min(fsdp, devices)), jax.devices()[:devices])
     sgd = optimizer.create(OptimizerConfig(learning_rate=1e-3), 100)
     return Step(method, sgd, mesh, "float32", microbatches)
 
@@ -59,9 +60,9 @@ def first_params() -> Any:
 
 
 @functools.cache
-def gradients(devices: int, microbatches: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def gradients(devices: int, microbatches: int, fsdp: int = 2) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Metrics, and gradients by every parameter, of the loss that the step trains on."""
-    step = step_of(devices, microbatches)
+    step = step_of(devices, microbatches, fsdp=fsdp)
     params = jax.device_put(first_params(), jax.tree.map(lambda leaf: leaf.sharding, step.abstract_state.params))
     rows = jax.device_put(batch(), sharding.batch_sharding(step.mesh))
     function = jax.jit(jax.value_and_grad(step.loss, has_aux=True), compiler_options=ACCURATE)
@@ -73,9 +74,10 @@ def gradients(devices: int, microbatches: int) -> tuple[dict[str, float], dict[s
     )
 
 
-@pytest.mark.parametrize(("microbatches", "devices"), [(8, 8)])
-def test_cached_gradients_equal_uncached_ones(microbatches, devices):
-    metrics, found = gradients(devices, microbatches)
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_cached_gradients_equal_uncached_ones(fsdp):
+    microbatches, devices = 8, 8
+    metrics, found = gradients(devices, microbatches, fsdp)
     expected_metrics, expected = gradients(devices, 1)
     for name, value in expected_metrics.items():
         assert metrics[name] == pytest.approx(value, rel=1e-6), name
@@ -84,6 +86,15 @@ def test_cached_gradients_equal_uncached_ones(microbatches, devices):
     # Not k times too large, as it would be if each micro-batch added that of the whole matrix.
     assert found["logit_scale"] == pytest.approx(expected["logit_scale"], rel=1e-6)
     assert abs(expected["logit_scale"]) > 1e-3
+
+
+def test_gradients_are_summed_over_devices_once_and_not_once_per_part():
+    step = step_of(8, 4, fsdp=1)
+    text = step.train.lower(step.abstract_state, shapes(step.method.inputs(), 64)).compile().as_text()
+    computations = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    bodies = set(re.findall(r"body=%?([\w.\-]+)", text))
+    assert bodies and "all-reduce" in text
+    assert not [name for name in bodies if "all-reduce" in computations[name]]
 
 
 def temporaries(microbatches: int) -> int:
