@@ -131,3 +131,14 @@ def test_under_fsdp_every_parameter_is_gathered_forward_and_backward(folder):
 def test_a_search_refuses_a_batch_that_does_not_divide(folder, size):
     done = plan(folder, "v5e:2x4", "--search", f"--config.batch_size={size}")
     assert done.returncode == 2 and f"config.batch_size={size} must be a multiple of the 8 devices" in done.stderr
+
+
+def test_the_cycles_of_a_kernel_are_counted_and_those_of_all_kinds_are_all(folder):
+    """Heads of width 64 take the kernel, others the plain form, which has none."""
+    kernel, plain = (
+        json.loads(plan(folder, "v5e:1x1", "--json", *sizes(width=128, heads=heads)).stdout) for heads in (2, 4)
+    )
+    assert kernel["kernel_cycles"] > 0 and plain["kernel_cycles"] == 0
+    for found in (kernel, plain):
+        assert sum(found["cycles_by_kind"].values()) == found["estimated_cycles"] > found["kernel_cycles"]
+    assert kernel["cycles_by_kind"]["attention"] >= kernel["kernel_cycles"]
