@@ -33,7 +33,7 @@ def method(**keys: Any) -> Any:
 def step_on(devices: int, microbatches: int) -> Step:
     mesh = sharding.create(MeshConfig(fsdp=min(2, devices)), jax.devices()[:devices])
     # The eps is large because the division by a gradient that is zero but for rounding would magnify the rounding.
-    adamw = optimizer.create(OptimizerConfig(learning_rate=1e-2, warmup_steps=0, eps=1e-3), 100)
+    adamw = optimizer.create(OptimizerConfig(learning_rate=2e-3, warmup_steps=0, eps=1e-3), 100)
     return Step(method(), adamw, mesh, precision="float32", microbatches=microbatches)
 
 
