@@ -61,6 +61,11 @@ class Context:
         return self.device is not None and self.device.platform == "tpu"
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether the devices are GPUs."""
+        return self.device is not None and self.device.platform == "gpu"
+
+    @property
     def train(self) -> bool:
         """Whether this is training: dropout, batch statistics of the batch, augmentation."""
         return self.key is not None

@@ -17,6 +17,9 @@ from jaxclip.context import Context
 from jaxclip.sharding import BATCH
 from jaxclip.towers.fused_attention import ROWS, VMEM, Rows, fused_attention, suits
 
+# Widths of a head that cuDNN has on all GPUs with bfloat16.
+CUDNN_HEADS = (32, 64, 96, 128)
+
 
 # The name is for `jaxclip.plan`, which tells by it what cycles are spent on.
 @jax.named_scope("attention")
@@ -74,7 +77,16 @@ class SelfAttention:
 
     @classmethod
     def of(
-        cls, ctx: Context, tokens: int, width: int, heads: int, dtype: DTypeLike, *, causal: bool, dropped: bool
+        cls,
+        ctx: Context,
+        tokens: int,
+        width: int,
+        heads: int,
+        dtype: DTypeLike,
+        *,
+        causal: bool,
+        masked: bool,
+        dropped: bool,
     ) -> SelfAttention:
         """The form for the tokens of a tower.
 
@@ -82,18 +94,14 @@ class SelfAttention:
           ctx: its `attention` may force the form.
           width, dtype: of the tokens.
           tokens, heads, causal: see above.
+          masked: whether each row says which tokens may be seen; cuDNN's form cannot.
           dropped: whether there is dropout, of which only the plain form is capable.
         """
         form: Literal["plain", "kernel", "cudnn"] = "plain"
         if not dropped and ctx.attention != "plain":
             if suits(tokens, width, heads, _memory(ctx)) and (ctx.on_tpu or ctx.attention == "kernel"):
                 form = "kernel"
-            elif (
-                ctx.device is not None
-                and ctx.device.platform == "gpu"
-                and jnp.dtype(dtype).itemsize == 2
-                and width // heads % 8 == 0
-            ):
+            elif ctx.on_gpu and not masked and jnp.dtype(dtype).itemsize == 2 and width // heads in CUDNN_HEADS:
                 form = "cudnn"
         return cls(heads, tokens, causal, form)
 
@@ -131,10 +139,8 @@ class SelfAttention:
         if self.form == "kernel":
             return self._kernel(qkv, bias, mask, ctx)
         q, k, v = jnp.split(qkv, 3, axis=-1)
-        if self.form == "cudnn" and mask is None:
+        if self.form == "cudnn":
             return self._cudnn(q, k, v)
-        if self.form == "cudnn" and mask is not None:
-            mask = mask & (jnp.arange(qkv.shape[1]) < self.tokens)
         return attend(q, k, v, self.heads, causal=self.causal, mask=mask, drop=drop)
 
     def _kernel(self, qkv: jax.Array, bias: jax.Array, mask: jax.Array | None, ctx: Context) -> jax.Array:

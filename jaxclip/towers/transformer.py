@@ -267,7 +267,7 @@ class Transformer(nnx.Module):
           The states of the row's own tokens, without padding.
         """
         graph, stacked = nnx.split(self.blocks)
-        attention = attention or self.attention(ctx, x.shape[1], x.dtype, causal)
+        attention = attention or self.attention(ctx, x.shape[1], x.dtype, causal, mask is not None)
         x, mask = attention.padded(x), None if mask is None else attention.padded(mask)
 
         def run(x: jax.Array, params: Any, number: Any) -> jax.Array:
@@ -277,10 +277,13 @@ class Transformer(nnx.Module):
 
         return self.run(run, x, stacked)[:, : attention.tokens]
 
-    def attention(self, ctx: Context, tokens: int, dtype: DTypeLike, causal: bool = False) -> SelfAttention:
-        """The self-attention of all blocks, for rows of so many tokens."""
-        config, dropped = self.config, ctx.keys is not None and self.config.drop > 0
-        return SelfAttention.of(ctx, tokens, config.width, config.heads, dtype, causal=causal, dropped=dropped)
+    def attention(
+        self, ctx: Context, tokens: int, dtype: DTypeLike, causal: bool = False, masked: bool = False
+    ) -> SelfAttention:
+        """The self-attention of all blocks, for rows of so many tokens; see `SelfAttention.of`."""
+        size = (tokens, self.config.width, self.config.heads, dtype)
+        dropped = ctx.keys is not None and self.config.drop > 0
+        return SelfAttention.of(ctx, *size, causal=causal, masked=masked, dropped=dropped)
 
     def run(self, layer: Callable[[jax.Array, Any, Any], jax.Array], x: jax.Array, stacked: Any) -> jax.Array:
         """What all layers give: scanned or unrolled, and rematerialized.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -97,4 +99,32 @@ def test_values_and_gradients_are_those_of_the_plain_form(kind, form, remat, sca
 )
 def test_what_the_kernel_is_not_made_for_takes_the_plain_form(form, dropped, width, tokens, found):
     ctx = Context(attention=form)
-    assert SelfAttention.of(ctx, tokens, width, 2, jnp.float32, causal=False, dropped=dropped).form == found
+    assert (
+        SelfAttention.of(ctx, tokens, width, 2, jnp.float32, causal=False, masked=False, dropped=dropped).form == found
+    )
+
+
+V4, V5E = (types.SimpleNamespace(platform="tpu", device_kind=kind) for kind in ("TPU v4", "TPU v5 lite"))
+GPU = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
+
+
+@pytest.mark.parametrize(
+    ("device", "tokens", "dtype", "masked", "found"),
+    [
+        (V5E, 577, jnp.bfloat16, True, "kernel"),
+        (V4, 197, jnp.bfloat16, False, "kernel"),
+        (V4, 577, jnp.bfloat16, False, "plain"),  # Its core has a quarter of the memory.
+        (GPU, 577, jnp.bfloat16, False, "cudnn"),
+        (GPU, 577, jnp.bfloat16, True, "plain"),
+        (GPU, 577, jnp.float32, False, "plain"),
+    ],
+)
+def test_the_form_is_that_of_the_devices(device, tokens, dtype, masked, found):
+    ctx = Context(kind=device)
+    chosen = SelfAttention.of(ctx, tokens, 1024, 16, dtype, causal=False, masked=masked, dropped=False)
+    assert chosen.form == found
+    assert chosen.padding == (0 if found == "plain" else -tokens % 8)
+    plain = SelfAttention.of(
+        dataclasses.replace(ctx, attention="plain"), tokens, 1024, 16, dtype, causal=False, masked=False, dropped=False
+    )
+    assert plain.form == "plain"
