@@ -154,10 +154,18 @@ def _span(series: Sequence[Series], curves: Sequence[tuple[np.ndarray, np.ndarra
     shown = [np.asarray(include, dtype=np.float64)] + [values for _, values in curves]
     for one in series:
         finite = one.values[np.isfinite(one.values)]
-        shown.append(np.percentile(finite, [0.5, 99.5]) if one.smoothed and len(finite) >= 24 else finite)
+        shown.append(_without_peaks(finite) if one.smoothed and len(finite) >= 24 else finite)
     everything = np.concatenate(shown)
     everything = everything[np.isfinite(everything)]
     return float(everything.min()), float(everything.max())
+
+
+def _without_peaks(values: np.ndarray) -> np.ndarray:
+    """The lowest and the highest value, or where nearly all lie if these are far away."""
+    low, high = np.percentile(values, [0.5, 99.5])
+    room = (high - low) / 4
+    lowest, highest = values.min(), values.max()
+    return np.array([lowest if lowest >= low - room else low, highest if highest <= high + room else high])
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:

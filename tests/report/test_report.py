@@ -175,6 +175,15 @@ def test_smoothing_keeps_a_straight_level_and_bridges_a_missing_value():
     assert np.isnan(charts.smooth(np.full(5, np.nan), 2.0)).all()
 
 
+def test_only_peaks_far_above_the_rest_are_cut_off():
+    """The start of a falling curve is none."""
+    values = 14.26 - 0.002 * np.arange(300.0)
+    steps = np.arange(1.0, 301)
+    assert "cut off" not in charts.line_chart("x", [charts.Series("x", steps, values)])
+    values[30] = 40
+    assert "the highest is 40 at step 31." in charts.line_chart("x", [charts.Series("x", steps, values)])
+
+
 @pytest.mark.parametrize(
     "values", [[0.0], [5.0, 5.0], [-3.0, 4.0], [1e-9, 2e-9], [2e-15, 0.0], [1e-300], [1e20, 3e20], [0.2999, 0.3]]
 )
