@@ -10,7 +10,6 @@ from jaxclip import recipes
 def get_config():
     config = recipes.paper()
     config.optimizer.learning_rate = 4e-4
-    # Without "mlp", a batch of 32,768 does not fit on 256 chips of 16 GiB: see docs/plan.md.
     config.method = recipes.clip(
         image_size=224,
         patch_size=14,
@@ -19,6 +18,5 @@ def get_config():
         text_width=768,
         text_layers=12,
         embed_dim=768,
-        remat="mlp",
     )
     return config

@@ -1,7 +1,8 @@
 """Search for the cheapest rematerialization with which a batch fits, and for the largest batch with each.
 
 A whole model takes the TPU's compiler minutes, a few layers of it one. So each rematerialization is judged by models of
-two and three layers: what one layer more costs, all others do. Only the one that is chosen is compiled whole.
+two and three layers: what one layer more costs, all others do. Only the one that is chosen is compiled whole. Memory is
+overestimated so: of a whole model the compiler computes by itself again what would not fit.
 """
 
 from __future__ import annotations
