@@ -1,34 +1,35 @@
 """python benchmarks/gpu.py STAGE: the training step and the contrastive losses on one GPU, beside open_clip's step.
 
 Stages: b16 and l14, images per second and MFU in bfloat16 at the largest batch that fits, taking turns with open_clip
-compiled by torch.compile where torch and open_clip are installed; loss, milliseconds and memory of the value and the
-gradient at 32,768 and 65,536 pairs, tiled and dense, softmax and sigmoid. Each ends in minutes. Needs no TensorFlow.
+compiled by torch.compile where it is installed, each side in processes of its own; loss, milliseconds and memory of the
+value and the gradient at 32,768 and 65,536 pairs, tiled and dense, softmax and sigmoid. Needs no TensorFlow.
 --dry runs small sizes on any device, to see that it works.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
-import os
+import json
+import pathlib
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
-# Both libraries are to find memory: jax would take three quarters of it at once.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-os.environ.setdefault("XLA_PYTHON_CLIENT_ALLOCATOR", "platform")
+import jax
+import jax.numpy as jnp
+import numpy as np
+from dense_loss import dense_sigmoid, dense_softmax
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from dense_loss import dense_sigmoid, dense_softmax  # noqa: E402
-
-from jaxclip import methods, optimizer, recipes, sharding  # noqa: E402
-from jaxclip.config import MeshConfig, OptimizerConfig  # noqa: E402
-from jaxclip.losses import sigmoid_contrastive, softmax_contrastive  # noqa: E402
-from jaxclip.step import Step  # noqa: E402
+from jaxclip import methods, optimizer, recipes, sharding
+from jaxclip.config import MeshConfig, OptimizerConfig
+from jaxclip.losses import sigmoid_contrastive, softmax_contrastive
+from jaxclip.step import Step
 
 # Dense bfloat16 operations per second (NVIDIA's data sheets).
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12}
@@ -40,7 +41,8 @@ MODELS = {
 OPERATIONS = {"b16": 123.2e9, "l14": 525.8e9}
 BATCHES = {"b16": (1024, 768, 512, 256), "l14": (384, 256, 128, 64)}
 OPEN_CLIP = {"b16": "ViT-B-16", "l14": "ViT-L-14"}
-ROUNDS, STEPS = 3, 6
+TURNS, STEPS = 2, 10
+PEER = "open_clip, compiled"
 
 Run = Callable[[], None]  # some steps, until they have ended
 
@@ -49,7 +51,7 @@ def out_of_memory(error: Exception) -> bool:
     return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
 
 
-def ours(name: str, batch: int, dry: bool, remat: str) -> Run:
+def ours(name: str, batch: int, *, dry: bool, remat: str) -> Run:
     sizes = dict(MODELS[name], layers=2, text_layers=2) if dry else MODELS[name]
     image_size = 32 if dry else 224
     method = methods.from_config(recipes.clip(image_size=image_size, remat=remat, **sizes).to_dict())
@@ -110,26 +112,38 @@ def largest(batches: tuple[int, ...], make: Callable[[int], Run]) -> tuple[int, 
     raise SystemExit("no batch fits")
 
 
+def measure(name: str, side: str, dry: bool) -> None:
+    """Prints the largest batch of a side that fits, the seconds of a step, and what the device is."""
+    make = functools.partial(peer, name) if side == PEER else functools.partial(ours, name, dry=dry, remat=side)
+    batch, run = largest((8,) if dry else BATCHES[name], make)
+    start_time = time.perf_counter()
+    run()
+    seconds = (time.perf_counter() - start_time) / STEPS
+    print(json.dumps([batch, seconds, "" if side == PEER else jax.devices()[0].device_kind]))
+
+
 def models(name: str, dry: bool) -> None:
-    device = jax.devices()[0]
-    batches = (8,) if dry else BATCHES[name]
-    sides: dict[str, tuple[int, Run]] = {}
-    for remat in ("none", "mlp"):
-        sides[f"jaxclip, remat {remat}"] = largest(batches, lambda batch, remat=remat: ours(name, batch, dry, remat))
+    sides = ["none", "products"]
     if not dry and importlib.util.find_spec("open_clip"):
-        sides["open_clip, compiled"] = largest(batches, lambda batch: peer(name, batch))
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(ROUNDS):
-        for side, (_, run) in sides.items():
-            start_time = time.perf_counter()
-            run()
-            seconds[side].append((time.perf_counter() - start_time) / STEPS)
-    peak = next((peak for kind, peak in PEAKS.items() if kind in device.device_kind), None)
-    print(f"{name} on {device.device_kind}, bfloat16, median of {ROUNDS} turns of {STEPS} steps")
-    for side, (batch, _) in sides.items():
-        speed = batch / statistics.median(seconds[side])
+        sides.append(PEER)
+    found: dict[str, list[tuple[int, float]]] = {side: [] for side in sides}
+    # Neither library gives back memory that it has had: each turn is a process, and this one does not look at the
+    # device, for which jax would take most of the memory. Both keep what they have compiled.
+    kind = ""
+    for _ in range(1 if dry else TURNS):
+        for side in sides:
+            command = [sys.executable, __file__, name, f"--side={side}", *(["--dry"] if dry else [])]
+            printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            batch, seconds, device = json.loads(printed.splitlines()[-1])
+            found[side].append((batch, seconds))
+            kind = kind or device
+    peak = next((peak for card, peak in PEAKS.items() if card in kind), None)
+    print(f"{name} on {kind}, bfloat16, median of turns of {STEPS} steps")
+    for side, turns in found.items():
+        speed = statistics.median(batch / seconds for batch, seconds in turns)
         mfu = f", MFU {OPERATIONS[name] * speed / peak:.1%}" if peak and not dry else ""
-        print(f"{side:<22} batch {batch:>5}: {speed:>8,.0f} images/s{mfu}", flush=True)
+        title = side if side == PEER else f"jaxclip, remat {side}"
+        print(f"{title:<24} batch {turns[0][0]:>5}: {speed:>8,.0f} images/s{mfu}", flush=True)
 
 
 def losses(dry: bool) -> None:
@@ -168,8 +182,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=[*MODELS, "loss"])
     parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.stage == "loss":
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(tempfile.gettempdir()) / "jaxclip-gpu"))
+    if arguments.side:
+        measure(arguments.stage, arguments.side, arguments.dry)
+    elif arguments.stage == "loss":
         losses(arguments.dry)
     else:
         models(arguments.stage, arguments.dry)

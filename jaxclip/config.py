@@ -42,6 +42,9 @@ def check_templates(name: str, templates: tuple[str, ...]) -> None:
             raise UserError(f"{name}: {template!r} has no {{c}} to put the text in")
 
 
+AttentionForm = Literal["auto", "plain", "kernel"]
+
+
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
     """Augmentations of training images after crop and flip, applied in this order; see `data.images.augment`.
@@ -292,7 +295,7 @@ class Config:
     epochs: float = 0.0
     microbatches: int = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    attention: Literal["auto", "plain", "kernel"] = "auto"
+    attention: AttentionForm = "auto"
     log_every: int = 50
     eval_every: int = 2000
     checkpoint_every: int = 1000

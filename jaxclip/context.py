@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip import sharding
+from jaxclip.config import AttentionForm
 from jaxclip.errors import UserError
 
 T = TypeVar("T", bound=Any)
@@ -36,7 +37,7 @@ class Context:
       keys: [rows] random keys, one per record, inside `each`; None in evaluation.
       microbatches: parts that `each` computes one after the other.
       attention: see `config.Config`.
-      kind: one of the devices where `mesh` is None, in what each of them computes for its own rows.
+      own_device: one of the devices where `mesh` is None, in what each of them computes for its own rows.
     """
 
     model: Any = None
@@ -47,13 +48,13 @@ class Context:
     key: jax.Array | None = None
     keys: jax.Array | None = None
     microbatches: int = 1
-    attention: Literal["auto", "plain", "kernel"] = "auto"
-    kind: Any = None
+    attention: AttentionForm = "auto"
+    own_device: Any = None
 
     @property
     def device(self) -> Any:
-        """One of the devices, for what depends on their kind; None if neither mesh nor `kind` is given."""
-        return self.kind if self.mesh is None else self.mesh.devices.flat[0]
+        """One of the devices, for what depends on their kind; None if neither mesh nor `own_device` is given."""
+        return self.own_device if self.mesh is None else self.mesh.devices.flat[0]
 
     @property
     def on_tpu(self) -> bool:
@@ -115,7 +116,7 @@ class Context:
             def part(state: Any, given: tuple[Any, jax.Array | None], mesh: Mesh | None) -> T:
                 part_rows, part_keys = given
                 model, memory = nnx.merge(graph, state, copy=True)
-                own = {"model": model, "memory": memory, "keys": part_keys, "mesh": mesh, "kind": self.device}
+                own = {"model": model, "memory": memory, "keys": part_keys, "mesh": mesh, "own_device": self.device}
                 before = _batch_statistics(model)
                 values = function(model, part_rows, dataclasses.replace(self, **own))
                 _check_unchanged(before, _batch_statistics(model))

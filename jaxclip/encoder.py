@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, UInt8
 
 from jaxclip import sharding
+from jaxclip.config import AttentionForm
 from jaxclip.context import Context
 from jaxclip.data.loader import examples
 from jaxclip.data.record import Record, Source, caption_lines, image_digest
@@ -88,7 +89,7 @@ class Encoder:
         precision: str,
         tokenizer: Tokenizer | None,
         batch_size: int = 256,
-        attention: Literal["auto", "plain", "kernel"] = "auto",
+        attention: AttentionForm = "auto",
     ):
         self.method = method
         self.mesh = mesh

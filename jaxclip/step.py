@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxclip import methods, sharding
-from jaxclip.config import GroupConfig
+from jaxclip.config import AttentionForm, GroupConfig
 from jaxclip.context import Context
 from jaxclip.inputs import shapes
 from jaxclip.methods import Method
@@ -93,9 +93,9 @@ class Step:
         groups: Sequence[GroupConfig] = (),
         average_decay: float = 0.0,
         augment: Augment | None = None,
-        attention: Literal["auto", "plain", "kernel"] = "auto",
+        attention: AttentionForm = "auto",
     ):
-        self.attention: Literal["auto", "plain", "kernel"] = attention
+        self.attention = attention
         self.microbatches = microbatches
         self.groups = groups
         self.average_decay = average_decay

@@ -16,9 +16,13 @@ import subprocess
 import sys
 import tempfile
 
+import jax
+import jax.numpy as jnp
+
 from jaxclip.errors import UserError
-from jaxclip.plan.chips import Chip
+from jaxclip.plan.chips import Chip, topology
 from jaxclip.plan.hlo import Instruction
+from jaxclip.towers.fused_attention import HEAD_WIDTH, Rows, at_once, fused_attention
 
 _NAME = re.compile(r"attention_(forward|backward)_(\d+)x(\d+)(_causal)?(_masked)?")
 _OPERAND = re.compile(r"operand_layout_constraints=\{(\w+)\[(\d+),(\d+),(\d+)\]")
@@ -108,8 +112,6 @@ def cycles_per_row(kernel: Kernel, chip: Chip) -> dict[str, int]:
 
 def _turns(kernel: Kernel) -> int:
     """Of the loop over heads."""
-    from jaxclip.towers.fused_attention import at_once
-
     pairs = kernel.heads // 2
     return pairs // at_once(kernel.tokens, pairs)
 
@@ -124,12 +126,6 @@ def _bundles(schedule: str, turns: int) -> int:
 
 def _compile(chip: str, cores: int, kernel: Kernel) -> None:
     """Compiles the kernel and its gradient, for a generation of so many cores per device."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxclip.plan.chips import topology
-    from jaxclip.towers.fused_attention import HEAD_WIDTH, Rows, fused_attention
-
     shape = "1x1" if chip in ("v5e", "v6e") else "1x1x1"
     device = topology(f"{chip}:{shape}", megacore=chip != "v4" or cores == 2).devices[0]
     sharding = jax.sharding.SingleDeviceSharding(device)

@@ -6,7 +6,7 @@ import re
 
 from jaxclip.plan.hlo import Instruction, Program
 
-KINDS = ("products", "attention", "copies", "reductions", "elementwise", "optimizer", "other")
+KINDS = ("products", "attention", "copies", "reductions", "elementwise", "optimizer")
 
 _PRODUCTS = {"dot", "convolution"}
 _REDUCTIONS = {"reduce", "reduce-window", "sort"}

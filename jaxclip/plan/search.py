@@ -15,7 +15,7 @@ from jaxclip.config import Config
 from jaxclip.plan.compiling import Plan, Traffic, with_remat
 
 # In order of increasing recomputation. "products" is left out: the TPU's compiler does as much by itself.
-REMATS = ("none", "mlp", "dots", "full")
+REMATS = ("none", "dots", "full")
 # Pairs per device are tried in multiples of the eight rows of a TPU's registers.
 ROWS = 8
 FEW = 2

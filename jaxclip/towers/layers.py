@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key, UInt8
 from jaxclip.errors import UserError
 
 Initializer = Callable[[jax.Array, Sequence[int]], jax.Array]
-Remat = Literal["none", "products", "mlp", "dots", "full"]
+Remat = Literal["none", "products", "dots", "full"]
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 
 

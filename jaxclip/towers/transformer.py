@@ -145,7 +145,7 @@ class Block(nnx.Module):
           x, ctx, causal, mask, context, context_mask: as of `Transformer`.
           change_cross: applied to the weights of the cross-attention, [batch, heads, tokens, context].
           attention: the form of the self-attention, for padded tokens; the plain one by default.
-          remat: "products" or "mlp", see `Transformer`; others are for whole blocks.
+          remat: "products", see `Transformer`; others are for whole blocks.
         """
         config, pre = self.config, self.config.norm == "pre"
         part = jax.checkpoint if remat == "products" else _as_it_is
@@ -195,10 +195,8 @@ class Block(nnx.Module):
             hidden = activate(hidden + inner_bias.astype(x.dtype), config.activation)
             return product(hidden, last, outer_bias)
 
-        def mlp(x: jax.Array) -> jax.Array:
-            return part(out)(part(lambda x: product(self.ln_2(x) if pre else x, first))(x))
-
-        return add(self.ln_2, x, drop(4)((jax.checkpoint(mlp) if remat == "mlp" else mlp)(x)))
+        hidden = part(lambda x: product(self.ln_2(x) if pre else x, first))(x)
+        return add(self.ln_2, x, drop(4)(part(out)(hidden)))
 
 
 def _as_it_is(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -217,10 +215,10 @@ class Transformer(nnx.Module):
       config: of each block.
       init: initializers of a block.
       keys: for the initialization, one for each block; see `layer_keys`.
-      scan: run the blocks by `lax.scan` (one block is compiled, what a TPU wants) or unrolled (faster on CPU).
+      scan: run the blocks by `lax.scan`, of which one is compiled, or unrolled, which is faster everywhere.
       remat: what the backward pass recomputes: "none" keeps everything, "products" keeps the results of products and of
-        attention, "mlp" all but what is inside the MLPs, "dots" keeps the results of products with weights, "full" only
-        the blocks' inputs. The TPU's compiler computes activations and normalizations again by itself.
+        attention, "dots" those of products with weights alone, "full" only the blocks' inputs. The TPU's compiler does
+        by itself what "products" does, and more if the memory is short.
       first: the number of the first block in its tower, if that has several transformers. Each block's dropout has its
         number folded into the keys, from 1; 0 is left to the tower.
     """

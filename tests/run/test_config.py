@@ -172,7 +172,7 @@ WRONG_METHOD = [
     (
         "image.remat",
         "some",
-        "config.method.image.remat='some' must be one of 'none', 'products', 'mlp', 'dots', 'full'",
+        "config.method.image.remat='some' must be one of 'none', 'products', 'dots', 'full'",
     ),
     ("text.heads", 3, "config.method.text.width=64 must be a multiple of heads=3"),
     ("text.context_length", 0, "config.method.text.context_length=0 must be at least 2"),

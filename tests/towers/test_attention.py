@@ -73,7 +73,6 @@ FORMS = [
     ("kernel", "products", False, 1),
     ("kernel", "products", True, 8),
     ("plain", "products", False, 1),
-    ("plain", "mlp", False, 1),
     ("plain", "dots", True, 1),
 ]
 
@@ -120,7 +119,7 @@ GPU = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
     ],
 )
 def test_the_form_is_that_of_the_devices(device, tokens, dtype, masked, found):
-    ctx = Context(kind=device)
+    ctx = Context(own_device=device)
     chosen = SelfAttention.of(ctx, tokens, 1024, 16, dtype, causal=False, masked=masked, dropped=False)
     assert chosen.form == found
     assert chosen.padding == (0 if found == "plain" else -tokens % 8)
