@@ -124,7 +124,10 @@ def test_clip_benchmarks_own_evaluation_of_the_same_embeddings_gives_the_same(tm
     np.savez(tmp_path / "in.npz", images=images, texts=texts.reshape(len(images), 5, -1))
     program = TESTS / "helpers" / "peer_retrieval.py"
     subprocess.run([peer_python, str(program), str(tmp_path / "in.npz"), str(tmp_path / "out.json")], check=True)
-    assert json.loads((tmp_path / "out.json").read_text()) == pytest.approx(by_hand(), abs=1e-6)  # means in float32
+    found = json.loads((tmp_path / "out.json").read_text())
+    # It has no ranks.
+    recalls = {name: value for name, value in by_hand().items() if "recall@" in name}
+    assert len(recalls) == 6 and found == pytest.approx(recalls, abs=1e-6)  # means in float32
 
 
 @pytest.mark.parametrize("way", [lines_of_txt, csv_rows], ids=lambda way: way.__name__)
